@@ -1,0 +1,21 @@
+"""Change a model's residual stream without touching its code."""
+
+from . import errors
+from .api import rewrite, scan
+from .ops.ddl import DDL
+from .ops.method import Method
+from .report import Report, Site, Skip, Stream
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DDL",
+    "Method",
+    "Report",
+    "Site",
+    "Skip",
+    "Stream",
+    "errors",
+    "rewrite",
+    "scan",
+]

@@ -1,0 +1,104 @@
+"""What a method is: a frozen config that builds one module of mathematics per place. No graph node in sight."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+Start = Literal["preserve", "published"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a method may know of the place it is built for.
+
+    Attributes:
+        width: features of the stream, ``d``.
+        context_width: features of the normalised context, or ``None`` where the branch has no opening norm.
+        kind: ``attention``, ``mlp``, ``conv`` or ``other``.
+        depth: number of residual adds before this one in its stream.
+        dtype: element type for new parameters.
+        device: where new parameters live.
+    """
+
+    width: int
+    context_width: int | None
+    kind: str
+    depth: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of every method's config. ``scope`` says what the built module is called with.
+
+    ``site``: ``forward(x, f, c)`` gives the new stream from the shortcut ``x (..., d)``, the branch output
+    ``f (..., d)`` and the normalised context ``c (..., d_c)`` or ``None``. A ``forward`` that also takes ``total``
+    is given ``x + f`` as the host computes it wherever that is more than a plain add.
+
+    Attributes:
+        start: ``"preserve"`` computes exactly what the host did until the new parameters learn;
+            ``"published"`` is the initialisation of the paper, for training from scratch.
+    """
+
+    name: ClassVar[str] = ""
+    scope: ClassVar[str] = "site"
+
+    start: Start = "preserve"
+
+    def __post_init__(self) -> None:
+        if self.start not in ("preserve", "published"):
+            raise ValueError(f"start must be 'preserve' or 'published', not {self.start!r}")
+
+    def refuse(self, place: Place) -> str | None:
+        """Why the method cannot act at a place; ``None`` where it can."""
+        return None
+
+    def build(self, place: Place) -> nn.Module:
+        """The module for one place."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as plain data, with the method's name."""
+        return {"method": self.name or type(self).__name__, **dataclasses.asdict(self)}
+
+
+@functools.cache
+def methods() -> dict[str, type[Method]]:
+    """Every method of the library by name: each is one file of :mod:`resfx.ops`."""
+    package = importlib.import_module("resfx.ops")
+    for info in pkgutil.iter_modules(package.__path__):
+        if not info.name.startswith("_") and not info.name.endswith("_onnx"):
+            importlib.import_module(f"resfx.ops.{info.name}")
+    found: dict[str, type[Method]] = {}
+    stack: list[type[Method]] = [Method]
+    while stack:
+        cls = stack.pop()
+        stack.extend(cls.__subclasses__())
+        if cls.name and cls.__module__.startswith("resfx.ops."):
+            found[cls.name] = cls
+    return dict(sorted(found.items()))
+
+
+def method_of(mode: str | Method, start: Start | None = None) -> Method:
+    """The config that a ``mode`` means.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for anything but a name or a config.
+    """
+    if isinstance(mode, str):
+        if mode not in methods():
+            raise ValueError(f"unknown mode {mode!r}; there are: {', '.join(methods())}")
+        mode = methods()[mode]()
+    if not isinstance(mode, Method):
+        raise TypeError(f"mode must be a name or a Method config, not {type(mode).__name__}")
+    return mode if start is None else dataclasses.replace(mode, start=start)

@@ -1,0 +1,183 @@
+"""Applying a method to a captured graph: which sites it claims, the modules it builds, the surgery of its scope."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..errors import ConflictError, NoSitesError, VariantError
+from ..ops.method import Method, Place
+from ..report import Site, Skip, Stream
+from .graph import dtype, hint, shape
+from .site_scope import rewrite_site
+
+DEFAULT_FORMS = ("identity", "scaled", "parallel", "projection")
+
+
+@dataclass
+class Application:
+    """One ``rewrite`` call: a method and where it acts.
+
+    Attributes:
+        method: the config.
+        include, exclude: globs over owner names.
+        forms: forms of residual adds that may be claimed; ``"outer"`` adds long skips around whole blocks.
+        key: name of the bank of new modules in the model's tree, ``resfx.<key>``.
+        claimed: names of the sites it rewrote, fixed by the first capture.
+    """
+
+    method: Method
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    forms: tuple[str, ...] = DEFAULT_FORMS
+    key: str = ""
+    claimed: list[str] | None = None
+    skips: list[Skip] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain data."""
+        return {
+            "method": self.method.to_dict(), "include": list(self.include), "exclude": list(self.exclude),
+            "forms": list(self.forms), "key": self.key, "claimed": list(self.claimed or []),
+        }  # fmt: skip
+
+
+def apply_method(
+    graph: fx.Graph, sites: list[Site], streams: list[Stream], application: Application, tree: nn.Module
+) -> None:
+    """Rewrite the graph of one capture. The first time modules are built; later captures reuse them.
+
+    Raises:
+        NoSitesError: if nothing is left to rewrite.
+        ConflictError: if a site was claimed before.
+        VariantError: if a later capture lacks a claimed site.
+    """
+    first = application.claimed is None
+    chosen = choose(sites, application) if first else find_again(sites, application)
+    claimed = SCOPES[application.method.scope](graph, chosen, streams, application, tree)
+    if first:
+        application.claimed = claimed
+
+
+def apply_site(
+    graph: fx.Graph, chosen: list[Site], streams: list[Stream], application: Application, tree: nn.Module
+) -> list[str]:
+    """Scope ``site``: every chosen add is replaced by a module of its own. Returns the names of the adds claimed."""
+    for site in chosen:
+        if site.method:
+            raise ConflictError(
+                f"cannot rewrite {site.name} with {application.method.name}",
+                f"{site.method} rewrote it already", "use include= / exclude= so that each site has one method",
+            )  # fmt: skip
+    for site in chosen:
+        path = module_path(application, site)
+        if application.claimed is None:
+            place_module(tree, path, application.method.build(place_of(site, tree)))
+        site.method = application.method.name or type(application.method).__name__
+        rewrite_site(graph, site, tree.get_submodule(path), path, site.method)
+    return [s.name for s in chosen]
+
+
+# A scope is one function: (graph, chosen sites, streams, application, tree) -> names of the sites it claimed.
+SCOPES = {"site": apply_site}
+
+
+def choose(sites: list[Site], application: Application) -> list[Site]:
+    """The sites that filters, forms and method leave; every other one becomes a skip with its reason."""
+    named = [s for s in sites if _matches(s.owner, application)]
+    asked = f"no residual add to rewrite with {application.method.name}"
+    if not sites:
+        raise NoSitesError(
+            asked, "the model has no residual adds", "print(resfx.scan(model, ...)) lists every add and why"
+        )
+    if not named:
+        owners = ", ".join(dict.fromkeys(s.owner or "(root)" for s in sites[:4]))
+        raise NoSitesError(
+            asked, f"include={list(application.include)} exclude={list(application.exclude)} leaves none of"
+            f" {len(sites)} sites", f"globs over owner names, such as: {owners}",
+        )  # fmt: skip
+    chosen = []
+    for site in named:
+        reason = _refusal(site, application)
+        if reason is None:
+            chosen.append(site)
+        else:
+            application.skips.append(Skip(site.owner, site.line, *reason, node=site.node))
+    if not chosen:
+        reasons = "; ".join(dict.fromkeys(s.reason for s in application.skips))
+        remedies = "; ".join(dict.fromkeys(s.remedy for s in application.skips if s.remedy))
+        raise NoSitesError(asked, f"{len(named)} sites, each left alone: {reasons}", remedies)
+    return chosen
+
+
+def _matches(owner: str, application: Application) -> bool:
+    def hit(globs: tuple[str, ...]) -> bool:
+        return any(fnmatch.fnmatchcase(owner, g) for g in globs)
+
+    return (not application.include or hit(application.include)) and not hit(application.exclude)
+
+
+def _refusal(site: Site, application: Application) -> tuple[str, str] | None:
+    """``(reason, remedy)`` if the method leaves a site alone."""
+    if site.is_outer and "outer" not in application.forms:
+        return "a long skip around whole blocks", "forms=(..., 'outer') takes these too"
+    if site.form not in application.forms:
+        return f"a {site.form} shortcut", f"forms=(..., {site.form!r}) takes these too"
+    if site.width is None:
+        return "the width of the stream is unknown: the graph has no shapes", "pass args=/kwargs="
+    reason = application.method.refuse(place_of(site, None))
+    return None if reason is None else (reason, "see the method's options")
+
+
+def find_again(sites: list[Site], application: Application) -> list[Site]:
+    """The sites that an earlier capture claimed, in this one."""
+    by_name = {s.name: s for s in sites}
+    assert application.claimed is not None
+    found = [by_name[n] for n in application.claimed if n in by_name]
+    missing = [n for n in application.claimed if n not in by_name]
+    present = {s.owner for s in sites}
+    broken = [n for n in missing if n.rsplit(":", 1)[0] in present]
+    if broken or not found:
+        raise VariantError(
+            f"this call needs another capture, and {application.method.name} cannot act on it as before",
+            f"residual adds not found again: {', '.join((broken or missing)[:4])}",
+            "call the model as it was captured, or rewrite it with args= that match this call",
+        )
+    return found
+
+
+def place_of(site: Site, tree: nn.Module | None) -> Place:
+    """What a method may know of a site."""
+    assert site.width is not None
+    sizes = shape(site.context) if site.context is not None else None
+    context = None
+    if site.context is not None:
+        context = hint(sizes[site.axis]) if sizes else site.width
+    kind = dtype(site.context if site.context is not None else site.node)
+    value = site.node.meta.get("val")
+    parameter = next((p for p in tree.parameters() if p.is_floating_point()), None) if tree is not None else None
+    fallback = parameter if parameter is not None else torch.empty(0)
+    return Place(
+        width=site.width, context_width=context, kind=site.kind, depth=site.depth, dtype=kind or fallback.dtype,
+        device=value.device if isinstance(value, torch.Tensor) else fallback.device,
+    )  # fmt: skip
+
+
+def module_path(application: Application, site: Site) -> str:
+    """Where the module of a site lives in the model's tree."""
+    owner = f"{site.owner}." if site.owner else ""
+    return f"resfx.{application.key}.{owner}add{site.order}"
+
+
+def place_module(tree: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a dotted path, making the levels between."""
+    *parents, name = path.split(".")
+    for part in parents:
+        if part not in tree._modules:
+            tree.add_module(part, nn.Module())
+        tree = tree._modules[part]  # type: ignore[assignment]
+    tree.add_module(name, module)

@@ -1,0 +1,89 @@
+"""A call of a module as plain data: which arguments are given, which of them are tensors, what is constant."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .structure import Flattener, Template, build
+
+
+@dataclass
+class Call:
+    """Arguments of one call, flattened.
+
+    Attributes:
+        names: argument names given, in signature order; arguments equal to their default are left out.
+        template: the structure of the arguments; equal templates mean the same Python control flow.
+        leaves: tensors, and varying integers carried as the length of an empty tensor.
+        objects: stateful objects (caches) among the arguments, in the order they were met.
+    """
+
+    template: Template
+    leaves: list[torch.Tensor]
+    objects: list[Any] = field(default_factory=list)
+
+    def arguments(self, leaves: Any) -> dict[str, Any]:
+        """The arguments by name, rebuilt over other leaves."""
+        return build(self.template, unwrap(self.template, leaves))
+
+
+def bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by parameter name; ``*args`` and ``**kwargs`` stay one entry each. Defaults are left out."""
+    bound = signature.bind(*args, **kwargs)
+    given: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        default = signature.parameters[name].default
+        if value is default or (
+            type(value) is type(default) and isinstance(value, (bool, int, str)) and value == default
+        ):
+            continue
+        given[name] = dict(value) if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else value
+    return given
+
+
+def unbind(signature: inspect.Signature, given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``args`` and ``kwargs`` for the original ``forward`` from arguments by name."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    positional = True
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            kwargs.update(given.get(name, {}))
+        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            args.extend(given.get(name, ()))
+        elif name not in given:
+            positional = False
+        elif parameter.kind is inspect.Parameter.KEYWORD_ONLY or not positional:
+            kwargs[name] = given[name]
+        else:
+            args.append(given[name])
+    return tuple(args), kwargs
+
+
+def flatten_call(given: dict[str, Any], varying: Collection[tuple[type, str]] = ()) -> Call:
+    """Take the arguments of a call apart."""
+    flat = Flattener(varying=varying)
+    template = flat.flatten(given)
+    leaves = [leaf if isinstance(leaf, torch.Tensor) else torch.empty((leaf, 0)) for leaf in flat.leaves]
+    return Call(template, leaves, flat.objects)
+
+
+def unwrap(template: Template, leaves: Any) -> list[Any]:
+    """Leaves as the template wants them: an integer is read back from the length that carried it."""
+    values = list(leaves)
+    for index in _integers(template):
+        values[index] = values[index].shape[0]
+    return values
+
+
+def _integers(template: Template) -> list[int]:
+    if template[0] == "int":
+        return [template[1]]
+    if template[0] in ("seq", "dict", "node", "object"):
+        return [i for part in template[-1] for i in _integers(part)]
+    return []

@@ -1,0 +1,157 @@
+"""The promises of a rewrite, held against the original on real inputs before the user gets the result."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import CheckError
+from .apply import Application
+from .structure import Flattener
+
+
+def check_rewrite(
+    new: Any, before: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]], applications: Sequence[Application]
+) -> None:
+    """Same output at a preserving start, and a gradient for every new parameter now or after one step.
+
+    Runs the original once and the rewritten model up to three times, forward and backward; no state is kept:
+    random number generators and buffers are put back, no ``.grad`` is written.
+
+    Raises:
+        CheckError: naming the first site that breaks, or the parameters without gradient.
+    """
+    if any(t.is_meta for t in new.parameters()):
+        return
+    args, kwargs = example
+    with _untouched(new, before):
+        if all(a.method.start == "preserve" for a in applications):
+            _check_output(new, before, args, kwargs)
+        _check_gradients(new, args, kwargs)
+
+
+@contextlib.contextmanager
+def _untouched(*modules: nn.Module) -> Iterator[None]:
+    saved = [(b, b.detach().clone()) for m in modules for b in m.buffers()]
+    devices = sorted({p.device.index or 0 for m in modules for p in m.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in saved:
+                    buffer.copy_(value)
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """The tensors of any output, in order."""
+    flat = Flattener()
+    flat.flatten(value)
+    return [t for t in flat.leaves if isinstance(t, torch.Tensor)]
+
+
+def _fresh(value: Any) -> Any:
+    """A deep copy of stateful arguments, so that one run does not see another's cache."""
+    import copy
+
+    return copy.deepcopy(value)
+
+
+def _check_output(new: Any, before: nn.Module, args: Any, kwargs: Any) -> None:
+    state = torch.random.get_rng_state()
+    with torch.no_grad():
+        want = tensors_of(before(*_fresh(args), **_fresh(kwargs)))
+        torch.random.set_rng_state(state)
+        got = tensors_of(new(*_fresh(args), **_fresh(kwargs)))
+    if len(want) == len(got) and all(same(a, b) for a, b in zip(want, got, strict=True)):
+        return
+    worst = max((difference(a, b) for a, b in zip(want, got, strict=False)), default=float("inf"))
+    site = first_broken_site(new, args, kwargs)
+    raise CheckError(
+        f"the rewritten {type(new).__name__} does not start where the original stands",
+        f"outputs differ by up to {worst:.3g}" + (f"; first at {site}" if site else "; not at a rewritten site"),
+        "exclude= that site, or report it; check=False returns the module all the same",
+    )
+
+
+def first_broken_site(new: Any, args: Any, kwargs: Any) -> str | None:
+    """The first new module whose result is not the plain sum of its first two inputs."""
+    broken: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
+            plain = named.get("total")
+            plain = inputs[0] + inputs[1] if plain is None else plain
+            if not broken and not same(plain, output):
+                broken.append(name)
+
+        return hook
+
+    bank = new.get_submodule("resfx")
+    hooks = [
+        m.register_forward_hook(look(n), with_kwargs=True)
+        for n, m in bank.named_modules()
+        if n.split(".")[-1][:3] == "add"
+    ]
+    try:
+        with torch.no_grad():
+            new(*_fresh(args), **_fresh(kwargs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return broken[0] if broken else None
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal bit for bit in value, NaN where NaN is."""
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest absolute difference; infinite for other shapes."""
+    if a.shape != b.shape or not a.numel():
+        return float("inf") if a.shape != b.shape else 0.0
+    return float((a.double() - b.double()).abs().max())
+
+
+def _check_gradients(new: Any, args: Any, kwargs: Any) -> None:
+    parameters = {n: p for n, p in new.new_parameters().items() if p.requires_grad}
+    values = {n: p.detach().clone().requires_grad_() for n, p in parameters.items()}
+    alive: set[str] = set()
+    for _ in range(2):
+        grads = _gradients(new, values, args, kwargs)
+        if grads is None:
+            return
+        alive |= {n for n, g in grads.items() if g is not None and bool(g.ne(0).any())}
+        if len(alive) == len(values):
+            return
+        largest = max((float(g.abs().max()) for g in grads.values() if g is not None), default=0.0) or 1.0
+        values = {
+            n: (v.detach() - 0.1 * g / largest if (g := grads[n]) is not None else v.detach()).requires_grad_()
+            for n, v in values.items()
+        }
+    dead = sorted(set(values) - alive)
+    raise CheckError(
+        f"{len(dead)} of {len(values)} new parameters get no gradient, at the start or after one step",
+        ", ".join(dead[:4]), "exclude= those sites (their output may not reach the loss), or check=False",
+    )  # fmt: skip
+
+
+def _gradients(new: Any, values: dict[str, torch.Tensor], args: Any, kwargs: Any) -> dict[str, Any] | None:
+    torch.manual_seed(0)
+    with torch.enable_grad():
+        output = torch.func.functional_call(new, values, _fresh(args), _fresh(kwargs))
+        floats = [t for t in tensors_of(output) if t.is_floating_point() and t.requires_grad]
+        if not floats or not values:
+            return None
+        # A plain sum is blind behind a norm; any fixed uneven weighting is not.
+        terms = [(t.float() * torch.cos(torch.arange(t.numel(), device=t.device)).view(t.shape)).sum() for t in floats]
+        grads = torch.autograd.grad(
+            torch.stack([t.cpu() for t in terms]).sum(), list(values.values()), allow_unused=True
+        )
+    return dict(zip(values, grads, strict=True))

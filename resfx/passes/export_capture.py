@@ -1,0 +1,88 @@
+"""Capture through ``torch.export``: the primary way, for any ``nn.Module`` and one concrete call."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import CaptureError
+from .calls import Call, unbind
+from .diagnose import diagnose
+from .graph import Capture
+from .guards import guard_function
+from .normalize import flatten_graph
+from .structure import Flattener, Template
+
+AUTO = torch.export.Dim.AUTO
+
+
+def capture_call(module: nn.Module, forward_class: type, signature: inspect.Signature, call: Call) -> Capture:
+    """Capture one call of ``forward_class.forward`` over the tree of ``module``.
+
+    The tree is not changed: the trace runs on a shell that shares its submodules and parameters.
+
+    Raises:
+        CaptureError: with the operator, the user's source line and a remedy.
+    """
+    outcome: dict[str, Any] = {}
+
+    def forward(self: nn.Module, *leaves: torch.Tensor) -> tuple[Any, ...]:
+        given = call.arguments(leaves)
+        args, kwargs = unbind(signature, given)
+        objects = _objects(given)
+        result = forward_class.forward(self, *args, **kwargs)
+        flat = Flattener(known=objects)
+        outcome["output"] = flat.flatten(result)
+        outcome["states"] = [flat.state(o) for o in objects]
+        return tuple(flat.leaves)
+
+    shell = shell_of(module, type(forward_class.__name__, (forward_class,), {"forward": forward}))
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                shell, tuple(call.leaves), dynamic_shapes=(tuple(_dynamic(x) for x in call.leaves),), strict=False
+            )
+    except Exception as error:
+        raise CaptureError(*diagnose(forward_class, error)) from error
+    exported = program.module()
+    assert isinstance(exported, torch.fx.GraphModule)
+    graph, constants = flatten_graph(exported, module)
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    inputs = inputs[: len(inputs) - len(constants)]
+    accepts, source = guard_function(program, [n.meta["val"] for n in inputs], "L['leaves']")
+    return Capture(graph, constants, accepts, source, outcome["output"], outcome["states"])
+
+
+def shell_of(module: nn.Module, cls: type) -> nn.Module:
+    """A module of another class over the same submodules, parameters and attributes, without hooks."""
+    shell: nn.Module = object.__new__(cls)
+    shell.__dict__.update(module.__dict__)
+    hooks = [k for k in shell.__dict__ if k.endswith("_hooks") or k.endswith("_hooks_with_kwargs")]
+    for name in hooks:
+        shell.__dict__[name] = type(shell.__dict__[name])()
+    shell.__dict__["_modules"] = {k: m for k, m in module._modules.items() if k != "resfx"}
+    shell.__dict__.pop("_resfx", None)
+    return shell
+
+
+def _objects(given: dict[str, Any]) -> list[Any]:
+    flat = Flattener()
+    flat.flatten(given)
+    return flat.objects
+
+
+def _dynamic(leaf: torch.Tensor) -> dict[int, Any] | None:
+    # An image keeps its size: how the branches divide it is part of the graph. Another size is another capture.
+    if leaf.dim() == 4 and leaf.is_floating_point() and leaf.shape[1] in (1, 3, 4):
+        return {0: AUTO}
+    return {i: AUTO for i in range(leaf.dim())} or None
+
+
+def template_of(value: Any) -> Template:
+    """The template of a value, for comparing outputs."""
+    return Flattener().flatten(value)

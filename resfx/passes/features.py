@@ -1,0 +1,157 @@
+"""What a residual add works on: its kind, the context its branch starts from, its feature axis and width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..report import Site
+from . import operators as ops
+from .graph import hint, shape
+from .index import Index
+
+
+def describe_site(site: Site, region: list[fx.Node], index: Index, root: nn.Module | None) -> None:
+    """Fill in ``kind``, ``context``, ``axis`` and ``width`` from the nodes between fork and branch."""
+    site.kind = _kind(region, index)
+    site.attention = next((n for n in region if index.name[n] in ops.ATTENTION), None)
+    site.axis, site.width = feature_axis(site.branch, index, root)
+    site.context = _context(site, set(region), index)
+    operands = [*site.node.args, *site.node.kwargs.values()]
+    site.shortcut_index = operands.index(site.shortcut)
+    alpha = site.node.kwargs.get("alpha", 1)
+    site.alpha = alpha if isinstance(alpha, (int, float)) else 1
+
+
+def _kind(region: list[fx.Node], index: Index) -> str:
+    names = {index.name[n] for n in region}
+    if names & ops.ATTENTION or ("softmax" in names and any(index.role[n] == "matmul" for n in region)):
+        return "attention"
+    if names & ops.CONV:
+        return "conv"
+    return "mlp" if any(index.role[n] == "weight" for n in region) else "other"
+
+
+def _context(site: Site, region: set[fx.Node], index: Index) -> fx.Node | None:
+    """The norm that opens the branch; on a post-norm host the fork itself, which is a norm's output."""
+    opening = [n for n in region if index.role[n] == "norm" and index.strip(index.data[n][0]) is site.fork]
+    for core in sorted(opening, key=index.position.__getitem__):
+        found = norm_output(core, index)
+        if found in region and _rows_agree(found, site):
+            return found
+    if is_norm_output(site.fork, index) and _rows_agree(site.fork, site):
+        return site.fork
+    return None
+
+
+def norm_output(core: fx.Node, index: Index) -> fx.Node:
+    """From the normalising operator through casts, gain and bias to what the norm hands on."""
+    node = core
+    while len(users := [u for u in node.users if index.name.get(u)]) >= 1:
+        onward = [
+            u
+            for u in users
+            if index.name[u] in ("to", "type_as", "mul", "add", "_to_copy", "float", "type")
+            and (index.role[u] == "pass" or all(x is node or index.parametric[x] for x in index.data[u]))
+        ]
+        if len(onward) != 1 or len(users) != 1:
+            return node
+        node = onward[0]
+    return node
+
+
+def is_norm_output(node: fx.Node, index: Index) -> bool:
+    """Whether a node is what a norm hands on."""
+    for _ in range(6):
+        if index.role[node] == "norm":
+            return True
+        inputs = [x for x in index.data[node] if not index.parametric[x]]
+        if index.name[node] not in ("to", "type_as", "mul", "add", "_to_copy", "float", "dropout") or len(inputs) != 1:
+            return False
+        node = inputs[0]
+    return False
+
+
+def _rows_agree(context: fx.Node, site: Site) -> bool:
+    """A context can gate the add if it has its rows: the same sizes outside the feature axis."""
+    left, right = shape(context), shape(site.node)
+    if left is None or right is None:
+        return True
+    axis = site.axis % len(right)
+    return len(left) == len(right) and all(
+        hint(a) == hint(b) for i, (a, b) in enumerate(zip(left, right, strict=True)) if i != axis
+    )
+
+
+def feature_axis(branch: fx.Node, index: Index, root: nn.Module | None) -> tuple[int, int | None]:
+    """The axis that the branch's last weighted operator writes its features to, and its size.
+
+    Negative for the last axis, positive for a channel axis counted from the front.
+    """
+    trail: list[fx.Node] = []
+    node = branch
+    while index.role[node] in ("pass", "scale", "act", "") and index.data[node] and len(trail) < 40:
+        trail.append(node)
+        varying = [x for x in index.data[node] if not index.constant[x]]
+        node = (varying or index.data[node])[0]
+    name = index.name[node]
+    axis = 1 if name in ops.CONV or name in ("batch_norm", "group_norm", "instance_norm") else -1
+    rank = index.rank(node)
+    if rank is not None:
+        axis %= rank
+        for step in reversed(trail):
+            axis = _through(step, axis, index)
+        sizes = shape(branch)
+        assert sizes is not None
+        last = axis == len(sizes) - 1
+        width = sizes[axis]
+        return (-1 if last else axis), width if isinstance(width, int) else hint(width)
+    return axis, _width_of_weight(node, root)
+
+
+def _through(node: fx.Node, axis: int, index: Index) -> int:
+    name, before, after = index.name[node], shape(index.data[node][0]), shape(node)
+    if before is None or after is None or not after:
+        return axis
+    if axis >= len(before):
+        return len(after) - 1
+    if name in ("transpose", "swapaxes", "swapdims"):
+        a, b = (int(x) % len(before) for x in node.args[1:3])  # type: ignore[arg-type]
+        return {a: b, b: a}.get(axis, axis)
+    if name == "permute":
+        order = [int(x) % len(before) for x in _listed(node.args[1:])]
+        return order.index(axis)
+    if len(before) == len(after) and hint(before[axis]) == hint(after[axis]):
+        return axis
+    if axis == len(before) - 1 and hint(before[-1]) == hint(after[-1]):
+        return len(after) - 1
+    if axis < len(after) and hint(before[axis]) == hint(after[axis]):
+        return axis
+    return len(after) - 1
+
+
+def _listed(args: tuple[Any, ...]) -> list[Any]:
+    return list(args[0]) if len(args) == 1 and isinstance(args[0], (list, tuple)) else list(args)
+
+
+def _width_of_weight(node: fx.Node, root: nn.Module | None) -> int | None:
+    """Output features of a weighted node in a graph without shapes."""
+    if root is None:
+        return None
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        for name in ("out_features", "out_channels", "embed_dim", "num_features", "num_channels"):
+            if isinstance(size := getattr(module, name, None), int):
+                return size
+        sizes = getattr(module, "normalized_shape", None)
+        return int(sizes[-1]) if sizes else None
+    for operand in node.all_input_nodes:
+        if operand.op == "get_attr":
+            value: Any = root
+            for part in str(operand.target).split("."):
+                value = getattr(value, part)
+            if isinstance(value, torch.Tensor) and value.dim() >= 2:
+                return int(value.shape[0])
+    return None

@@ -1,0 +1,173 @@
+"""One linear walk over a graph that answers what the detector asks of it again and again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from . import operators as ops
+from .graph import shape
+
+_VIEWS = frozenset(
+    "view reshape permute transpose swapaxes t squeeze unsqueeze slice expand select narrow unflatten flatten alias"
+    " getitem chunk split unbind detach movedim".split()
+)
+
+
+@dataclass
+class Index:
+    """Facts about every node of a graph, each computed once.
+
+    Attributes:
+        position: place in the graph.
+        name: see :func:`operators.operator_name`.
+        data: operands whose *values* reach the node, newest in-place write applied.
+        constant: the node depends on no user input (parameters, positions, literals).
+        role: ``weight``, ``norm``, ``pool``, ``upsample``, ``matmul``, ``pass``, ``act``, ``scale`` or ``""``.
+        observed: in-place writers whose effect is read through another name of the tensor.
+    """
+
+    graph: fx.Graph
+    root: nn.Module | None = None
+    nodes: list[fx.Node] = field(default_factory=list)
+    position: dict[fx.Node, int] = field(default_factory=dict)
+    name: dict[fx.Node, str] = field(default_factory=dict)
+    data: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
+    constant: dict[fx.Node, bool] = field(default_factory=dict)
+    parametric: dict[fx.Node, bool] = field(default_factory=dict)
+    role: dict[fx.Node, str] = field(default_factory=dict)
+    observed: set[fx.Node] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        base: dict[fx.Node, fx.Node] = {}  # view -> the tensor it looks into
+        newest: dict[fx.Node, fx.Node] = {}  # tensor -> its last in-place writer
+        for i, node in enumerate(self.graph.nodes):
+            self.nodes.append(node)
+            self.position[node] = i
+            name = self.name[node] = ops.operator_name(node, self.root)
+            inputs = self._data_inputs(node, name)
+            resolved = []
+            for x in inputs:
+                writer = newest.get(base.get(x, x))
+                if writer is not None and writer is not x and self.position[writer] > self.position[x]:
+                    self.observed.add(writer)
+                    resolved.append(writer)
+                    if base.get(x, x) is not x or not ops.is_inplace(writer):
+                        resolved.append(x)
+                else:
+                    resolved.append(x)
+            self.data[node] = resolved
+            if name in _VIEWS and inputs:
+                base[node] = base.get(inputs[0], inputs[0])
+            if ops.is_inplace(node) and inputs:
+                target = base.get(inputs[0], inputs[0])
+                newest[target] = node
+                base[node] = target
+            self.constant[node] = (
+                all(self.constant[x] for x in resolved)
+                if node.op not in ("placeholder", "get_attr")
+                else node.op == "get_attr" or node.meta.get("lifted", False)
+            )
+            self.parametric[node] = node.op == "get_attr" or (
+                node.op != "placeholder" and bool(resolved) and all(self.parametric[x] for x in resolved)
+            )
+            self.role[node] = self._role(node, name, resolved)
+            if name in ("mul", "div"):
+                self._recognise_norm(node)
+
+    def _recognise_norm(self, node: fx.Node) -> None:
+        """``x * rsqrt(mean(x**2) + eps)`` and ``(x - mean) / sqrt(var + eps)`` are norms, written out."""
+        if len(self.data[node]) != 2:
+            return
+        for x, statistic in (self.data[node], self.data[node][::-1]):
+            source = self._statistic_of(statistic)
+            if source is None:
+                continue
+            value = self.strip(x)
+            if self.name[value] == "sub" and value is not source:
+                value = self.strip(self.data[value][0])
+            if self.name[source] == "sub":
+                source = self.strip(self.data[source][0])
+            if value is source:
+                self.role[node] = "norm"
+                self.data[node] = [x, statistic]
+                return
+
+    def _statistic_of(self, node: fx.Node) -> fx.Node | None:
+        """The tensor whose mean square or variance a node is the (inverse) root of."""
+        met_root = met_mean = False
+        for _ in range(10):
+            name, inputs = self.name[node], self.data[node]
+            if not inputs:
+                return None
+            met_root |= name in ("rsqrt", "sqrt") or (name == "pow" and not met_mean)
+            if name == "var" or (name in ("pow", "square", "mul") and met_mean):
+                return self.strip(inputs[0]) if met_root else None
+            met_mean |= name == "mean"
+            if name not in ("rsqrt", "sqrt", "add", "mean", "reciprocal", "pow", "clamp") and self.role[node] != "pass":
+                return None
+            node = inputs[0]
+        return None
+
+    def _data_inputs(self, node: fx.Node, name: str) -> list[fx.Node]:
+        if name in ops.SHAPE_ONLY or node.op in ("placeholder", "get_attr"):
+            return []
+        inputs = [x for x in node.all_input_nodes if self._is_tensor(x)]
+        if name in ops.FIRST_ONLY and node.args and isinstance(node.args[0], fx.Node):
+            return [node.args[0]]
+        return inputs
+
+    def _is_tensor(self, node: fx.Node) -> bool:
+        if "val" in node.meta:
+            return not isinstance(node.meta["val"], (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool))
+        return self.name.get(node) not in ops.SHAPE_ONLY
+
+    def _role(self, node: fx.Node, name: str, inputs: list[fx.Node]) -> str:
+        if name in ops.PASS:
+            return "pass"
+        if name in ops.WEIGHTED or name == "weighted_module":
+            return "weight"
+        if name in ops.MATMUL:
+            return "weight" if any(self.parametric[x] for x in inputs) else "matmul"
+        if name in ops.NORM:
+            return "norm"
+        if name in ops.POOL:
+            return "pool"
+        if name in ops.UPSAMPLE:
+            return "upsample"
+        if name in ops.ATTENTION:
+            return "matmul"
+        if name in ops.ACTIVATION:
+            return "act"
+        return "scale" if name in ops.SCALE else ""
+
+    def is_weighted(self, node: fx.Node) -> bool:
+        """Whether the node mixes features with learned weights, normalises with them, pools or transforms."""
+        return self.role[node] in ("weight", "norm", "pool")
+
+    def strip(self, node: fx.Node) -> fx.Node:
+        """Up through operators that only rearrange, cast or drop, to the node that carries the value."""
+        while self.role[node] == "pass" and self.data[node]:
+            node = self.data[node][0]
+        return node
+
+    def strip_scaled(self, node: fx.Node) -> tuple[fx.Node, bool]:
+        """Like :meth:`strip`, also through multiplication by a literal or a parameter; whether one was met."""
+        scaled = False
+        while True:
+            node = self.strip(node)
+            if self.role[node] != "scale":
+                return node, scaled
+            varying = [x for x in self.data[node] if not self.constant[x]]
+            if len(varying) != 1 or (
+                len(self.data[node]) > 1 and self.name[node] == "div" and node.args[0] is not varying[0]
+            ):
+                return node, scaled
+            node, scaled = varying[0], True
+
+    def rank(self, node: fx.Node) -> int | None:
+        """Number of dimensions, if known."""
+        sizes = shape(node)
+        return None if sizes is None else len(sizes)

@@ -1,0 +1,306 @@
+"""Finding residual adds: every add of the graph becomes a :class:`Site` or a :class:`Skip` with a reason.
+
+An add is residual when one operand (the shortcut), stripped of operators that only rearrange, is a fork ``u``
+from which the other operand (the branch) was computed through at least one weighted operator. The walk from the
+branch back to the fork stops at residual adds already found and jumps to where their stream began, which keeps
+the whole search linear in the number of nodes for streams that are not nested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from ..report import Site, Skip
+from .features import describe_site
+from .graph import dtype, owner, same_shape, source_line
+from .index import Index
+
+INTEGER = "integer arithmetic"
+BROADCAST = "operands of different shapes: a mask, bias or position term, broadcast"
+CONSTANT = "one operand is the same for every input: a position, type or bias term"
+NO_PATH = "neither operand was computed from the other: a sum of branches"
+SAME_SOURCE = "both operands rotate or gate the same tensor"
+ELEMENTWISE = "the branch is elementwise: a polynomial, a gate or a recurrent update"
+FOREIGN = "the shortcut only reaches the branch through another stream: a shared term added to it"
+REINJECTED = "the first state of the stream, added again"
+NESTED_SCALED = "a scaled term inside another branch"
+OVERWRITTEN = "an in-place add whose overwritten operand is read again"
+
+REMEDIES = {
+    NO_PATH: "if it is residual, check that the branch starts from the same tensor as the shortcut",
+    OVERWRITTEN: "write x = x + f instead of x += f",
+}
+
+
+@dataclass
+class Branch:
+    """What lies between a fork and the branch operand of an add."""
+
+    nodes: list[fx.Node] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+    weighted: bool = False
+    reached: bool = False
+    foreign: bool = False
+
+
+class Detector:
+    """One search over one graph. ``sites`` and ``skips`` are in graph order."""
+
+    def __init__(self, graph: fx.Graph, root: nn.Module | None = None) -> None:
+        self.index = Index(graph, root)
+        self.root = root
+        self.sites: list[Site] = []
+        self.skips: list[Skip] = []
+        self.site_of: dict[fx.Node, Site] = {}
+        self._chain: dict[fx.Node, tuple[fx.Node, int]] = {}  # state -> (root of its stream, depth)
+
+    def run(self) -> Detector:
+        """Visit every add in order, then settle what only the whole graph can tell."""
+        for node in self.index.nodes:
+            if self.index.name[node] == "add" and len(self._operands(node)) == 2:
+                self._visit(node)
+        self._settle()
+        return self
+
+    def _operands(self, node: fx.Node) -> list[fx.Node]:
+        operands = list(node.args) + [node.kwargs[k] for k in ("other",) if k in node.kwargs]
+        return [a for a in operands[:2] if isinstance(a, fx.Node) and self.index._is_tensor(a)]
+
+    def _visit(self, node: fx.Node) -> None:
+        reason = self._implausible(node)
+        if reason is None:
+            for found in self._forms(node):
+                if isinstance(found, Site):
+                    self._accept(found)
+                    return
+                reason = reason or found
+        self._refuse(node, reason or NO_PATH)
+
+    def _implausible(self, node: fx.Node) -> str | None:
+        kind, index = dtype(node), self.index
+        left, right = self._operands(node)
+        if kind is not None and not kind.is_floating_point and kind is not torch.complex64:
+            return INTEGER
+        if same_shape(left, right) is False or same_shape(left, node) is False:
+            return BROADCAST
+        if (rank := index.rank(node)) is not None and rank < 2:
+            return BROADCAST
+        if index.constant[left] or index.constant[right]:
+            return CONSTANT
+        return OVERWRITTEN if node in index.observed else None
+
+    def _forms(self, node: fx.Node) -> Iterator[Site | str]:
+        left, right = self._operands(node)
+        orders = ((left, right), (right, left))
+        reasons: list[str] = []
+        for scaled in (False, True):
+            for shortcut, branch in orders:
+                fork, was_scaled = self.index.strip_scaled(shortcut)
+                if not scaled:
+                    fork, was_scaled = self.index.strip(shortcut), False
+                elif not was_scaled:
+                    continue
+                found = self._between(fork, branch)
+                if found.reached and found.weighted:
+                    yield self._site(node, shortcut, branch, fork, "scaled" if was_scaled else "identity", found)
+                reasons.append(self._why_not(found))
+        for shortcut, branch in orders:
+            if parallel := self._climb(node, shortcut, branch):
+                yield parallel
+        for shortcut, branch in orders:
+            if projected := self._projection(node, shortcut, branch):
+                yield projected
+        yield next((r for r in (ELEMENTWISE, FOREIGN) if r in reasons), self._unrelated(left, right))
+
+    @staticmethod
+    def _why_not(found: Branch) -> str:
+        return ELEMENTWISE if found.reached else FOREIGN if found.foreign else NO_PATH
+
+    def _unrelated(self, left: fx.Node, right: fx.Node) -> str:
+        index = self.index
+        if index.role[left] == index.role[right] == "scale":
+            sources = [{index.strip(x) for x in self._two_up(n)} for n in (left, right)]
+            if sources[0] & sources[1]:
+                return SAME_SOURCE
+        return NO_PATH
+
+    def _two_up(self, node: fx.Node) -> list[fx.Node]:
+        """Operands, and through one concatenation (rotary halves) their operands."""
+        found = []
+        for x in self.index.data[node]:
+            found.append(x)
+            if self.index.name[x] in ("cat", "stack", "neg", "flatten", "reshape", "view"):
+                found += [z for y in self.index.data[x] for z in [y, *self.index.data[y]]]
+        return found
+
+    # -- walking -------------------------------------------------------------------------------------------------
+
+    def _between(self, fork: fx.Node, branch: fx.Node) -> Branch:
+        """Walk back from ``branch`` over nodes later than ``fork``."""
+        index, found = self.index, Branch()
+        start = index.position[fork]
+        if index.position[branch] <= start:
+            return found
+        jumps: dict[fx.Node, fx.Node | bool] = {}
+        stack, seen = [branch], {branch}
+        while stack:
+            node = stack.pop()
+            if node is fork or index.position[node] < start:
+                continue
+            found.nodes.append(node)
+            onward = index.data[node]
+            if (site := self.site_of.get(node)) is not None:
+                jumps[node] = jump = self._jump(site, fork)
+                found.sites.append(site)
+                found.foreign |= jump is False
+                onward = [jump] if isinstance(jump, fx.Node) else []
+            for x in onward:
+                if x not in seen:
+                    seen.add(x)
+                    stack.append(x)
+        found.nodes.sort(key=index.position.__getitem__)
+        self._mark_paths(fork, branch, found, jumps)
+        return found
+
+    def _jump(self, site: Site, fork: fx.Node) -> fx.Node | bool:
+        """From a residual add inside a branch: ``True`` if its stream passes through ``fork``, ``False`` if the
+        stream is older than ``fork``, else the node where the stream began."""
+        root, depth = self._chain[site.node]
+        if fork in self._chain and self._chain[fork][0] is root and self._chain[fork][1] < depth:
+            return True
+        return False if self.index.position[root] < self.index.position[fork] else root
+
+    def _mark_paths(self, fork: fx.Node, branch: fx.Node, found: Branch, jumps: dict[fx.Node, fx.Node | bool]) -> None:
+        reaches: dict[fx.Node, bool] = {fork: False}  # reached -> through a weighted operator
+        for node in found.nodes:
+            if node in jumps:
+                jump = jumps[node]
+                if jump is True or (isinstance(jump, fx.Node) and jump in reaches):
+                    reaches[node] = True
+                continue
+            before = [reaches[x] for x in self.index.data[node] if x in reaches]
+            if before:
+                reaches[node] = any(before) or self.index.is_weighted(node)
+        found.reached, found.weighted = branch in reaches, reaches.get(branch, False)
+        found.nodes = [n for n in found.nodes if n in reaches]
+        found.sites = [s for s in found.sites if s.node in reaches]
+
+    # -- forms ---------------------------------------------------------------------------------------------------
+
+    def _climb(self, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Site | None:
+        """``(x + attention) + mlp``: the second branch starts where the first one did."""
+        state = self.index.strip(shortcut)
+        for _ in range(3):
+            site = self.site_of.get(state)
+            if site is None or site.form in ("projection", "resampled"):
+                return None
+            found = self._between(site.fork, branch)
+            if found.reached and found.weighted and not found.sites:
+                return self._site(node, shortcut, branch, site.fork, "parallel", found)
+            state = site.fork
+        return None
+
+    def _projection(self, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Site | None:
+        fork, weights, resampled = self._strip_projection(shortcut)
+        if not weights and not resampled:
+            return None
+        found = self._between(fork, branch)
+        index = self.index
+        count = sum(index.role[n] == "weight" for n in found.nodes)
+        bends = any(index.role[n] in ("act", "matmul") for n in found.nodes)
+        upsampled = any(index.role[n] == "upsample" for n in found.nodes)
+        inner = any(s.fork is fork for s in found.sites)
+        if not (found.reached and found.weighted and bends and count > weights) or upsampled or inner or found.sites:
+            return None
+        return self._site(node, shortcut, branch, fork, "projection" if weights else "resampled", found)
+
+    def _strip_projection(self, node: fx.Node) -> tuple[fx.Node, int, bool]:
+        index, weights, resampled = self.index, 0, False
+        while True:
+            node = index.strip(node)
+            role, inputs = index.role[node], [x for x in index.data[node] if not index.constant[x]]
+            padded = index.name[node] in ("pad", "constant_pad_nd", "cat")
+            if len(inputs) != 1 and not (role == "norm" and inputs):
+                return node, weights, resampled
+            if role == "weight" and weights < 2:
+                weights += 1
+            elif role == "pool" or padded:
+                resampled = True
+            elif role != "norm":
+                return node, weights, resampled
+            node = inputs[0]
+
+    # -- accepting -----------------------------------------------------------------------------------------------
+
+    def _site(self, node: fx.Node, shortcut: fx.Node, branch: fx.Node, fork: fx.Node, form: str, found: Branch) -> Site:
+        site = Site(node=node, shortcut=shortcut, branch=branch, fork=fork, form=form, owner=owner(node),
+                    line=source_line(node), inner=found.sites)  # fmt: skip
+        describe_site(site, found.nodes, self.index, self.root)
+        return site
+
+    def _accept(self, site: Site) -> None:
+        self.sites.append(site)
+        self.site_of[site.node] = site
+        state = site.fork if site.form != "parallel" else self.index.strip(site.shortcut)
+        root, depth = self._origin(state)
+        if site.form in ("projection", "resampled"):
+            root, depth = site.node, -1
+        else:
+            self._chain.setdefault(site.fork, (root, depth))
+        self._chain[site.node] = (root, depth + 1)
+
+    def _origin(self, state: fx.Node) -> tuple[fx.Node, int]:
+        """The stream a state belongs to: through norms and activations to the last add, else a new stream."""
+        index, node = self.index, state
+        while node not in self._chain:
+            inputs = [x for x in index.data[node] if not index.constant[x]]
+            keeps = index.role[node] in ("pass", "norm", "act", "scale") or (
+                index.name[node] == "add" and len(inputs) == 1
+            )
+            if not keeps or not inputs or (len(inputs) > 1 and index.role[node] != "norm"):
+                return state, 0
+            node = inputs[0]
+        return self._chain[node]
+
+    def _refuse(self, node: fx.Node, reason: str) -> None:
+        self.skips.append(Skip(owner(node), source_line(node), reason, REMEDIES.get(reason, ""), node=node))
+
+    def _settle(self) -> None:
+        """Drop what only looked residual from nearby, then number sites within their owner."""
+        bare: dict[fx.Node, list[Site]] = {}
+        for site in self.sites:
+            if site.inner and self.index.strip_scaled(site.branch)[0] in self.site_of:
+                bare.setdefault(site.fork, []).append(site)
+        dropped = {s.node: REINJECTED for group in bare.values() if len(group) > 1 for s in group}
+        for site in self.sites:
+            for inner in site.inner:
+                inner.inside = inner.inside or site
+                if inner.form == "scaled" and inner.fork is not site.fork:
+                    dropped[inner.node] = NESTED_SCALED
+        for site in self.sites:
+            if site.node in dropped:
+                self._refuse(site.node, dropped[site.node])
+        self.sites = [s for s in self.sites if s.node not in dropped]
+        self.skips.sort(key=lambda s: self.index.position[s.node])  # type: ignore[index]
+        counts: dict[str, int] = {}
+        for site in self.sites:
+            site.root, site.depth = self._chain[site.node]
+            site.order = counts.get(site.owner, 0)
+            counts[site.owner] = site.order + 1
+            if site.inside is not None and site.inside.node in dropped:
+                site.inside = None
+
+
+def find_sites(graph: fx.Graph, root: nn.Module | None = None) -> tuple[list[Site], list[Skip]]:
+    """Every add of ``graph`` as a site or a skip, each list in graph order.
+
+    Args:
+        graph: a captured or symbolically traced graph; shapes are used where its nodes carry them.
+        root: the module tree of ``call_module`` nodes and parameters.
+    """
+    detector = Detector(graph, root).run()
+    return detector.sites, detector.skips
