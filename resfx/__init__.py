@@ -5,6 +5,7 @@ from .api import rewrite, scan
 from .ops.ddl import DDL
 from .ops.method import Method
 from .report import Report, Site, Skip, Stream
+from .saving import load, save
 
 __version__ = "0.1.0"
 
@@ -16,6 +17,8 @@ __all__ = [
     "Skip",
     "Stream",
     "errors",
+    "load",
     "rewrite",
+    "save",
     "scan",
 ]

@@ -59,7 +59,7 @@ class Runtime:
     def call(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call on the variant it fits, capturing one if there is none."""
         if self.source.shared:
-            return self._shared(tree).run(tree, *args, **kwargs)
+            return self._run_shared(tree, args, kwargs)
         call = flatten_call(bind(self.source.signature, args, kwargs), self.source.varying)
         mode = _mode(tree, call)
         variant = self._find(call, mode)
@@ -81,6 +81,17 @@ class Runtime:
             variant.template, variant.mode = call.template, _mode(tree, call)
         self.variants.append(variant)
         self.first = self.first or variant.report
+
+    def _run_shared(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return self._shared(tree).run(tree, *args, **kwargs)
+        except AssertionError as error:
+            if "Guard failed" not in str(error):
+                raise
+            raise VariantError(
+                f"this {type(tree).__name__} is a captured program that does not accept these inputs", str(error),
+                "export it with dynamic_shapes for the sizes that vary, or rewrite the model itself",
+            ) from error  # fmt: skip
 
     def _shared(self, tree: nn.Module) -> Variant:
         """The variant of a graph that serves every call: one, or one per training mode where the model is traced."""
@@ -202,7 +213,7 @@ class Rewritten:
                     "cannot change the type or device of a captured program", "both are literals in its graph",
                     "move the model before torch.export, or rewrite the model itself",
                 )  # fmt: skip
-            _own_parameters(self)  # type: ignore[arg-type]
+            own_parameters(self)  # type: ignore[arg-type]
             self._resfx = Runtime(self._resfx.source, self._resfx.applications, first=self._resfx.first)
         return super()._apply(fn, recurse)  # type: ignore[misc]
 
@@ -219,14 +230,16 @@ class Rewritten:
         )  # fmt: skip
 
 
-def _own_parameters(module: nn.Module) -> None:
-    """Give the module parameter objects of its own over the same data, ties kept."""
+def own_parameters(module: nn.Module, copy: bool = False) -> None:
+    """Give the module parameter objects of its own, over the same data or a copy of it; ties are kept."""
     twins: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                twin = twins.setdefault(id(parameter), nn.Parameter(parameter.data, parameter.requires_grad))
-                part._parameters[name] = twin
+                if id(parameter) not in twins:
+                    data = parameter.data.clone() if copy else parameter.data
+                    twins[id(parameter)] = nn.Parameter(data, parameter.requires_grad)
+                part._parameters[name] = twins[id(parameter)]
 
 
 def rewritten_class(cls: type) -> type:

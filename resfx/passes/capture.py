@@ -146,6 +146,6 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     copy._codegen = graph._codegen
     for node in list(copy.nodes):
         name = str(getattr(node.target, "__name__", node.target))
-        if name.startswith(("_guards_fn", "_assert_tensor_metadata")):
+        if name.startswith("_assert_tensor_metadata"):
             copy.erase_node(node)
     return copy
