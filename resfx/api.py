@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,7 +97,9 @@ def rewrite_by(
 
 def copy_sharing_parameters(model: nn.Module) -> nn.Module:
     """A copy of the module tree (buffers and configs too) over the same parameters."""
-    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own tree specs warn when copied
+        return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
 def _globs(globs: str | Sequence[str]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from .diagnose import diagnose
 from .graph import Capture
 from .guards import guard_function
 from .normalize import flatten_graph
-from .structure import Flattener, Template
+from .structure import Flattener
 
 AUTO = torch.export.Dim.AUTO
 
@@ -40,12 +40,14 @@ def capture_call(module: nn.Module, forward_class: type, signature: inspect.Sign
         outcome["states"] = [flat.state(o) for o in objects]
         return tuple(flat.leaves)
 
+    images = _images(call)
+    dynamic = tuple([_dynamic(x, i in images) for i, x in enumerate(call.leaves)])
     shell = shell_of(module, type(forward_class.__name__, (forward_class,), {"forward": forward}))
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                shell, tuple(call.leaves), dynamic_shapes=(tuple(_dynamic(x) for x in call.leaves),), strict=False
+                shell, tuple(call.leaves), dynamic_shapes=(dynamic,) if dynamic else None, strict=False
             )
     except Exception as error:
         raise CaptureError(*diagnose(forward_class, error)) from error
@@ -76,13 +78,14 @@ def _objects(given: dict[str, Any]) -> list[Any]:
     return flat.objects
 
 
-def _dynamic(leaf: torch.Tensor) -> dict[int, Any] | None:
+def _images(call: Call) -> set[int]:
+    """Leaves that are images or maps given as arguments of their own (a cache's tensors are not)."""
+    direct = [part[1] for part in call.template[-1] if part[0] == "tensor"]
+    return {i for i in direct if call.leaves[i].dim() >= 4 and call.leaves[i].is_floating_point()}
+
+
+def _dynamic(leaf: torch.Tensor, image: bool) -> dict[int, Any] | None:
     # An image keeps its size: how the branches divide it is part of the graph. Another size is another capture.
-    if leaf.dim() == 4 and leaf.is_floating_point() and leaf.shape[1] in (1, 3, 4):
+    if image:
         return {0: AUTO}
     return {i: AUTO for i in range(leaf.dim())} or None
-
-
-def template_of(value: Any) -> Template:
-    """The template of a value, for comparing outputs."""
-    return Flattener().flatten(value)
