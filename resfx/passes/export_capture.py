@@ -20,7 +20,7 @@ from .structure import Flattener
 AUTO = torch.export.Dim.AUTO
 
 
-def capture_call(module: nn.Module, forward_class: type, signature: inspect.Signature, call: Call) -> Capture:
+def capture_call(module: nn.Module, forward_class: Any, signature: inspect.Signature, call: Call) -> Capture:
     """Capture one call of ``forward_class.forward`` over the tree of ``module``.
 
     The tree is not changed: the trace runs on a shell that shares its submodules and parameters.
@@ -88,4 +88,4 @@ def _dynamic(leaf: torch.Tensor, image: bool) -> dict[int, Any] | None:
     # An image keeps its size: how the branches divide it is part of the graph. Another size is another capture.
     if image:
         return {0: AUTO}
-    return {i: AUTO for i in range(leaf.dim())} or None
+    return dict.fromkeys(range(leaf.dim()), AUTO) or None
