@@ -45,7 +45,7 @@ def capture_call(module: nn.Module, forward_class: type, signature: inspect.Sign
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                shell, tuple(call.leaves), dynamic_shapes=(tuple(_dynamic(x) for x in call.leaves),), strict=False
+                shell, tuple(call.leaves), dynamic_shapes=(tuple(dynamic_axes(x) for x in call.leaves),), strict=False
             )
     except Exception as error:
         raise CaptureError(*diagnose(forward_class, error)) from error
@@ -76,7 +76,8 @@ def _objects(given: dict[str, Any]) -> list[Any]:
     return flat.objects
 
 
-def _dynamic(leaf: torch.Tensor) -> dict[int, Any] | None:
+def dynamic_axes(leaf: torch.Tensor) -> dict[int, Any] | None:
+    """The axes of an input that are left open, as ``torch.export`` takes them."""
     # An image keeps its size: how the branches divide it is part of the graph. Another size is another capture.
     if leaf.dim() == 4 and leaf.is_floating_point() and leaf.shape[1] in (1, 3, 4):
         return {0: AUTO}
