@@ -1,6 +1,6 @@
 """Change a model's residual stream without touching its code."""
 
-from . import errors
+from . import errors, export
 from .api import rewrite, scan
 from .ops.ddl import DDL
 from .ops.method import Method
@@ -17,6 +17,7 @@ __all__ = [
     "Skip",
     "Stream",
     "errors",
+    "export",
     "load",
     "rewrite",
     "save",

@@ -40,8 +40,8 @@ def capture_call(module: nn.Module, forward_class: Any, signature: inspect.Signa
         outcome["states"] = [flat.state(o) for o in objects]
         return tuple(flat.leaves)
 
-    images = _images(call)
-    dynamic = tuple([_dynamic(x, i in images) for i, x in enumerate(call.leaves)])
+    images = image_leaves(call)
+    dynamic = tuple([dynamic_axes(x, i in images) for i, x in enumerate(call.leaves)])
     shell = shell_of(module, type(forward_class.__name__, (forward_class,), {"forward": forward}))
     try:
         with warnings.catch_warnings(), torch.enable_grad():
@@ -78,13 +78,14 @@ def _objects(given: dict[str, Any]) -> list[Any]:
     return flat.objects
 
 
-def _images(call: Call) -> set[int]:
+def image_leaves(call: Call) -> set[int]:
     """Leaves that are images or maps given as arguments of their own (a cache's tensors are not)."""
     direct = [part[1] for part in call.template[-1] if part[0] == "tensor"]
     return {i for i in direct if call.leaves[i].dim() >= 4 and call.leaves[i].is_floating_point()}
 
 
-def _dynamic(leaf: torch.Tensor, image: bool) -> dict[int, Any] | None:
+def dynamic_axes(leaf: torch.Tensor, image: bool = False) -> dict[int, Any] | None:
+    """The axes of an input that are left open, as ``torch.export`` takes them."""
     # An image keeps its size: how the branches divide it is part of the graph. Another size is another capture.
     if image:
         return {0: AUTO}
