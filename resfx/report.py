@@ -24,6 +24,8 @@ class Site:
         axis: the feature axis, ``-1`` or counted from the front.
         width: size of that axis.
         method: name of the method that rewrote it, ``""`` before.
+        is_outer: a long skip around whole blocks: its branch holds sites of its own stream, or a stream of several.
+            A lone add within a branch (a short convolution, an adapter) does not make one.
     """
 
     node: fx.Node
@@ -48,16 +50,12 @@ class Site:
     block: str = ""
     inside: Site | None = field(default=None, repr=False)
     method: str = ""
+    is_outer: bool = False
 
     @property
     def name(self) -> str:
         """``owner`` and, where an owner adds more than once, the number of the add."""
         return f"{self.owner or '(root)'}:{self.order}"
-
-    @property
-    def is_outer(self) -> bool:
-        """Whether other sites lie inside its branch: a long skip around whole blocks."""
-        return bool(self.inner)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without graph nodes."""
