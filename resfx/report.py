@@ -24,6 +24,7 @@ class Site:
         axis: the feature axis, ``-1`` or counted from the front.
         width: size of that axis.
         method: name of the method that rewrote it, ``""`` before.
+        mixers: names of the methods that put a mixer before the branch or into it.
     """
 
     node: fx.Node
@@ -48,6 +49,7 @@ class Site:
     block: str = ""
     inside: Site | None = field(default=None, repr=False)
     method: str = ""
+    mixers: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -65,7 +67,7 @@ class Site:
             "name": self.name, "owner": self.owner, "order": self.order, "kind": self.kind, "form": self.form,
             "line": self.line, "stream": self.stream, "block": self.block, "axis": self.axis, "width": self.width,
             "inside": self.inside.name if self.inside else None, "outer": self.is_outer, "method": self.method,
-            "context": self.context is not None,
+            "context": self.context is not None, "mixers": list(self.mixers),
         }  # fmt: skip
 
 
@@ -128,8 +130,8 @@ class Report:
 
     @property
     def changed(self) -> list[Site]:
-        """The sites that were rewritten."""
-        return [s for s in self.sites if s.method]
+        """The sites that were rewritten, or whose branch was."""
+        return [s for s in self.sites if s.method or s.mixers]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: JSON-ready, without graph nodes."""
