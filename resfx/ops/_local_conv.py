@@ -30,7 +30,7 @@ class LocalConv(Mixer):
         super().__init__()
         self.kernel, self.residual, self.activation = kernel, residual, activation
         self.reads = reach(kernel, causal)
-        self.streams = causal and kernel > 1
+        self.streams = int(causal and kernel > 1)
         self.weight = nn.Parameter(torch.zeros(width, kernel, **factory))
         self.bias = nn.Parameter(torch.zeros(width, **factory)) if bias else None
         if not identity:

@@ -17,11 +17,11 @@ class Mixer(nn.Module):
     positions seen, so that a cache can hold, select and repeat their rows.
 
     Attributes:
-        streams: whether there is a state to keep. A mixer that reads later positions has none.
+        streams: number of tensors in the state; 0 for a mixer that reads later positions, or only its own.
         layout: ``"btc"``, or ``"bthd"`` and ``"bhtd"`` for heads split off the features.
     """
 
-    streams: bool = False
+    streams: int = 0
     layout: str = "btc"
 
     def to_rows(self, h: Tensor) -> Tensor:

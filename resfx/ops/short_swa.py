@@ -78,7 +78,7 @@ class ShortWindow(Mixer):
         self.q, self.k, self.v, self.o = (nn.Linear(d, d, bias=False, **factory) for _ in range(4))
         if config.start == "preserve":
             nn.init.zeros_(self.o.weight)
-        self.streams = place.causal and config.window > 1
+        self.streams = (4 if config.kind == "chunk" else 3) if place.causal and config.window > 1 else 0
         self.shortcut = config.placement == "branch" and config.start == "preserve"
 
     def forward(

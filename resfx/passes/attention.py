@@ -39,6 +39,7 @@ class Attention:
         padding: the call's ``(batch, positions)`` mask, if the attention heeds one.
         padding_drops: the mask is true where a position must *not* be read.
         heads: number of query heads, if known.
+        longer_keys: it reads more positions than the call has: there is a cache.
     """
 
     core: fx.Node
@@ -50,6 +51,7 @@ class Attention:
     padding: fx.Node | None
     padding_drops: bool
     heads: int | None
+    longer_keys: bool
 
 
 def branch_region(site: Site, index: Index) -> set[fx.Node]:
@@ -88,7 +90,9 @@ def find_attention(site: Site, region: set[fx.Node], index: Index) -> Attention 
     flag = core.kwargs.get("is_causal", core.args[5] if len(core.args) > 5 else False)
     causal = flag is True or any(_orders_positions(n, index) for n in ancestors)
     heads = hint(queries[1]) if len(queries) == 4 else None
-    return Attention(core, q, k, v, _projections(q, k, v, region, index), causal, padding, drops, heads)
+    keys = shape(k)
+    longer = keys is not None and hint(keys[-2]) != hint(queries[-2])
+    return Attention(core, q, k, v, _projections(q, k, v, region, index), causal, padding, drops, heads, longer)
 
 
 def _operands(region: set[fx.Node], index: Index) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node, list[fx.Node]] | None:

@@ -264,7 +264,7 @@ def apply_sequence(
                 mixer = method.build(place)
                 mixer.layout = point.layout  # type: ignore[assignment]
                 place_module(tree, path, mixer)
-            call, result = _insert(graph, site, point, path, method.name, guide.padding, guide.padding_drops)
+            call, result = _insert(graph, site, point, path, method.name, guide)
             if point.residual:
                 _join_stream(site, point, call, result, streams[site.stream], application.key)
         site.mixers.append(method.name)
@@ -331,16 +331,16 @@ def place_of(branch: Branch, point: Point, guide: Attention, tree: nn.Module | N
 
 
 def _insert(
-    graph: fx.Graph, site: Site, point: Point, path: str, method: str, padding: fx.Node | None, drops: bool
+    graph: fx.Graph, site: Site, point: Point, path: str, method: str, guide: Attention
 ) -> tuple[fx.Node, fx.Node]:
     """Put a mixer behind a node for some of its readers; returns its call and what the readers get."""
-    node, kwargs, new = point.node, {}, []
+    node, padding, kwargs, new = point.node, guide.padding, {}, []
     with graph.inserting_after(_behind_inputs(node)):
         anchor = graph.call_function(_mark)
     with graph.inserting_before(anchor):
         if padding is not None:
             kwargs["mask"] = padding
-            if drops:
+            if guide.padding_drops:
                 kwargs["mask"] = graph.call_function(torch.ops.aten.eq.Scalar, (padding, 0))
                 kwargs["mask"].meta = {"val": padding.meta["val"].eq(0), "resfx": method}
         call = result = graph.call_module(path, (node,), kwargs)
@@ -351,7 +351,7 @@ def _insert(
     graph.erase_node(anchor)
     for made in new:
         kept = {k: v for k, v in site.node.meta.items() if k != "from_node"}
-        made.meta = {**kept, "val": node.meta["val"], "resfx": method}
+        made.meta = {**kept, "val": node.meta["val"], "resfx": method, "longer_keys": guide.longer_keys}
     for reader in point.readers:
         reader.replace_input_with(node, result)
     return call, result
