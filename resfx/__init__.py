@@ -2,8 +2,11 @@
 
 from . import errors, export
 from .api import rewrite, scan
+from .ops.canon import Canon
 from .ops.ddl import DDL
 from .ops.method import Method
+from .ops.short_conv import ShortConv
+from .ops.short_swa import ShortSWA
 from .report import Report, Site, Skip, Stream
 from .saving import load, save
 
@@ -11,8 +14,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DDL",
+    "Canon",
     "Method",
     "Report",
+    "ShortConv",
+    "ShortSWA",
     "Site",
     "Skip",
     "Stream",

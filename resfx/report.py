@@ -26,6 +26,7 @@ class Site:
         method: name of the method that rewrote it, ``""`` before.
         is_outer: a long skip around whole blocks: its branch holds sites of its own stream, or a stream of several.
             A lone add within a branch (a short convolution, an adapter) does not make one.
+        mixers: names of the methods that put a mixer before the branch or into it.
     """
 
     node: fx.Node
@@ -51,6 +52,7 @@ class Site:
     inside: Site | None = field(default=None, repr=False)
     method: str = ""
     is_outer: bool = False
+    mixers: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -63,7 +65,7 @@ class Site:
             "name": self.name, "owner": self.owner, "order": self.order, "kind": self.kind, "form": self.form,
             "line": self.line, "stream": self.stream, "block": self.block, "axis": self.axis, "width": self.width,
             "inside": self.inside.name if self.inside else None, "outer": self.is_outer, "method": self.method,
-            "context": self.context is not None,
+            "context": self.context is not None, "mixers": list(self.mixers),
         }  # fmt: skip
 
 
@@ -126,8 +128,8 @@ class Report:
 
     @property
     def changed(self) -> list[Site]:
-        """The sites that were rewritten."""
-        return [s for s in self.sites if s.method]
+        """The sites that were rewritten, or whose branch was."""
+        return [s for s in self.sites if s.method or s.mixers]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: JSON-ready, without graph nodes."""

@@ -23,6 +23,7 @@ from .parts import part_of
 from .passes.apply import Application, apply_method
 from .passes.calls import Call, bind, flatten_call
 from .passes.capture import Source
+from .passes.decode import thread_states
 from .passes.graph import Capture
 from .passes.sites import find_sites
 from .passes.streams import find_streams
@@ -138,8 +139,10 @@ def realise(tree: nn.Module, capture: Capture, applications: Sequence[Applicatio
     nodes = len(capture.graph.nodes)
     sites, skips = find_sites(capture.graph, tree)
     streams = find_streams(sites)
-    for application in applications:
+    # Mixers over positions go first: they act on the host's own branches, and what replaces an add reads their result.
+    for application in sorted(applications, key=lambda a: a.method.scope != "sequence"):
         apply_method(capture.graph, sites, streams, application, tree)
+    thread_states(capture, tree)
     capture.graph.lint()
     skips = skips + [s for a in applications for s in a.skips]
     report = Report(_name(tree), sites, skips, streams, nodes)

@@ -12,7 +12,8 @@ from torch import fx, nn
 from ..errors import ConflictError, NoSitesError, VariantError
 from ..ops.method import Method, Place
 from ..report import Site, Skip, Stream
-from .graph import dtype, hint, shape
+from .graph import dtype, hint, place_module, shape
+from .sequence_scope import apply_sequence
 from .site_scope import rewrite_site
 
 DEFAULT_FORMS = ("identity", "scaled", "parallel", "projection")
@@ -83,7 +84,7 @@ def apply_site(
 
 
 # A scope is one function: (graph, chosen sites, streams, application, tree) -> names of the sites it claimed.
-SCOPES = {"site": apply_site}
+SCOPES = {"site": apply_site, "sequence": apply_sequence}
 
 
 def choose(sites: list[Site], application: Application) -> list[Site]:
@@ -171,13 +172,3 @@ def module_path(application: Application, site: Site) -> str:
     """Where the module of a site lives in the model's tree."""
     owner = f"{site.owner}." if site.owner else ""
     return f"resfx.{application.key}.{owner}add{site.order}"
-
-
-def place_module(tree: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a dotted path, making the levels between."""
-    *parents, name = path.split(".")
-    for part in parents:
-        if part not in tree._modules:
-            tree.add_module(part, nn.Module())
-        tree = tree._modules[part]  # type: ignore[assignment]
-    tree.add_module(name, module)

@@ -56,8 +56,11 @@ def capture_call(module: nn.Module, forward_class: Any, signature: inspect.Signa
     graph, constants = flatten_graph(exported, module)
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     inputs = inputs[: len(inputs) - len(constants)]
+    for name, part in zip(call.template[1], call.template[2], strict=True):
+        if part[0] == "tensor":
+            inputs[part[1]].meta["argument"] = name
     accepts, source = guard_function(program, [n.meta["val"] for n in inputs], "L['leaves']")
-    return Capture(graph, constants, accepts, source, outcome["output"], outcome["states"])
+    return Capture(graph, constants, accepts, source, outcome["output"], outcome["states"], call.template)
 
 
 def shell_of(module: nn.Module, cls: type) -> nn.Module:
