@@ -85,15 +85,16 @@ class Index:
             source = self._statistic_of(statistic)
             if source is None:
                 continue
-            value = self.strip(x)
-            if self.name[value] == "sub" and value is not source:
-                value = self.strip(self.data[value][0])
-            if self.name[source] == "sub":
-                source = self.strip(self.data[source][0])
-            if value is source:
+            value = self._uncentred(x)
+            if value is self._uncentred(source):
                 self.role[node] = "norm"
-                self.data[node] = [x, statistic]
+                self.data[node] = [value, statistic]
                 return
+
+    def _uncentred(self, node: fx.Node) -> fx.Node:
+        """What a tensor was before its mean was taken off."""
+        node = self.strip(node)
+        return self.strip(self.data[node][0]) if self.name[node] == "sub" and self.data[node] else node
 
     def _statistic_of(self, node: fx.Node) -> fx.Node | None:
         """The tensor whose mean square or variance a node is the (inverse) root of."""

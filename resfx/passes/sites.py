@@ -89,8 +89,6 @@ class Detector:
             return BROADCAST
         if (rank := index.rank(node)) is not None and rank < 2:
             return BROADCAST
-        if index.constant[left] or index.constant[right]:
-            return CONSTANT
         return OVERWRITTEN if node in index.observed else None
 
     def _forms(self, node: fx.Node) -> Iterator[Site | str]:
@@ -122,6 +120,8 @@ class Detector:
 
     def _unrelated(self, left: fx.Node, right: fx.Node) -> str:
         index = self.index
+        if index.constant[left] or index.constant[right]:
+            return CONSTANT
         if index.role[left] == index.role[right] == "scale":
             sources = [{index.strip(x) for x in self._two_up(n)} for n in (left, right)]
             if sources[0] & sources[1]:
@@ -172,6 +172,8 @@ class Detector:
         root, depth = self._chain[site.node]
         if fork in self._chain and self._chain[fork][0] is root and self._chain[fork][1] < depth:
             return True
+        if root in self.site_of:  # a projection starts a stream, out of what it projects
+            root = self.site_of[root].fork
         return False if self.index.position[root] < self.index.position[fork] else root
 
     def _mark_paths(self, fork: fx.Node, branch: fx.Node, found: Branch, jumps: dict[fx.Node, fx.Node | bool]) -> None:
@@ -205,33 +207,37 @@ class Detector:
         return None
 
     def _projection(self, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Site | None:
-        fork, weights, resampled = self._strip_projection(shortcut)
+        fork, path, resampled = self._strip_projection(shortcut)
+        index = self.index
+        weights = sum(index.role[n] == "weight" for n in path)
         if not weights and not resampled:
             return None
         found = self._between(fork, branch)
-        index = self.index
         count = sum(index.role[n] == "weight" for n in found.nodes)
         bends = any(index.role[n] in ("act", "matmul") for n in found.nodes)
         upsampled = any(index.role[n] == "upsample" for n in found.nodes)
-        inner = any(s.fork is fork for s in found.sites)
-        if not (found.reached and found.weighted and bends and count > weights) or upsampled or inner or found.sites:
+        shared = not path.isdisjoint(found.nodes)  # two mixtures of one projection, not a shortcut and a branch
+        if not (found.reached and found.weighted and bends and count > weights) or upsampled or shared or found.sites:
             return None
         return self._site(node, shortcut, branch, fork, "projection" if weights else "resampled", found)
 
-    def _strip_projection(self, node: fx.Node) -> tuple[fx.Node, int, bool]:
+    def _strip_projection(self, node: fx.Node) -> tuple[fx.Node, set[fx.Node], bool]:
+        """Up through at most two weighted operators, norms, affine terms, pooling and padding; what was passed."""
         index, weights, resampled = self.index, 0, False
+        path: set[fx.Node] = set()
         while True:
             node = index.strip(node)
             role, inputs = index.role[node], [x for x in index.data[node] if not index.constant[x]]
             padded = index.name[node] in ("pad", "constant_pad_nd", "cat")
             if len(inputs) != 1 and not (role == "norm" and inputs):
-                return node, weights, resampled
+                return node, path, resampled
             if role == "weight" and weights < 2:
                 weights += 1
             elif role == "pool" or padded:
                 resampled = True
-            elif role != "norm":
-                return node, weights, resampled
+            elif role not in ("norm", "scale") and index.name[node] != "add":
+                return node, path, resampled
+            path.add(node)
             node = inputs[0]
 
     # -- accepting -----------------------------------------------------------------------------------------------
@@ -254,15 +260,24 @@ class Detector:
         self._chain[site.node] = (root, depth + 1)
 
     def _origin(self, state: fx.Node) -> tuple[fx.Node, int]:
-        """The stream a state belongs to: through norms and activations to the last add, else a new stream."""
-        index, node = self.index, state
+        """The stream a state belongs to: through norms, activations and masks to the last add, else a new stream."""
+        found = self._carried(state, 12)
+        return found if found is not None else (state, 0)
+
+    def _carried(self, node: fx.Node, turns: int) -> tuple[fx.Node, int] | None:
+        index = self.index
         while node not in self._chain:
-            inputs = [x for x in index.data[node] if not index.constant[x]]
-            keeps = index.role[node] in ("pass", "norm", "act", "scale") or (
-                index.name[node] == "add" and len(inputs) == 1
-            )
-            if not keeps or not inputs or (len(inputs) > 1 and index.role[node] != "norm"):
-                return state, 0
+            inputs = [x for x in index.data[node] if not index.constant[x]] or index.data[node]
+            role = index.role[node]
+            if role == "norm":
+                inputs = inputs[:1]
+            keeps = role in ("pass", "norm", "act", "scale") or (index.name[node] == "add" and len(inputs) == 1)
+            if not keeps or not inputs:
+                return None
+            if len(inputs) > 1:
+                # A product of two states belongs to neither stream; one with a mask or a gate to the state's.
+                found = {f for x in inputs if turns and (f := self._carried(x, turns // 2)) is not None}
+                return found.pop() if role == "scale" and len(found) == 1 else None
             node = inputs[0]
         return self._chain[node]
 
@@ -278,7 +293,6 @@ class Detector:
         dropped = {s.node: REINJECTED for group in bare.values() if len(group) > 1 for s in group}
         for site in self.sites:
             for inner in site.inner:
-                inner.inside = inner.inside or site
                 if inner.form == "scaled" and inner.fork is not site.fork:
                     dropped[inner.node] = NESTED_SCALED
         for site in self.sites:
@@ -291,12 +305,26 @@ class Detector:
             site.root, site.depth = self._chain[site.node]
             site.order = counts.get(site.owner, 0)
             counts[site.owner] = site.order + 1
-            site.inner = [s for s in site.inner if s.node not in dropped]
-            if site.inside is not None and site.inside.node in dropped:
-                site.inside = None
+        self._nest(dropped)
+
+    def _nest(self, dropped: dict[fx.Node, str]) -> None:
+        """Say which sites lie inside which. A branch knows the last add of a stream within it; the earlier ones
+        are that stream's, back to the fork."""
+        before: dict[fx.Node, Site] = {}
+        previous: dict[Site, Site | None] = {}
         for site in self.sites:
-            roots = [s.root for s in site.inner]
-            site.is_outer = site.root in roots or len(set(roots)) < len(roots)
+            assert site.root is not None
+            previous[site] = before.get(site.root)
+            before[site.root] = site
+        for site in self.sites:
+            site.inner = [s for s in site.inner if s.node not in dropped]
+            start = self.index.position[site.fork]
+            for inner in site.inner:
+                site.is_outer |= inner.root is site.root or inner.depth >= 2
+                step: Site | None = inner
+                while step is not None and step.inside is None and self.index.position[step.node] > start:
+                    step.inside = site
+                    step = previous[step]
 
 
 def find_sites(graph: fx.Graph, root: nn.Module | None = None) -> tuple[list[Site], list[Skip]]:
