@@ -25,7 +25,8 @@ class Index:
         name: see :func:`operators.operator_name`.
         data: operands whose *values* reach the node, newest in-place write applied.
         constant: the node depends on no user input (parameters, positions, literals).
-        role: ``weight``, ``norm``, ``pool``, ``upsample``, ``matmul``, ``pass``, ``act``, ``scale`` or ``""``.
+        role: ``weight``, ``norm``, ``pool``, ``upsample``, ``matmul``, ``pass``, ``part``, ``act``,
+            ``scale`` or ``""``. A part is one piece of a split tensor: the pieces are different tensors.
         observed: in-place writers whose effect is read through another name of the tensor.
     """
 
@@ -126,6 +127,8 @@ class Index:
         return self.name.get(node) not in ops.SHAPE_ONLY
 
     def _role(self, node: fx.Node, name: str, inputs: list[fx.Node]) -> str:
+        if name == "getitem" and inputs and self.name[inputs[0]] in ops.PARTS:
+            return "part"
         if name in ops.PASS:
             return "pass"
         if name in ops.WEIGHTED or name == "weighted_module":

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from ..report import Site, Skip
+from . import operators as ops
 from .features import describe_site
 from .graph import dtype, owner, same_shape, source_line
 from .index import Index
@@ -27,6 +28,7 @@ SAME_SOURCE = "both operands rotate or gate the same tensor"
 ELEMENTWISE = "the branch is elementwise: a polynomial, a gate or a recurrent update"
 FOREIGN = "the shortcut only reaches the branch through another stream: a shared term added to it"
 REINJECTED = "the first state of the stream, added again"
+MERGED = "several plain convolutions of one tensor, summed: re-parameterised as one"
 NESTED_SCALED = "a scaled term inside another branch"
 OVERWRITTEN = "an in-place add whose overwritten operand is read again"
 
@@ -104,6 +106,11 @@ class Detector:
                     continue
                 found = self._between(fork, branch)
                 if found.reached and found.weighted:
+                    if not was_scaled and self._merged(fork, branch):
+                        yield MERGED
+                        return
+                    if self._other_slice(shortcut, fork, found):
+                        continue
                     yield self._site(node, shortcut, branch, fork, "scaled" if was_scaled else "identity", found)
                 reasons.append(self._why_not(found))
         for shortcut, branch in orders:
@@ -206,38 +213,89 @@ class Detector:
             state = site.fork
         return None
 
-    def _projection(self, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Site | None:
-        fork, path, resampled = self._strip_projection(shortcut)
+    def _other_slice(self, shortcut: fx.Node, fork: fx.Node, found: Branch) -> bool:
+        """Whether the shortcut is a slice of the fork, and the branch only reads other slices."""
+        index, node = self.index, shortcut
+        cuts: set[tuple[object, ...]] = set()
+        while node is not fork and index.data[node]:
+            if index.name[node] in ops.SLICES:
+                cuts.add(node.args[1:])
+            node = index.data[node][0]
+        if not cuts:
+            return False
+        entries = [n for n in found.nodes if fork in index.data[n]]
+        return all(index.name[n] in ops.SLICES and n.args[1:] not in cuts for n in entries)
+
+    def _merged(self, fork: fx.Node, branch: fx.Node) -> bool:
+        """Whether the branch is a sum of several plain convolutions of the fork: one convolution, written apart."""
         index = self.index
-        weights = sum(index.role[n] == "weight" for n in path)
-        if not weights and not resampled:
+        stack, terms = [branch], 0
+        while stack:
+            node = index.strip(stack.pop())
+            inputs = [x for x in index.data[node] if not index.constant[x]]
+            if node is fork:
+                terms += 1
+            elif index.name[node] == "add" and node not in self.site_of:
+                stack += inputs
+            elif index.name[node] in ops.CONV or index.name[node] == "batch_norm":
+                stack += inputs[:1]
+            else:
+                return False
+        return terms > 1
+
+    def _projection(self, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Site | None:
+        index = self.index
+        fork, path = self._strip_projection(shortcut)
+        if not path:
             return None
         found = self._between(fork, branch)
+        region = set(found.nodes)
+        for i, step in enumerate(path):
+            if step in region:  # the branch starts later on the shortcut's own way: that is the fork
+                fork, path = step, path[:i]
+                found = self._between(fork, branch)
+                break
+        weights = sum(index.role[n] == "weight" for n in path)
+        resampled = any(index.role[n] == "pool" or index.name[n] in ops.REDUCE | ops.RESAMPLE for n in path)
+        if not (weights or resampled) or not (found.reached and found.weighted) or found.sites:
+            return None
         count = sum(index.role[n] == "weight" for n in found.nodes)
         bends = any(index.role[n] in ("act", "matmul") for n in found.nodes)
-        upsampled = any(index.role[n] == "upsample" for n in found.nodes)
-        shared = not path.isdisjoint(found.nodes)  # two mixtures of one projection, not a shortcut and a branch
-        if not (found.reached and found.weighted and bends and count > weights) or upsampled or shared or found.sites:
+        if not bends or count <= weights or self._only_upsampled(fork, branch, found) or self._in_cell(node):
             return None
         return self._site(node, shortcut, branch, fork, "projection" if weights else "resampled", found)
 
-    def _strip_projection(self, node: fx.Node) -> tuple[fx.Node, set[fx.Node], bool]:
-        """Up through at most two weighted operators, norms, affine terms, pooling and padding; what was passed."""
-        index, weights, resampled = self.index, 0, False
-        path: set[fx.Node] = set()
+    def _in_cell(self, node: fx.Node) -> bool:
+        """Whether the add is one of several sums that are concatenated, as the cells of searched networks are."""
+        joins = [u for u in node.users if self.index.name.get(u) == "cat"]
+        return any(sum(self.index.name[x] == "add" for x in self.index.data[u]) > 2 for u in joins)
+
+    def _only_upsampled(self, fork: fx.Node, branch: fx.Node, found: Branch) -> bool:
+        """Whether every way from the fork to the branch goes through an upsampling: a feature pyramid's lateral."""
+        index = self.index
+        reached = {fork}
+        for node in found.nodes:
+            if index.role[node] != "upsample" and any(x in reached for x in index.data[node]):
+                reached.add(node)
+        return branch not in reached
+
+    def _strip_projection(self, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+        """Up through at most two weighted operators with their norms, affine terms, activations, pooling and
+        padding; and the operators passed, from the add upward."""
+        index, weights = self.index, 0
+        path: list[fx.Node] = []
         while True:
             node = index.strip(node)
-            role, inputs = index.role[node], [x for x in index.data[node] if not index.constant[x]]
-            padded = index.name[node] in ("pad", "constant_pad_nd", "cat")
+            role, name = index.role[node], index.name[node]
+            inputs = [x for x in index.data[node] if not index.constant[x]]
             if len(inputs) != 1 and not (role == "norm" and inputs):
-                return node, path, resampled
+                return node, path
+            resamples = role == "pool" or name in ops.REDUCE | ops.RESAMPLE or name == "cat"
             if role == "weight" and weights < 2:
                 weights += 1
-            elif role == "pool" or padded:
-                resampled = True
-            elif role not in ("norm", "scale") and index.name[node] != "add":
-                return node, path, resampled
-            path.add(node)
+            elif not (resamples or role in ("norm", "scale") or name == "add" or (role == "act" and weights)):
+                return node, path
+            path.append(node)
             node = inputs[0]
 
     # -- accepting -----------------------------------------------------------------------------------------------
