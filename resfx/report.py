@@ -23,7 +23,9 @@ class Site:
         inside: the site whose branch contains this one.
         axis: the feature axis, ``-1`` or counted from the front.
         width: size of that axis.
-        method: name of the method that rewrote it, ``""`` before.
+        method: names of the methods that rewrote it, ``""`` before.
+        scopes: the same by scope: one method may replace the add, another read at its input.
+        result: the node that carries the stream behind the add, once a rewrite has replaced it.
     """
 
     node: fx.Node
@@ -48,6 +50,13 @@ class Site:
     block: str = ""
     inside: Site | None = field(default=None, repr=False)
     method: str = ""
+    scopes: dict[str, str] = field(default_factory=dict)
+    result: fx.Node | None = field(default=None, repr=False)
+
+    def claim(self, scope: str, method: str) -> None:
+        """Note that a method of a scope rewrote this site."""
+        self.scopes[scope] = method
+        self.method = "+".join(self.scopes.values())
 
     @property
     def name(self) -> str:
