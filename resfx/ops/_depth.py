@@ -18,7 +18,7 @@ from ._operators import accumulator
 from .method import Method, Place
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DepthPlace(Place):
     """What a depth method may know of one of its reads.
 

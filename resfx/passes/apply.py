@@ -70,7 +70,7 @@ def apply_site(
     graph: fx.Graph, chosen: list[Site], streams: list[Stream], application: Application, tree: nn.Module
 ) -> list[str]:
     """Scope ``site``: every chosen add is replaced by a module of its own. Returns the names of the adds claimed."""
-    _refuse_claimed(chosen, application)
+    _forbid_claimed(chosen, application)
     for site in chosen:
         path = module_path(application, site)
         if application.claimed is None:
@@ -85,7 +85,7 @@ def apply_depth(
     graph: fx.Graph, chosen: list[Site], streams: list[Stream], application: Application, tree: nn.Module
 ) -> list[str]:
     """Scope ``depth``: reads at the inputs of the chosen sublayers or blocks, stream by stream."""
-    _refuse_claimed(chosen, application)
+    _forbid_claimed(chosen, application)
     method, first, claimed = application.method, application.claimed is None, []
     assert isinstance(method, DepthMethod)
 
@@ -117,13 +117,17 @@ def apply_depth(
     return [s.name for s in claimed]
 
 
-def _refuse_claimed(chosen: list[Site], application: Application) -> None:
+# Scopes that cannot share a residual add with an earlier method: both would say what carries the stream behind it.
+_EXCLUSIVE = {"site": {"site", "wide"}, "wide": {"site", "wide", "depth"}, "depth": {"depth", "wide"}}
+
+
+def _forbid_claimed(chosen: list[Site], application: Application) -> None:
     scope = application.method.scope
     for site in chosen:
-        if scope in site.scopes:
+        if taken := [m for s, m in site.scopes.items() if s in _EXCLUSIVE.get(scope, {scope})]:
             raise ConflictError(
                 f"cannot rewrite {site.name} with {application.method.name}",
-                f"{site.scopes[scope]} rewrote it already", "use include= / exclude= so that each site has one method",
+                f"{taken[0]} rewrote it already", "use include= / exclude= so that each site has one method",
             )  # fmt: skip
 
 
