@@ -85,7 +85,9 @@ class DepthMethod(Method):
                 raise ValueError(f"{name} must be positive, not {value}")
 
 
-NOT_A_SUM = "the published form needs a stream that is the sum of its sources; a post-norm stream is normalised after every add"
+NOT_A_SUM = (
+    "the published form needs a stream that is the sum of its sources; a post-norm stream is normalised after every add"
+)
 
 
 class Read(nn.Module):
@@ -143,7 +145,7 @@ def rms_scores(sources: Sequence[Tensor], query: Tensor, eps: float) -> Tensor:
 def relative_softmax(logits: Tensor) -> Tensor:
     """``n softmax(logits)``: exactly 1 everywhere where all ``n`` logits are equal, for every ``n``."""
     e = torch.exp(logits - logits.amax(-1, keepdim=True))
-    return e * (logits.shape[-1] / e.sum(-1, keepdim=True))
+    return e * logits.shape[-1] / e.sum(-1, keepdim=True)  # not n / sum: a number over a tensor is a reciprocal
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:

@@ -111,9 +111,7 @@ class Readers:
                 continue
             for user in node.users:
                 if user in consumers:
-                    roles[node] |= {
-                        uses.get((user, i), "r") for i, a in enumerate(user.args) if a is node
-                    } or {"r"}
+                    roles[node] |= {uses.get((user, i), "r") for i, a in enumerate(user.args) if a is node} or {"r"}
                 elif user in inside:
                     roles[node] |= {"r"} if user in behind else roles[user]
             if not roles[node]:
