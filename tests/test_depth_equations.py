@@ -205,8 +205,9 @@ def test_delta_sources_add_up_to_the_stream():
         model = ref.deep_host()
         new = resfx.rewrite(model, DeltaAttnRes(start="published", **options), args=(IDX,), check=False)
         seen = []
-        hooks = [m.register_forward_hook(lambda m, a, out: seen.append((a, out))) for n, m in new.named_modules()
-                 if n.rsplit(".", 1)[-1].startswith("read")]  # fmt: skip
+        look = lambda m, a, out, seen=seen: seen.append((a, out))
+        reads = [m for n, m in new.named_modules() if n.rsplit(".", 1)[-1].startswith("read")]
+        hooks = [m.register_forward_hook(look) for m in reads]
         new(IDX)
         for hook in hooks:
             hook.remove()
@@ -238,15 +239,17 @@ def test_reads_commute_with_permutations_of_tokens(method):
     lambda: VerticalAttention(routing="dynamic"),
 ])  # fmt: skip
 def test_bad_options_are_refused(bad):
-    with pytest.raises(ValueError, match="must|divide"):
+    with pytest.raises(ValueError, match=r"must|divide"):
         bad()
 
 
 def _place(sources, outputs=1, width=8):
     from resfx.ops._depth import DepthPlace
 
-    return DepthPlace(width=width, context_width=width, kind="attention", depth=0, dtype=torch.float32,
-                      device=torch.device("cpu"), read=sources - 1, sources=sources, last=False, outputs=outputs)  # fmt: skip
+    return DepthPlace(
+        width=width, context_width=width, kind="attention", depth=0, dtype=torch.float32, device=torch.device("cpu"),
+        read=sources - 1, sources=sources, last=False, outputs=outputs,
+    )  # fmt: skip
 
 
 def randomise_module(module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ class DCARead(Read):
     def __init__(self, config: DCA, place: DepthPlace) -> None:
         super().__init__(config)
         self.live = config.form == "live"
-        factory = {"device": place.device, "dtype": place.dtype}
+        factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
         start = torch.zeros if self.preserve else torch.ones
         self.b = nn.Parameter(start(place.outputs, place.sources, place.width, **factory))
         self.w = nn.Parameter(torch.zeros(place.outputs, place.width, **factory))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class DeltaRead(Read):
     def __init__(self, config: DeltaAttnRes, place: DepthPlace) -> None:
         super().__init__(config)
         self.eps = config.eps
-        factory = {"device": place.device, "dtype": place.dtype}
+        factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
         self.query = nn.Parameter(torch.zeros(place.width, **factory))
         self.gain = nn.Parameter(torch.ones(place.width, **factory))
         self.null = nn.Parameter(torch.zeros(place.width, **factory)) if config.null else None

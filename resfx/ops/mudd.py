@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class MUDDRead(Read):
     def __init__(self, config: MUDD, place: DepthPlace) -> None:
         super().__init__(config)
         self.eps, self.outputs = config.eps, place.outputs
-        factory = {"device": place.device, "dtype": place.dtype}
+        factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
         count = place.outputs * place.sources
         self.expand = nn.Linear(place.width, config.hidden or count, bias=False, **factory)
         self.weigh = nn.Linear(self.expand.out_features, count, bias=False, **factory)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class VerticalRead(Read):
     def __init__(self, config: VerticalAttention, place: DepthPlace) -> None:
         super().__init__(config)
         self.eps, self.content = config.eps, config.routing == "content"
-        factory = {"device": place.device, "dtype": place.dtype}
+        factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
         self.logits = nn.Parameter(torch.zeros(place.width if self.content else place.sources, **factory))
         self.gate = nn.Parameter(torch.zeros((), **factory)) if self.preserve else None
 

@@ -50,7 +50,10 @@ def chain_of(stream: Stream, index: Index) -> Chain | str:
     if not sites:
         return "no sublayer reads a state of this stream"
     replaced = {s.node: s.result for s in stream.sites if s.result is not None}
-    current = lambda node: replaced.get(node, node)
+
+    def current(node: fx.Node) -> fx.Node:
+        return replaced.get(node, node)
+
     groups: list[list[Site]] = []
     for site in sites:
         if groups and site.form == "parallel" and site.fork is groups[-1][0].fork:

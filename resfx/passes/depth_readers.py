@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable
 
 from torch import fx
@@ -72,7 +73,7 @@ class Readers:
             primary = found[0] if found else "r"
             for role in found[1:]:
                 with self.graph.inserting_after(node):
-                    twin = self.graph.node_copy(node, lambda x, role=role: value.get((x, role), x))
+                    twin = self.graph.node_copy(node, functools.partial(_lookup, value, role))
                 twin.meta = dict(node.meta)
                 value[node, role] = twin
             value[node, primary] = node
@@ -121,6 +122,10 @@ class Readers:
     @staticmethod
     def _consumed(uses: dict[tuple[fx.Node, int], str]) -> set[tuple[fx.Node, fx.Node]]:
         return {(c, a) for (c, i) in uses if isinstance(a := c.args[i], fx.Node)}
+
+
+def _lookup(value: dict[tuple[fx.Node, str], fx.Node], role: str, node: fx.Node) -> fx.Node:
+    return value.get((node, role), node)
 
 
 def attention_arguments(sites: list[Site], index: Index) -> tuple[dict[tuple[fx.Node, int], str], str | None]:
