@@ -63,7 +63,7 @@ def windowed_attention(
     k, v = _share_heads(q, k), _share_heads(q, v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if window is None:
-        return _attend(q, k, v, band_mask(q, k, None, causal, False, mask), scale)
+        return attend(q, k, v, band_mask(q, k, None, causal, False, mask), scale)
     if chunk:
         return _chunks(q, k, v, window, causal, mask, scale)
     left, right = reach(window, causal)
@@ -86,7 +86,7 @@ def windowed_attention_reference(
     _validate(q, k, window, chunk)
     k, v = _share_heads(q, k), _share_heads(q, v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    return _attend(q, k, v, band_mask(q, k, window, causal, chunk, mask), scale)
+    return attend(q, k, v, band_mask(q, k, window, causal, chunk, mask), scale)
 
 
 def reach(window: int, causal: bool) -> tuple[int, int]:
@@ -122,7 +122,8 @@ def _share_heads(q: Tensor, k: Tensor) -> Tensor:
     return k if groups == 1 else k.repeat_interleave(groups, dim=-3)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, scale: float) -> Tensor:
+    """Dense attention; ``allowed`` broadcasts to the scores ``(..., heads, T, S)``. A row that reads nothing is 0."""
     return _softmax(q @ k.transpose(-2, -1), allowed, scale).to(v.dtype) @ v
 
 
@@ -175,7 +176,7 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool, mask: Te
     allowed = F.pad(readable, (0, pad)).unflatten(-1, (count, window)).unsqueeze(-2)
     if causal:
         allowed = allowed & torch.ones(window, window, dtype=torch.bool, device=q.device).tril()
-    return _attend(q, k, v, allowed, scale).flatten(-3, -2)[..., :size, :]
+    return attend(q, k, v, allowed, scale).flatten(-3, -2)[..., :size, :]
 
 
 def windowed_attention_row(

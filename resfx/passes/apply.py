@@ -14,8 +14,9 @@ from ..ops._depth import DepthMethod, DepthPlace
 from ..ops.method import Method, Place
 from ..report import Site, Skip, Stream
 from .depth_scope import rewrite_stream
-from .graph import dtype, hint, shape
+from .graph import dtype, hint, place_module, shape
 from .normalize import resolves
+from .sequence_scope import apply_sequence
 from .site_scope import rewrite_site
 
 DEFAULT_FORMS = ("identity", "scaled", "parallel", "projection")
@@ -75,9 +76,8 @@ def apply_site(
         path = module_path(application, site)
         if application.claimed is None:
             place_module(tree, path, application.method.build(place_of(site, tree)))
-        name = application.method.name or type(application.method).__name__
-        site.result = rewrite_site(graph, site, tree.get_submodule(path), path, name)
-        site.claim("site", name)
+        site.method = application.method.name or type(application.method).__name__
+        site.result = rewrite_site(graph, site, tree.get_submodule(path), path, site.method)
     return [s.name for s in chosen]
 
 
@@ -107,7 +107,7 @@ def apply_depth(
         if reason is None:
             claimed += wanted
             for site in wanted:
-                site.claim("depth", method.name or type(method).__name__)
+                site.reads = method.name or type(method).__name__
         elif first:
             remedy = "exclude= this stream, or take another method"
             application.skips += [Skip(s.owner, s.line, reason, remedy, node=s.node) for s in wanted]
@@ -117,22 +117,19 @@ def apply_depth(
     return [s.name for s in claimed]
 
 
-# Scopes that cannot share a residual add with an earlier method: both would say what carries the stream behind it.
-_EXCLUSIVE = {"site": {"site", "wide"}, "wide": {"site", "wide", "depth"}, "depth": {"depth", "wide"}}
-
-
 def _forbid_claimed(chosen: list[Site], application: Application) -> None:
-    scope = application.method.scope
+    """A method that replaces adds wants them as they are; reads go beside a replaced add, but not beside two reads."""
     for site in chosen:
-        if taken := [m for s, m in site.scopes.items() if s in _EXCLUSIVE.get(scope, {scope})]:
+        taken = site.reads if application.method.scope == "depth" else site.method
+        if taken:
             raise ConflictError(
                 f"cannot rewrite {site.name} with {application.method.name}",
-                f"{taken[0]} rewrote it already", "use include= / exclude= so that each site has one method",
+                f"{taken} rewrote it already", "use include= / exclude= so that each site has one method",
             )  # fmt: skip
 
 
 # A scope is one function: (graph, chosen sites, streams, application, tree) -> names of the sites it claimed.
-SCOPES = {"site": apply_site, "depth": apply_depth}
+SCOPES = {"site": apply_site, "depth": apply_depth, "sequence": apply_sequence}
 
 
 def choose(sites: list[Site], application: Application) -> list[Site]:
@@ -220,13 +217,3 @@ def module_path(application: Application, site: Site) -> str:
     """Where the module of a site lives in the model's tree."""
     owner = f"{site.owner}." if site.owner else ""
     return f"resfx.{application.key}.{owner}add{site.order}"
-
-
-def place_module(tree: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a dotted path, making the levels between."""
-    *parents, name = path.split(".")
-    for part in parents:
-        if part not in tree._modules:
-            tree.add_module(part, nn.Module())
-        tree = tree._modules[part]  # type: ignore[assignment]
-    tree.add_module(name, module)

@@ -16,7 +16,7 @@ from torch import fx, nn
 from ..ops._depth import DepthMethod
 from ..report import Site, Stream
 from .depth_chain import Chain, Step, chain_of
-from .depth_readers import Readers, attention_arguments
+from .depth_readers import Readers
 from .index import Index
 from .site_scope import _out_of_place
 
@@ -70,8 +70,9 @@ class StreamRewriter:
         count = 0
         for number in range(len(units) + 1):
             last = number == len(units)
-            step = units[-1][-1] if last else units[number][0]
-            site = step.sites[-1 if last else 0]
+            unit = units[-1 if last else number]
+            step = unit[-1 if last else 0]
+            site = [s for t in unit for s in t.sites if s.form != "mixer" or len(unit) == 1][-1 if last else 0]
             state = chain.end if last else step.state
             if method.carries == "states" or number == 0:
                 elements.append((state,))
@@ -163,8 +164,8 @@ def rewrite_stream(
         return reason
     if len(method.targets(False)) > 1:
         for block in chain.blocks:
-            if (reason := attention_arguments(block[0].sites, index)[1]) is not None:
-                return reason
+            if isinstance(found := Readers(graph, block[0].state, index, ()).attention(block[0].sites), str):
+                return found
     if not StreamRewriter(graph, chain, method, bank, index).run(wanted):
         return "no place in this stream where the method reads"
     return None

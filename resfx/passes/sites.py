@@ -291,8 +291,12 @@ class Detector:
             site.root, site.depth = self._chain[site.node]
             site.order = counts.get(site.owner, 0)
             counts[site.owner] = site.order + 1
+            site.inner = [s for s in site.inner if s.node not in dropped]
             if site.inside is not None and site.inside.node in dropped:
                 site.inside = None
+        for site in self.sites:
+            roots = [s.root for s in site.inner]
+            site.is_outer = site.root in roots or len(set(roots)) < len(roots)
 
 
 def find_sites(graph: fx.Graph, root: nn.Module | None = None) -> tuple[list[Site], list[Skip]]:
