@@ -9,6 +9,7 @@ The sliding form never builds a ``T x T`` tensor: ``O(T w d)`` multiplications, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -176,3 +177,29 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool, mask: Te
     if causal:
         allowed = allowed & torch.ones(window, window, dtype=torch.bool, device=q.device).tril()
     return attend(q, k, v, allowed, scale).flatten(-3, -2)[..., :size, :]
+
+
+def windowed_attention_row(
+    q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *, scale: float | None = None
+) -> Tensor:
+    """The last row of :func:`windowed_attention`, with the window's positions as a list: nothing is stacked.
+
+    The form in which layers are read: every position is a tensor of its own, for all tokens at once.
+
+    Args:
+        q: the query of the last position, ``(..., heads, d_k)``.
+        keys: what it may read, oldest first, each ``(..., heads, d_k)``.
+        values: each ``(..., heads, d_v)``.
+        scale: factor of the scores; ``1 / sqrt(d_k)`` by default.
+
+    Returns:
+        ``(..., heads, d_v)`` in the type of the values; softmax and sums run in float32 for half types.
+    """
+    wide = accumulator(q.dtype)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scores = [(q.to(wide) * k.to(wide)).sum(-1, keepdim=True) for k in keys]
+    weights = (torch.cat(scores, -1) * scale).softmax(-1)
+    total = weights[..., :1] * values[0].to(wide)
+    for j in range(1, len(values)):
+        total = total + weights[..., j : j + 1] * values[j].to(wide)
+    return total.to(values[0].dtype)
