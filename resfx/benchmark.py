@@ -3,126 +3,25 @@
 from __future__ import annotations
 
 import inspect
-import json as json_
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from .comparison import Comparison, Measured, Row, verdict
 from .errors import ExportError, ResfxError
-from .measure import Inputs, differ, interleave, peak_memory, preserved, quartiles, set_training, wall_clock
+from .measure import Inputs, interleave, peak_memory, preserved, set_training, wall_clock
 from .rewritten import Rewritten
 from .runners import runner_on
-from .tables import table
 
 BACKENDS = ("eager", "compiled", "onnxruntime")
 MODES = ("forward", "train")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One model in one row.
-
-    Attributes:
-        samples: seconds of each step, in the order they were taken.
-        first: seconds of the first step: capture, compilation, export.
-        memory: bytes allocated at the step's highest point, parameters not counted; ``None`` where nothing counts them.
-        nodes: operators dispatched by a step (eager), nodes of the compiled forward graphs, or nodes of the ONNX graph.
-    """
-
-    samples: list[float]
-    first: float
-    memory: int | None = None
-    nodes: int | None = None
-    note: str = ""
-
-    @property
-    def median(self) -> float:
-        """Seconds of a step."""
-        return quartiles(self.samples)[1]
-
-
-@dataclass(frozen=True)
-class Row:
-    """Both models on one backend in one mode; ``reason`` says why there are no figures."""
-
-    backend: str
-    mode: str
-    before: Measured | None = None
-    after: Measured | None = None
-    reason: str = ""
-
-    @property
-    def ratio(self) -> float | None:
-        """Latency after over before; above 1 is slower."""
-        return self.after.median / self.before.median if self.before and self.after else None
-
-    @property
-    def differs(self) -> bool:
-        """Whether the medians differ by more than the spread; if not, ``ratio`` says nothing."""
-        return bool(self.before and self.after and differ(self.before.samples, self.after.samples))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The result of :func:`compare`. ``print`` it, or take its ``rows``.
-
-    Attributes:
-        rows: one for each backend and mode.
-        names: what the two models are.
-        parameters: how many each has.
-        tokens: tokens per call, or ``None`` where inputs are not batch x sequence.
-        setting: device, threads, versions, inputs, how the clock was used.
-    """
-
-    names: tuple[str, str]
-    parameters: tuple[int, int]
-    tokens: int | None
-    rows: list[Row] = field(default_factory=list)
-    setting: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data: JSON-ready, samples included."""
-        rows = [{**asdict(r), "ratio": r.ratio, "differs": r.differs} for r in self.rows]
-        return {"version": 1, "names": list(self.names), "parameters": list(self.parameters), "tokens": self.tokens,
-                "setting": dict(self.setting), "rows": rows}  # fmt: skip
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Comparison:
-        """The comparison that :meth:`to_dict` described."""
-        if data.get("version") != 1:
-            raise ValueError(f"unknown version {data.get('version')!r} of a comparison; this library reads 1")
-        rows = [
-            Row(r["backend"], r["mode"], *(Measured(**m) if m else None for m in (r["before"], r["after"])), r["reason"])
-            for r in data["rows"]
-        ]  # fmt: skip
-        names, parameters = data["names"], data["parameters"]
-        return cls((names[0], names[1]), (parameters[0], parameters[1]), data["tokens"], rows, data["setting"])
-
-    def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_dict` to a file."""
-        with open(path, "w", encoding="utf-8") as file:
-            json_.dump(self.to_dict(), file, indent=1)
-            file.write("\n")
-
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw latency and memory as bars; the suffix of ``path`` picks the format.
-
-        Raises:
-            MissingPackageError: without matplotlib.
-        """
-        from .plot import plot_comparison
-
-        plot_comparison(self, path)
-
-    def __str__(self) -> str:
-        return _text(self)
 
 
 def compare(
@@ -176,11 +75,11 @@ def compare(
     result = Comparison(_names(before, after), (counts[0], counts[1]), _tokens(before, args, kwargs), [], setting)
     start = time.perf_counter()
     for number, (backend, mode) in enumerate([(b, m) for b in backends for m in modes], 1):
-        head = f"[{number}/{len(backends) * len(modes)}] {backend} {mode}"
-        row = _row(backend, mode, (before, after), (args, kwargs), device, (repeats, warmup, seconds),
-                   lambda text, head=head: say(f"{head}: {text}"))  # fmt: skip
+        head = f"[{number}/{len(backends) * len(modes)}] {backend} {mode}: "
+        rounds = repeats, warmup, seconds
+        row = _row(backend, mode, (before, after), (args, kwargs), device, rounds, partial(say, head))
         result.rows.append(row)
-        say(f"{head}: {row.reason or f'{_milliseconds(row.before)} -> {_milliseconds(row.after)}, {_ratio(row)}'}")
+        say(head, row.reason or f"{_milliseconds(row.before)} -> {_milliseconds(row.after)}, {verdict(row)}")
     setting["seconds"] = round(time.perf_counter() - start, 3)
     if json is not None:
         result.save_json(json)
@@ -196,7 +95,7 @@ def _row(
     call: tuple[Any, Any],
     device: torch.device,
     rounds: tuple[int, int, float | None],
-    say: Callable[[str], None],
+    say: Callable[..., None],
 ) -> Row:
     repeats, warmup, seconds = rounds
     at = ""
@@ -217,8 +116,8 @@ def _row(
     except Exception as error:
         # Both models fail alike where the backend is missing: only then is "before" no news.
         return Row(backend, mode, reason=("after: " if at == "after" else "") + _reason(error))
-    pair = [Measured(s, r.first, m, r.nodes, r.note) for s, r, m in zip(samples, runners, memory, strict=True)]
-    return Row(backend, mode, *pair)
+    old, new = (Measured(s, r.first, m, r.nodes, r.note) for s, r, m in zip(samples, runners, memory, strict=True))
+    return Row(backend, mode, old, new)
 
 
 def _reason(error: Exception) -> str:
@@ -274,59 +173,15 @@ def _names(before: nn.Module, after: nn.Module) -> tuple[str, str]:
     return name(before), name(after)
 
 
-def _teller(progress: bool) -> Callable[[str], None]:
+def _teller(progress: bool) -> Callable[..., None]:
     start = time.perf_counter()
 
-    def tell(text: str) -> None:
+    def tell(*text: str) -> None:
         if progress:
-            print(f"{time.perf_counter() - start:7.1f} s  {text}", file=sys.stderr, flush=True)
+            print(f"{time.perf_counter() - start:7.1f} s  {''.join(text)}", file=sys.stderr, flush=True)
 
     return tell
 
 
 def _milliseconds(measured: Measured | None) -> str:
     return f"{measured.median * 1e3:.4g} ms" if measured else "-"
-
-
-def _ratio(row: Row) -> str:
-    if row.ratio is None:
-        return ""
-    return f"{row.ratio:.2f}" if row.differs else f"{row.ratio:.2f} (within noise)"
-
-
-def _text(result: Comparison) -> str:
-    s, (old, new) = result.setting, result.parameters
-    lines = [
-        f"{result.names[0]} -> {result.names[1]}",
-        f"{', '.join(s['inputs'])} on {s['device']}, {s['threads']} threads, torch {s['torch']}",
-        f"parameters {old:,} -> {new:,}" + (f" ({(new - old) / old:+.3%})" if old else ""),
-    ]
-    rows: list[tuple[Any, ...]] = []
-    for row in result.rows:
-        for i, (name, m) in enumerate((("before", row.before), ("after", row.after))):
-            label = (row.backend, row.mode) if i == 0 else ("", "")
-            if m is None:
-                continue
-            low, middle, high = quartiles(m.samples)
-            rate = f"{result.tokens / middle:,.0f}" if result.tokens else None
-            memory = f"{m.memory / 2**20:,.1f}" if m.memory is not None else "-"
-            rows.append((*label, name, _figure(middle), f"{_figure(low)} - {_figure(high)}", rate, memory, m.nodes,
-                         f"{m.first:.2f}", _ratio(row) if i else "", m.note))  # fmt: skip
-    header = ("backend", "mode", "model", "median ms", "quartiles ms", "tokens/s", "peak MiB", "nodes", "first step s",
-              "after/before", "")  # fmt: skip
-    text = "\n".join(lines)
-    if rows:
-        rounds = min(len(r.after.samples) for r in result.rows if r.after)
-        text += "\n\n" + table(rows, header, "<<<>>>>>>")
-        text += (
-            f"\n\n{rounds} rounds or more, the two models in turns. nodes: operators run (eager), of the graph (else)."
-        )
-        text += f" peak: {s['memory']}, parameters not counted."
-    missing = [(r.backend, r.mode, r.reason) for r in result.rows if r.reason]
-    if missing:
-        text += "\n\nnot measured\n" + table(missing, indent=2)
-    return text
-
-
-def _figure(seconds: float) -> str:
-    return f"{seconds * 1e3:.3f}" if seconds < 0.1 else f"{seconds * 1e3:.1f}"

@@ -9,7 +9,7 @@ from .errors import require
 from .measure import quartiles
 
 if TYPE_CHECKING:
-    from .benchmark import Comparison, Row
+    from .comparison import Comparison, Row
 
 GREY, BLUE = "#9aa5b1", "#2f6fde"
 
@@ -20,7 +20,7 @@ def plot_comparison(result: Comparison, path: str | os.PathLike[str]) -> None:
     rows = [r for r in result.rows if r.before and r.after]
     figure = figure_module.Figure(figsize=(9, 1.6 + 0.9 * max(len(rows), 1)), layout="constrained")
     latency, memory = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    figure.suptitle(f"{result.names[0]}  →  {result.names[1]}", fontsize=11)
+    figure.suptitle(f"{result.names[0]}  \N{RIGHTWARDS ARROW}  {result.names[1]}", fontsize=11)
     for offset, side, colour in ((-0.19, "before", GREY), (0.19, "after", BLUE)):
         places = [i + offset for i in range(len(rows))]
         measured = [getattr(r, side) for r in rows]
@@ -48,5 +48,5 @@ def plot_comparison(result: Comparison, path: str | os.PathLike[str]) -> None:
 def _annotate(axes: object, place: int, row: Row) -> None:
     assert row.before and row.after
     end = 1e3 * max(quartiles(row.before.samples)[2], quartiles(row.after.samples)[2])
-    text = f"×{row.ratio:.2f}" if row.differs else "within noise"
+    text = f"x {row.ratio:.2f}" if row.differs else "within noise"
     axes.annotate(text, (end, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)  # type: ignore[attr-defined]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import ExportError, require
+from .errors import ExportError
 from .measure import Inputs, Runner, operator_count
 from .passes.calls import bind
 from .passes.check import tensors_of
@@ -112,11 +115,9 @@ def _first(runner: Runner) -> None:
 @contextlib.contextmanager
 def _fresh_cache() -> Iterator[None]:
     """Compile time is only comparable when neither model finds the other's kernels on disk."""
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the compiler's own imports
-        import torch._inductor.compile_fx
+        importlib.import_module("torch._inductor.compile_fx")
         from torch._inductor.utils import fresh_cache
     with fresh_cache():
         yield
@@ -150,21 +151,18 @@ def _onnxruntime(model: nn.Module, inputs: Inputs, path: Path) -> Runner:
     from .export import session, to_onnx
 
     start = time.perf_counter()
-    to_onnx(model, path, args=inputs.args, kwargs=inputs.kwargs, check=False)
+    exported = to_onnx(model, path, args=inputs.args, kwargs=inputs.kwargs, check=False)
     live = session(path)
     feeds = _feeds(live, model, inputs)
     runner = Runner(lambda: live.run(None, feeds))
     runner.step()
     runner.first = time.perf_counter() - start
-    graph = require("onnx", "onnx", "counting nodes").load(path, load_external_data=False).graph
-    runner.nodes = len(graph.node)
+    runner.nodes = sum(exported.nodes.values())
     return runner
 
 
 def _feeds(live: Any, model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """Arrays for a session: its inputs are the tensors of the call, in the order of the signature."""
-    import inspect
-
     flat = Flattener()
     flat.flatten(bind(inspect.signature(model.forward), inputs.args, inputs.kwargs))
     tensors = [t.detach().cpu().numpy() for t in flat.leaves if isinstance(t, torch.Tensor)]

@@ -74,7 +74,7 @@ def fold_names(names: Sequence[str]) -> str:
 
 def _signature(site: Site) -> tuple[Any, ...]:
     inside = _below(site.inside.name, site.inside.block) if site.inside else None
-    return (_below(site.owner, site.block), site.order, site.kind, site.form, site.line, site.method, inside,
+    return (_below(site.owner, site.block), site.order, site.kind, site.form, site.line, *methods_of(site), inside,
             site.is_outer, site.width)  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def _below(name: str, block: str) -> str:
 
 def report_text(report: Report) -> str:
     """A report as text: a headline, a table of sites for each stream, what was left alone and what is not residual."""
-    places = short_lines([s.line for s in [*report.sites, *report.skips]])
+    places = short_lines([s.line for s in report.sites] + [s.line for s in report.skips])
     parts = [_headline(report)]
     parts += [_stream(stream, places) for stream in report.streams]
     residual = {s.node for s in report.sites}
@@ -100,8 +100,8 @@ def report_text(report: Report) -> str:
 def _headline(report: Report) -> str:
     sites, streams = plural(len(report.sites), "residual add"), plural(len(report.streams), "stream")
     line = f"{report.model}: {sites} in {streams}" if report.sites else f"{report.model}: no residual add"
-    for method in dict.fromkeys(s.method for s in report.changed):
-        line += f", {sum(s.method == method for s in report.changed)} rewritten by {method}"
+    for method in dict.fromkeys(m for s in report.changed for m in methods_of(s)):
+        line += f", {sum(method in methods_of(s) for s in report.sites)} rewritten by {method}"
     if report.new_parameters:
         total = sum(report.new_parameters.values())
         line += f", {plural(total, 'new parameter')} in {plural(len(report.new_parameters), 'tensor')}"
@@ -114,11 +114,17 @@ def _stream(stream: Stream, places: dict[str, str]) -> str:
         count = len(fold.blocks)
         for i, site in enumerate(fold.sites):
             owner = fold.name + _below(site.owner, site.block) if count > 1 else site.owner
+            how = " + ".join(methods_of(site))
             repeat = f"x {count} blocks" if count > 1 and i == 0 else ""
-            rows.append((owner or "(root)", site.kind, site.form, places[site.line], site.method, note(site), repeat))
+            rows.append((owner or "(root)", site.kind, site.form, places[site.line], how, note(site), repeat))
     width = f"width {stream.width}" if stream.width is not None else "width unknown"
     title = f"stream {stream.number}: {plural(len(stream.sites), 'site')}, {width}"
     return title + "\n" + table(rows, ("owner", "kind", "form", "source", "method", "note", ""), indent=2)
+
+
+def methods_of(site: Site) -> list[str]:
+    """The methods that act at a site: mixers of its branch, then what replaced the add."""
+    return [*site.mixers, *([site.method] if site.method else [])]
 
 
 def note(site: Site) -> str:
