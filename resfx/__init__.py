@@ -2,6 +2,8 @@
 
 from . import errors, export
 from .api import rewrite, scan
+from .benchmark import compare
+from .comparison import Comparison
 from .ops.canon import Canon
 from .ops.ddl import DDL
 from .ops.method import Method
@@ -15,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DDL",
     "Canon",
+    "Comparison",
     "Method",
     "Report",
     "ShortConv",
@@ -22,6 +25,7 @@ __all__ = [
     "Site",
     "Skip",
     "Stream",
+    "compare",
     "errors",
     "export",
     "load",
