@@ -373,7 +373,7 @@ class WaveNet(nn.Module):
             h = torch.tanh(a) * torch.sigmoid(b)
             total = total + skip(h)
             x = x + residual(h)
-        return F.relu(total) + 0 * x.mean()
+        return F.relu(total) + x.mean((1, 2), keepdim=True)
 
 
 class Latents(nn.Module):
