@@ -1,21 +1,35 @@
 """Change a model's residual stream without touching its code."""
 
-from . import errors
+from . import errors, export
 from .api import rewrite, scan
+from .benchmark import compare
+from .comparison import Comparison
+from .ops.canon import Canon
 from .ops.ddl import DDL
 from .ops.method import Method
+from .ops.short_conv import ShortConv
+from .ops.short_swa import ShortSWA
 from .report import Report, Site, Skip, Stream
+from .saving import load, save
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DDL",
+    "Canon",
+    "Comparison",
     "Method",
     "Report",
+    "ShortConv",
+    "ShortSWA",
     "Site",
     "Skip",
     "Stream",
+    "compare",
     "errors",
+    "export",
+    "load",
     "rewrite",
+    "save",
     "scan",
 ]

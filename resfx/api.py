@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from .ops.method import Method, Start, method_of
-from .passes import check_rewrite, find_sites, find_streams, source_of
+from .passes import Source, check_rewrite, find_sites, find_streams, source_of
 from .passes.apply import DEFAULT_FORMS, Application
 from .report import Report
 from .rewritten import Rewritten, Runtime, realise, rewritten_class
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def scan(model: Any, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None) -> Report:
@@ -65,29 +68,39 @@ def rewrite(
         ConflictError: if two methods claim one site.
         CheckError: if the rewritten graph breaks a promise; says at which site.
     """
-    methods = [method_of(m, start) for m in ([mode] if isinstance(mode, (str, Method)) else mode)]
-    source = model._resfx.source if isinstance(model, Rewritten) else source_of(model, args, kwargs)
-    earlier = list(model._resfx.applications) if isinstance(model, Rewritten) else []
-    base = model if isinstance(model, Rewritten) else source.model
-
-    tree = copy_sharing_parameters(base)
-    applications = earlier + [Application(m, _globs(include), _globs(exclude), tuple(forms)) for m in methods]
-    _name_banks(applications)
-
+    modes: list[Any] = list(mode) if isinstance(mode, (list, tuple)) else [mode]
+    methods = [method_of(m, start) for m in modes]
+    again = model if isinstance(model, Rewritten) else None
+    source = again._resfx.source if again else source_of(model, args, kwargs)
+    base: Any = again or source.model
+    applications = list(again._resfx.applications) if again else []
+    applications += [Application(m, _globs(include), _globs(exclude), tuple(forms)) for m in methods]
     example = source.example if args is None and kwargs is None else (tuple(args or ()), dict(kwargs or {}))
+    return rewrite_by(source, base, applications, example, check)
+
+
+def rewrite_by(
+    source: Source, base: nn.Module, applications: list[Application], example: Example | None, check: bool
+) -> Any:
+    """The way through: copy, capture, find, rewrite, hand back in the user's class, check."""
+    _name_banks(applications)
+    tree = copy_sharing_parameters(base)
     call = source.call(*example) if example and not source.shared else None
     variant = realise(tree, source.capture(tree, call), applications)
-    tree.__class__ = rewritten_class(source.cls)
-    tree._resfx = Runtime(source, applications)
-    tree._resfx.adopt(variant, tree, call)
+    new: Any = tree
+    new.__class__ = rewritten_class(source.cls)
+    new._resfx = Runtime(source, applications)
+    new._resfx.adopt(variant, new, call)
     if check and example:
-        check_rewrite(tree, base, example, applications)
-    return tree
+        check_rewrite(new, base, example, applications)
+    return new
 
 
 def copy_sharing_parameters(model: nn.Module) -> nn.Module:
     """A copy of the module tree (buffers and configs too) over the same parameters."""
-    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own tree specs warn when copied
+        return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
 def _globs(globs: str | Sequence[str]) -> tuple[str, ...]:

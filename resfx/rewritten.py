@@ -19,14 +19,26 @@ import torch
 from torch import fx, nn
 
 from .errors import SaveError, VariantError
+from .parts import part_of
 from .passes.apply import Application, apply_method
 from .passes.calls import Call, bind, flatten_call
 from .passes.capture import Source
+from .passes.decode import thread_states
 from .passes.graph import Capture
 from .passes.sites import find_sites
 from .passes.streams import find_streams
 from .passes.structure import Template, build, describe, restore, varied
 from .report import Report
+
+
+def _never_traced(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compiler.disable`` at the time of the call: the decorator itself would import the compiler."""
+
+    @functools.wraps(fn)
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        return torch.compiler.disable(fn)(*args, **kwargs)
+
+    return outside
 
 
 @dataclass(eq=False)
@@ -52,6 +64,7 @@ class Runtime:
     applications: list[Application]
     variants: list[Variant] = field(default_factory=list)
     first: Report | None = None
+    parts: dict[str, Runtime] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
         return Runtime(self.source, self.applications, list(self.variants), self.first)
@@ -59,7 +72,7 @@ class Runtime:
     def call(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call on the variant it fits, capturing one if there is none."""
         if self.source.shared:
-            return self._shared(tree).run(tree, *args, **kwargs)
+            return self._run_shared(tree, args, kwargs)
         call = flatten_call(bind(self.source.signature, args, kwargs), self.source.varying)
         mode = _mode(tree, call)
         variant = self._find(call, mode)
@@ -82,6 +95,17 @@ class Runtime:
         self.variants.append(variant)
         self.first = self.first or variant.report
 
+    def _run_shared(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return self._shared(tree).run(tree, *args, **kwargs)
+        except AssertionError as error:
+            if "Guard failed" not in str(error):
+                raise
+            raise VariantError(
+                f"this {type(tree).__name__} is a captured program that does not accept these inputs", str(error),
+                "export it with dynamic_shapes for the sizes that vary, or rewrite the model itself",
+            ) from error  # fmt: skip
+
     def _shared(self, tree: nn.Module) -> Variant:
         """The variant of a graph that serves every call: one, or one per training mode where the model is traced."""
         flags = _flags(tree)
@@ -90,7 +114,7 @@ class Runtime:
                 return variant
         return self._add_shared(tree)
 
-    @torch.compiler.disable
+    @_never_traced
     def _add_shared(self, tree: nn.Module) -> Variant:
         variant = realise(tree, self.source.capture(tree, None), self.applications)
         self.adopt(variant, tree, None)
@@ -102,7 +126,7 @@ class Runtime:
                 return variant
         return None
 
-    @torch.compiler.disable
+    @_never_traced
     def _add(
         self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: tuple[Any, ...]
     ) -> tuple[Variant, Call]:
@@ -125,8 +149,10 @@ def realise(tree: nn.Module, capture: Capture, applications: Sequence[Applicatio
     nodes = len(capture.graph.nodes)
     sites, skips = find_sites(capture.graph, tree)
     streams = find_streams(sites)
-    for application in applications:
+    # Mixers over positions go first: they act on the host's own branches, and what replaces an add reads their result.
+    for application in sorted(applications, key=lambda a: a.method.scope != "sequence"):
         apply_method(capture.graph, sites, streams, application, tree)
+    thread_states(capture, tree)
     capture.graph.lint()
     skips = skips + [s for a in applications for s in a.skips]
     report = Report(_name(tree), sites, skips, streams, nodes)
@@ -192,6 +218,10 @@ class Rewritten:
         """The parameters that the rewrite added, by name: for an optimizer group of their own."""
         return {f"resfx.{n}": p for n, p in self._modules["resfx"].named_parameters()}  # type: ignore[attr-defined]
 
+    def part(self, name: str) -> Any:
+        """A submodule that runs the rewritten adds inside it; see :func:`resfx.parts.part_of`."""
+        return part_of(self, name)
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         # Types and devices are literals in a captured graph, and the parameters are still the original model's.
         probe = next((p for p in self.parameters()), torch.empty(0))  # type: ignore[attr-defined]
@@ -202,7 +232,7 @@ class Rewritten:
                     "cannot change the type or device of a captured program", "both are literals in its graph",
                     "move the model before torch.export, or rewrite the model itself",
                 )  # fmt: skip
-            _own_parameters(self)  # type: ignore[arg-type]
+            own_parameters(self)  # type: ignore[arg-type]
             self._resfx = Runtime(self._resfx.source, self._resfx.applications, first=self._resfx.first)
         return super()._apply(fn, recurse)  # type: ignore[misc]
 
@@ -219,14 +249,16 @@ class Rewritten:
         )  # fmt: skip
 
 
-def _own_parameters(module: nn.Module) -> None:
-    """Give the module parameter objects of its own over the same data, ties kept."""
+def own_parameters(module: nn.Module, copy: bool = False) -> None:
+    """Give the module parameter objects of its own, over the same data or a copy of it; ties are kept."""
     twins: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                twin = twins.setdefault(id(parameter), nn.Parameter(parameter.data, parameter.requires_grad))
-                part._parameters[name] = twin
+                if id(parameter) not in twins:
+                    data = parameter.data.clone() if copy else parameter.data
+                    twins[id(parameter)] = nn.Parameter(data, parameter.requires_grad)
+                part._parameters[name] = twins[id(parameter)]
 
 
 def rewritten_class(cls: type) -> type:
@@ -237,5 +269,20 @@ def rewritten_class(cls: type) -> type:
         return self._resfx.call(self, args, kwargs)
 
     forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
-    body = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    body: dict[str, Any] = {
+        "forward": forward,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
+    if hasattr(cls, "get_encoder"):
+        body["get_encoder"] = _get_encoder
     return type(cls.__name__, (Rewritten, cls), body)
+
+
+def _get_encoder(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The encoder that ``generate()`` calls on its own: rewritten where the model's encoder is."""
+    encoder = self._resfx.source.cls.get_encoder(self, *args, **kwargs)
+    name = next((n for n, m in self.named_modules() if m is encoder), "")
+    claimed = [c for a in self._resfx.applications for c in a.claimed or []]
+    return part_of(self, name) if name and any(c.startswith(f"{name}.") for c in claimed) else encoder

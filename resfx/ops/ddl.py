@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -77,9 +77,9 @@ class DDL(Method):
             raise ValueError(f"gate_hidden must be 0 (one layer) or a width, not {self.gate_hidden}")
 
     @classmethod
-    def repository(cls, **changes: object) -> DDL:
+    def repository(cls, **changes: Any) -> DDL:
         """The form of the authors' code: ``v = 4 sigmoid(W_v x + b_v)`` from the raw stream."""
-        return cls(**{"target": "stream", "target_bias": True, "target_sigmoid": True, **changes})  # type: ignore[arg-type]
+        return cls(**{"target": "stream", "target_bias": True, "target_sigmoid": True, **changes})
 
     def refuse(self, place: Place) -> str | None:
         if place.context_width is None and self.context == "host":
@@ -96,7 +96,7 @@ class DeltaSite(nn.Module):
     def __init__(self, config: DDL, place: Place) -> None:
         super().__init__()
         self.config = config
-        factory = {"device": place.device, "dtype": place.dtype}
+        factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
         d, c = place.width, place.context_width or place.width
         self.eps2 = config.eps**2 * (d if config.eps_rule == "mean" else 1)
         self.erase = config.start == "preserve" and config.preserve == "erase"
@@ -110,14 +110,13 @@ class DeltaSite(nn.Module):
         self.reset_parameters()
         self.mix = None
         if config.start == "preserve" and not self.erase:
-            self.mix = nn.Parameter(torch.zeros(d if config.mix_per_channel else (), **factory))
+            self.mix = nn.Parameter(torch.zeros((d,) if config.mix_per_channel else (), **factory))
 
     def reset_parameters(self) -> None:
         """The authors' initialisation: weights ``N(0, (0.5/sqrt(d))^2)``, gate bias ``logit(beta_init / 2)``."""
-        linears = [m for m in self.modules() if isinstance(m, nn.Linear)]
-        for linear in linears:
+        for linear in [m for m in self.modules() if isinstance(m, nn.Linear)]:
             nn.init.normal_(linear.weight, std=0.5 / math.sqrt(linear.in_features))
-        last = self.gate[-1] if isinstance(self.gate, nn.Sequential) else self.gate
+        last = [m for m in self.gate.modules() if isinstance(m, nn.Linear)][-1]
         p = min(max(self.config.beta_init / 2, 1e-6), 1 - 1e-6)
         if self.erase:
             nn.init.zeros_(last.weight)
@@ -152,7 +151,7 @@ class DeltaSite(nn.Module):
         return f"target={self.config.target}, eps2={self.eps2:g}"
 
 
-def _gate(width: int, config: DDL, factory: dict) -> nn.Module:
+def _gate(width: int, config: DDL, factory: dict[str, Any]) -> nn.Module:
     if not config.gate_hidden:
         return nn.Linear(width, 1, **factory)
     hidden = nn.Linear(width, config.gate_hidden, bias=False, **factory)

@@ -26,6 +26,10 @@ class Place:
         depth: number of residual adds before this one in its stream.
         dtype: element type for new parameters.
         device: where new parameters live.
+        point: scope ``sequence``: which point of the branch, see :class:`Method`.
+        heads: heads of the host's attention, where there is one.
+        causal: whether the host reads earlier positions only.
+        norm: a copy of the norm that opens the branch, with parameters of its own.
     """
 
     width: int
@@ -34,6 +38,10 @@ class Place:
     depth: int
     dtype: torch.dtype
     device: torch.device
+    point: str = ""
+    heads: int | None = None
+    causal: bool = True
+    norm: nn.Module | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +52,11 @@ class Method:
     ``f (..., d)`` and the normalised context ``c (..., d_c)`` or ``None``. A ``forward`` that also takes ``total``
     is given ``x + f`` as the host computes it wherever that is more than a plain add.
 
+    ``sequence``: ``forward(h, mask, state, keep)`` gives ``h (batch, positions, width)`` mixed over the positions; see
+    :class:`resfx.ops._streaming.Mixer`. ``points`` says where: ``"stream"`` (a residual sublayer of its own before the
+    attention), ``"attention"`` (what the attention reads), ``"q"``, ``"k"``, ``"v"`` (projections, after a norm over
+    the head), ``"mlp"`` (what the MLP reads), ``"hidden"`` (its first projection, before the activation).
+
     Attributes:
         start: ``"preserve"`` computes exactly what the host did until the new parameters learn;
             ``"published"`` is the initialisation of the paper, for training from scratch.
@@ -51,6 +64,7 @@ class Method:
 
     name: ClassVar[str] = ""
     scope: ClassVar[str] = "site"
+    points: ClassVar[tuple[str, ...]] = ()
 
     start: Start = "preserve"
 

@@ -87,8 +87,9 @@ def source_of(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] |
         frozen = any("aten" in str(n.target) for n in model.graph.nodes)
         return Source(model, type(model), _without_self(signature), example, model.graph, frozen=frozen)
     signature = _without_self(inspect.signature(type(model).forward))
-    if example is None and isinstance(getattr(model, "dummy_inputs", None), dict):
-        example = ((), dict(model.dummy_inputs))
+    dummy: Any = getattr(model, "dummy_inputs", None)
+    if example is None and isinstance(dummy, dict):
+        example = ((), dict(dummy))
     if example is None:
         return Source(model, type(model), signature, None, traced=True)
     return Source(model, type(model), signature, example)
@@ -106,7 +107,7 @@ def _load_program(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
 
 
 def _without_self(signature: inspect.Signature) -> inspect.Signature:
-    return signature.replace(parameters=[p for n, p in signature.parameters.items() if n != "self"])
+    return signature.replace(parameters=list(signature.parameters.values())[1:])  # whatever it is called
 
 
 def _trace(model: nn.Module) -> fx.Graph:
@@ -146,6 +147,6 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     copy._codegen = graph._codegen
     for node in list(copy.nodes):
         name = str(getattr(node.target, "__name__", node.target))
-        if name.startswith(("_guards_fn", "_assert_tensor_metadata")):
+        if name.startswith("_assert_tensor_metadata"):
             copy.erase_node(node)
     return copy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from .diagnose import diagnose
 from .graph import Capture
 from .guards import guard_function
 from .normalize import flatten_graph
-from .structure import Flattener, Template
+from .structure import Flattener
 
 AUTO = torch.export.Dim.AUTO
 
 
-def capture_call(module: nn.Module, forward_class: type, signature: inspect.Signature, call: Call) -> Capture:
+def capture_call(module: nn.Module, forward_class: Any, signature: inspect.Signature, call: Call) -> Capture:
     """Capture one call of ``forward_class.forward`` over the tree of ``module``.
 
     The tree is not changed: the trace runs on a shell that shares its submodules and parameters.
@@ -40,12 +41,14 @@ def capture_call(module: nn.Module, forward_class: type, signature: inspect.Sign
         outcome["states"] = [flat.state(o) for o in objects]
         return tuple(flat.leaves)
 
+    images = image_leaves(call)
+    dynamic = tuple([dynamic_axes(x, i in images) for i, x in enumerate(call.leaves)])
     shell = shell_of(module, type(forward_class.__name__, (forward_class,), {"forward": forward}))
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                shell, tuple(call.leaves), dynamic_shapes=(tuple(_dynamic(x) for x in call.leaves),), strict=False
+                shell, distinct(call.leaves), dynamic_shapes=(dynamic,) if dynamic else None, strict=False
             )
     except Exception as error:
         raise CaptureError(*diagnose(forward_class, error)) from error
@@ -54,8 +57,17 @@ def capture_call(module: nn.Module, forward_class: type, signature: inspect.Sign
     graph, constants = flatten_graph(exported, module)
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     inputs = inputs[: len(inputs) - len(constants)]
+    for name, part in zip(call.template[1], call.template[2], strict=True):
+        if part[0] == "tensor":
+            inputs[part[1]].meta["argument"] = name
     accepts, source = guard_function(program, [n.meta["val"] for n in inputs], "L['leaves']")
-    return Capture(graph, constants, accepts, source, outcome["output"], outcome["states"])
+    return Capture(graph, constants, accepts, source, outcome["output"], outcome["states"], call.template)
+
+
+def distinct(leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Inputs for a trace, which would take one tensor given twice (``labels=input_ids``) for one input."""
+    first: dict[int, int] = {}
+    return tuple(x if first.setdefault(id(x), i) == i else x.detach().clone() for i, x in enumerate(leaves))
 
 
 def shell_of(module: nn.Module, cls: type) -> nn.Module:
@@ -76,13 +88,16 @@ def _objects(given: dict[str, Any]) -> list[Any]:
     return flat.objects
 
 
-def _dynamic(leaf: torch.Tensor) -> dict[int, Any] | None:
+def image_leaves(call: Call) -> set[int]:
+    """Leaves that are images or maps given as arguments of their own (a cache's tensors are not)."""
+    direct = [part[1] for part in call.template[-1] if part[0] == "tensor"]
+    return {i for i in direct if call.leaves[i].dim() >= 4 and call.leaves[i].is_floating_point()}
+
+
+def dynamic_axes(leaf: torch.Tensor, image: bool = False) -> dict[int, Any] | None:
+    """The axes of an input that are left open, as ``torch.export`` takes them."""
     # An image keeps its size: how the branches divide it is part of the graph. Another size is another capture.
-    if leaf.dim() == 4 and leaf.is_floating_point() and leaf.shape[1] in (1, 3, 4):
-        return {0: AUTO}
-    return {i: AUTO for i in range(leaf.dim())} or None
-
-
-def template_of(value: Any) -> Template:
-    """The template of a value, for comparing outputs."""
-    return Flattener().flatten(value)
+    if image:
+        return {0: AUTO} if leaf.shape[0] > 1 else None
+    # The tracer takes a size of 0 or 1 for a constant whatever it is told.
+    return {i: AUTO for i, size in enumerate(leaf.shape) if size > 1} or None

@@ -1,0 +1,43 @@
+"""Shared by all tests: quiet libraries, one thread, models and rewrites made once."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from hosts import BY_NAME
+
+import resfx
+
+logging.getLogger("torch._export.non_strict_utils").setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True)
+def _quiet_transformers():
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    torch.manual_seed(0)
+
+
+@functools.cache
+def rewritten(name: str, mode: object = "ddl"):
+    """``(original, rewritten, inputs)`` of a host; do not change either model's state for good."""
+    host = BY_NAME[name]
+    model = host.make()
+    inputs = host.inputs(2, 7)
+    return model, resfx.rewrite(model, mode, kwargs=inputs), inputs
+
+
+def randomise(module, std: float = 0.1) -> None:
+    """Move the new parameters off their start, so that the rewrite acts."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.new_parameters().values():
+            parameter.add_(std * torch.randn(parameter.shape, generator=generator).to(parameter))
