@@ -111,14 +111,16 @@ def _headline(report: Report) -> str:
 def _stream(stream: Stream, places: dict[str, str]) -> str:
     rows = []
     for fold in folds(stream):
-        count = len(fold.blocks)
+        blocks = len(fold.blocks)
         for i, site in enumerate(fold.sites):
-            owner = fold.name + _below(site.owner, site.block) if count > 1 else site.owner
+            owner = fold.name + _below(site.owner, site.block) if blocks > 1 else site.owner
             how = " + ".join(methods_of(site))
-            repeat = f"x {count} blocks" if count > 1 and i == 0 else ""
+            repeat = f"x {blocks} blocks" if blocks > 1 and i == 0 else ""
             rows.append((owner or "(root)", site.kind, site.form, places[site.line], how, note(site), repeat))
     width = f"width {stream.width}" if stream.width is not None else "width unknown"
-    title = f"stream {stream.number}: {plural(len(stream.sites), 'site')}, {width}"
+    mixers = sum(s.form == "mixer" for s in stream.sites)
+    count = plural(len(stream.sites) - mixers, "site") + (f" and {plural(mixers, 'mixer')}" if mixers else "")
+    title = f"stream {stream.number}: {count}, {width}"
     return title + "\n" + table(rows, ("owner", "kind", "form", "source", "method", "note", ""), indent=2)
 
 
