@@ -77,7 +77,8 @@ LAYOUT = {
               "v": "self_attn.v_proj"}, "mlp", ["mlp.gate_proj", "mlp.up_proj"]),
     "gpt_neox": ("gpt_neox.layers.{}", "attention", {"qkv": "attention.query_key_value"}, "mlp",
                  ["mlp.dense_h_to_4h"]),
-    "bert": ("bert.encoder.layer.{}", "attention.self", {x[0]: f"attention.self.{x}" for x in ("query", "key", "value")},
+    "bert": ("bert.encoder.layer.{}", "attention.self",
+             {x[0]: f"attention.self.{x}" for x in ("query", "key", "value")},
              "intermediate", ["intermediate.dense"]),
     "vit": ("vit.layers.{}", "attention", {x: f"attention.{x}_proj" for x in "qkv"}, "mlp", ["mlp.fc1"]),
 }  # fmt: skip
