@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from ..ops.method import Method, Place
 from ..report import Site, Skip, Stream
 from .graph import dtype, hint, shape
 from .site_scope import rewrite_site
+from .wide_scope import Step, wide_runs, widen
 
 DEFAULT_FORMS = ("identity", "scaled", "parallel", "projection")
 
@@ -67,12 +69,7 @@ def apply_site(
     graph: fx.Graph, chosen: list[Site], streams: list[Stream], application: Application, tree: nn.Module
 ) -> list[str]:
     """Scope ``site``: every chosen add is replaced by a module of its own. Returns the names of the adds claimed."""
-    for site in chosen:
-        if site.method:
-            raise ConflictError(
-                f"cannot rewrite {site.name} with {application.method.name}",
-                f"{site.method} rewrote it already", "use include= / exclude= so that each site has one method",
-            )  # fmt: skip
+    _forbid_claimed(chosen, application)
     for site in chosen:
         path = module_path(application, site)
         if application.claimed is None:
@@ -82,8 +79,57 @@ def apply_site(
     return [s.name for s in chosen]
 
 
+def apply_wide(
+    graph: fx.Graph, chosen: list[Site], streams: list[Stream], application: Application, tree: nn.Module
+) -> list[str]:
+    """Scope ``wide``: every run of consecutive adds becomes a stream of several channels."""
+    _forbid_claimed(chosen, application)
+    name = application.method.name or type(application.method).__name__
+    first, skips, wanted = application.claimed is None, list[Skip](), set(chosen)
+    runs = [
+        run for stream in streams for run in wide_runs(graph, tree, [s for s in stream.sites if s in wanted], skips)
+    ]
+    if first:
+        application.skips += skips
+    if not runs:
+        raise NoSitesError(
+            f"no residual add to rewrite with {name}", "; ".join(dict.fromkeys(s.reason for s in skips)),
+            "; ".join(dict.fromkeys(s.remedy for s in skips if s.remedy)),
+        )  # fmt: skip
+    for run in runs:
+        paths = [module_path(application, s.site) for s in run]
+        if first:
+            _place_stream(run, paths, application.method, tree)
+        widen(graph, run, paths, tree, name)
+        for step in run:
+            step.site.method = name
+    return [step.site.name for run in runs for step in run]
+
+
+def _place_stream(run: list[Step], paths: list[str], method: Method, tree: nn.Module) -> None:
+    places = [
+        dataclasses.replace(place_of(s.site, tree), depth=i, parallel=s.parallel) for i, s in enumerate(run)
+    ]
+    stream = method.build_stream(places)
+    place_module(tree, f"{paths[0]}.expand", stream.expand)
+    for path, read, write in zip(paths, stream.reads, stream.writes, strict=True):
+        if read is not None:
+            place_module(tree, f"{path}.read", read)
+        place_module(tree, f"{path}.write", write)
+    place_module(tree, f"{paths[-1]}.collapse", stream.collapse)
+
+
+def _forbid_claimed(chosen: list[Site], application: Application) -> None:
+    for site in chosen:
+        if site.method:
+            raise ConflictError(
+                f"cannot rewrite {site.name} with {application.method.name}",
+                f"{site.method} rewrote it already", "use include= / exclude= so that each site has one method",
+            )  # fmt: skip
+
+
 # A scope is one function: (graph, chosen sites, streams, application, tree) -> names of the sites it claimed.
-SCOPES = {"site": apply_site}
+SCOPES = {"site": apply_site, "wide": apply_wide}
 
 
 def choose(sites: list[Site], application: Application) -> list[Site]:
@@ -164,6 +210,7 @@ def place_of(site: Site, tree: nn.Module | None) -> Place:
     return Place(
         width=site.width, context_width=context, kind=site.kind, depth=site.depth, dtype=kind or fallback.dtype,
         device=value.device if isinstance(value, torch.Tensor) else fallback.device,
+        block=site.block, rank=value.dim() if isinstance(value, torch.Tensor) else None,
     )  # fmt: skip
 
 

@@ -1,0 +1,255 @@
+"""Graph surgery for methods of scope ``wide``: between entry and exit the stream has ``n`` channels.
+
+Where a stream enters, the state is expanded. At each add the branch reads a collapsed state and the add becomes a
+write. What the host does to the state between two adds (the norm of a post-norm model, a scaled shortcut) is done
+to every channel. Any other reader of the state (hidden states handed out, cross-attention, auxiliary heads) and
+whatever follows the last add get a collapsed state.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from ..report import Site, Skip
+from .channels import carry, is_carriable
+from .index import Index
+
+ALPHA = "an add with a factor rounds once: its terms cannot be told apart"
+CHANNEL_AXIS = "the features are not on the last axis"
+OWN_BASIS = "the shortcut changes the state's basis: a wide stream can only begin after it"
+REMEDIES = {
+    ALPHA: "write x + alpha * f in two steps",
+    CHANNEL_AXIS: "use a method of scope 'site'",
+    OWN_BASIS: "",
+}
+
+
+@dataclass
+class Step:
+    """One add of a wide run, as the graph has it now.
+
+    Attributes:
+        entry: the node that the branch starts from; it will read the collapsed state.
+        readers: users of ``entry`` that lead to the branch's output.
+        before: nodes from the add before to ``entry``, in order.
+        after: nodes from ``entry`` to the shortcut operand, in order.
+        parallel: the branch starts from the same entry as the one before.
+    """
+
+    site: Site
+    shortcut: fx.Node
+    branch: fx.Node
+    entry: fx.Node
+    readers: list[fx.Node] = field(default_factory=list)
+    before: list[fx.Node] = field(default_factory=list)
+    after: list[fx.Node] = field(default_factory=list)
+    parallel: bool = False
+
+
+def refusal(site: Site) -> str | None:
+    """Why an add cannot be part of any wide stream; ``None`` where it can."""
+    if site.axis != -1:
+        return CHANNEL_AXIS
+    if site.form in ("projection", "resampled"):
+        return OWN_BASIS
+    return ALPHA if site.alpha != 1 else None
+
+
+def wide_runs(graph: fx.Graph, tree: nn.Module, sites: Sequence[Site], skips: list[Skip]) -> list[list[Step]]:
+    """Maximal chains of adds that hand one state from one to the next, in order. An add left out ends a run.
+
+    Args:
+        sites: the claimed adds of one stream; those that cannot be widened are added to ``skips``.
+    """
+    index = Index(graph, tree)
+    runs: list[list[Step]] = []
+    for site in sites:
+        if (reason := refusal(site)) is not None:
+            skips.append(Skip(site.owner, site.line, reason, REMEDIES[reason], node=site.node))
+            continue
+        last = runs[-1][-1] if runs else None
+        step = _step(site, last, index)
+        if step.before or step.parallel or (last is not None and step.entry is last.site.node):
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    return runs
+
+
+def _step(site: Site, last: Step | None, index: Index) -> Step:
+    args = [*site.node.args, *site.node.kwargs.values()]
+    shortcut, branch = args[site.shortcut_index], args[1 - site.shortcut_index]
+    assert isinstance(shortcut, fx.Node) and isinstance(branch, fx.Node)
+    trail = _trail(shortcut, index, last.site.node if last is not None else None)
+    if site.form == "parallel":
+        if last is not None and trail[0] is last.site.node:
+            readers = _leading(last.entry, branch, index)
+            last.readers += [r for r in readers if r not in last.readers]
+            return Step(site, shortcut, branch, last.entry, after=trail[1:], parallel=True)
+        return Step(site, shortcut, branch, shortcut, [])
+    above = _above(branch, index.position[trail[0]], index)
+    start = 0
+    while start + 1 < len(trail) and all(u is trail[start + 1] or u not in above for u in trail[start].users):
+        start += 1
+    entry = trail[start]
+    readers = [u for u in entry.users if u in above]
+    before = _between(last.site.node, entry, index) if last is not None else None
+    return Step(site, shortcut, branch, entry, readers, before or [], trail[start + 1 :])
+
+
+def _trail(node: fx.Node, index: Index, stop: fx.Node | None) -> list[fx.Node]:
+    """From the fork to a shortcut operand, through operators that rearrange, cast or scale."""
+    trail = [node]
+    while node is not stop and index.role[node] in ("pass", "scale"):
+        varying = [x for x in index.data[node] if not index.constant[x]]
+        if len(varying) != 1:
+            break
+        node = varying[0]
+        trail.append(node)
+    return trail[::-1]
+
+
+def _above(node: fx.Node, since: int, index: Index) -> set[fx.Node]:
+    """``node`` and everything it is computed from, no further back than position ``since``."""
+    seen, stack = {node}, [node]
+    while stack:
+        for x in stack.pop().all_input_nodes:
+            if x not in seen and index.position[x] > since:
+                seen.add(x)
+                stack.append(x)
+    return seen
+
+
+def _leading(entry: fx.Node, branch: fx.Node, index: Index) -> list[fx.Node]:
+    above = _above(branch, index.position[entry], index)
+    return [u for u in entry.users if u in above]
+
+
+def _between(start: fx.Node, end: fx.Node, index: Index) -> list[fx.Node] | None:
+    """The nodes that turn the state after one add into the next entry; ``None`` if that is not all they do."""
+    if end is start or index.position[end] <= index.position[start]:
+        return None
+    above = _above(end, index.position[start], index)
+    depends, nodes = {start}, []
+    for node in sorted(above, key=index.position.__getitem__):
+        if depends & set(node.all_input_nodes):
+            depends.add(node)
+            nodes.append(node)
+    return nodes if end in depends and all(is_carriable(n, index) for n in nodes) else None
+
+
+def widen(graph: fx.Graph, run: Sequence[Step], paths: Sequence[str], tree: nn.Module, method: str) -> None:
+    """Make one run of adds a wide stream over the modules at ``paths`` (see :func:`module_names`).
+
+    Args:
+        paths: per step, where its modules live in ``tree``.
+        method: the method's name, recorded on every new node.
+    """
+    Widening(graph, run, paths, tree, method).run()
+
+
+class Widening:
+    """The surgery on one run. ``wide`` is the node that carries the state, ``cursor`` the last node made."""
+
+    def __init__(
+        self, graph: fx.Graph, run: Sequence[Step], paths: Sequence[str], tree: nn.Module, method: str
+    ) -> None:
+        self.graph, self.steps, self.paths, self.tree, self.method = graph, run, paths, tree, method
+        self.channels = tree.get_submodule(f"{paths[0]}.expand").channels
+        self.read_path = ""
+        self.x: fx.Node
+        self.memo: fx.Node
+
+    def run(self) -> None:
+        """Expand, read and write at each add, collapse; then drop what the host's adds leave behind."""
+        states: list[fx.Node] = []
+        wide: fx.Node | None = None
+        for step, path in zip(self.steps, self.paths, strict=True):
+            at_entry = wide
+            if not step.parallel:
+                at_entry = self._read(step, path, wide)
+            assert at_entry is not None
+            wide = self._write(step, path, at_entry)
+            states.append(wide)
+        for step, state in zip(reversed(self.steps), reversed(states), strict=True):
+            self._retire(step, state)
+
+    def _new(self, after: fx.Node, like: fx.Node, make: Callable[[], fx.Node], narrow: bool = False) -> fx.Node:
+        last = after
+        with self.graph.inserting_after(after):
+            mark = self.graph.call_function(_mark)
+        with self.graph.inserting_before(mark):
+            last = make()
+        node = after.next
+        while node is not mark:
+            kept = {k: v for k, v in like.meta.items() if k != "from_node" and (k != "val" or node is last and narrow)}
+            node.meta = {**kept, "resfx": self.method}
+            node = node.next
+        self.graph.erase_node(mark)
+        return last
+
+    def _call(self, after: fx.Node, like: fx.Node, path: str, *args: fx.Node | None, narrow: bool = False) -> fx.Node:
+        return self._new(after, like, lambda: self.graph.call_module(path, args), narrow)
+
+    def _read(self, step: Step, path: str, wide: fx.Node | None) -> fx.Node:
+        """The state at the branch's entry; the branch then reads the collapsed ``self.x``."""
+        entry, graph = step.entry, self.graph
+        first, at_add = wide is None, wide is not None and not step.before
+        others = [u for u in entry.users if u not in step.readers and u not in step.after and u is not step.site.node]
+        if wide is None:
+            wide = self._call(entry, entry, f"{self.paths[0]}.expand", entry)
+        elif step.before:
+            here, nodes = wide, step.before
+            wide = self._new(entry, entry, lambda: carry(graph, here, self._source(step), nodes, self.channels))
+        if f"{path}.read" in self._modules():
+            self.read_path = f"{path}.read"
+        both = self._call(wide, entry, self.read_path, wide)
+        self.x = self._new(both, entry, lambda: graph.call_function(operator.getitem, (both, 0)), narrow=True)
+        self.memo = self._new(self.x, step.site.node, lambda: graph.call_function(operator.getitem, (both, 1)))
+        for user in step.readers:
+            user.replace_input_with(entry, self.x)
+        if others and not first and not at_add:
+            narrow = self._call(wide, entry, f"{self.paths[-1]}.collapse", wide, narrow=True)
+            for user in others:
+                user.replace_input_with(entry, narrow)
+        return wide
+
+    def _write(self, step: Step, path: str, wide: fx.Node) -> fx.Node:
+        add = step.site.node
+        if step.after:
+            source = step.after[0].all_input_nodes
+            origin = next(n for n in source if n is step.entry or n in self._adds())
+            here = wide
+            wide = self._new(add, add, lambda: carry(self.graph, here, origin, step.after, self.channels))
+        context = step.site.context
+        if context is not None and (context is step.entry or context in step.before or context in step.after):
+            context = self.x
+        after = wide if step.after else add
+        return self._call(after, add, f"{path}.write", wide, step.branch, self.x, context, self.memo)
+
+    def _retire(self, step: Step, state: fx.Node) -> None:
+        """Drop an add that was replaced; whoever still reads it gets the collapsed state."""
+        add = step.site.node
+        if add.users:
+            narrow = self._call(state, add, f"{self.paths[-1]}.collapse", state, narrow=True)
+            add.replace_all_uses_with(narrow)
+        for node in [add, *reversed(step.after), *reversed(step.before)]:
+            if not node.users:
+                self.graph.erase_node(node)
+
+    def _source(self, step: Step) -> fx.Node:
+        return self.steps[[s is step for s in self.steps].index(True) - 1].site.node
+
+    def _adds(self) -> set[fx.Node]:
+        return {s.site.node for s in self.steps}
+
+    def _modules(self) -> set[str]:
+        return {n for n, _ in self.tree.named_modules()}
+
+
+def _mark() -> None:
+    """Target of a node that never runs."""
