@@ -137,6 +137,11 @@ def realise(tree: nn.Module, capture: Capture, applications: Sequence[Applicatio
     sites, skips = find_sites(capture.graph, tree)
     streams = find_streams(sites)
     for application in applications:
+        if capture.states and application.method.over_tokens:
+            raise VariantError(
+                f"cannot run {application.method.name} with a cache",
+                "its convolutions over tokens would start anew at every call", "use_cache=False",
+            )  # fmt: skip
         apply_method(capture.graph, sites, streams, application, tree)
     capture.graph.lint()
     skips = skips + [s for a in applications for s in a.skips]

@@ -68,6 +68,11 @@ class Method:
         if self.start not in ("preserve", "published"):
             raise ValueError(f"start must be 'preserve' or 'published', not {self.start!r}")
 
+    @property
+    def over_tokens(self) -> bool:
+        """Whether what it adds must see earlier tokens of a sequence that comes in pieces."""
+        return False
+
     def refuse(self, place: Place) -> str | None:
         """Why the method cannot act at a place; ``None`` where it can."""
         return None
