@@ -3,7 +3,9 @@
 from . import errors
 from .api import rewrite, scan
 from .ops.ddl import DDL
+from .ops.hyper_connections import HyperConnections
 from .ops.method import Method
+from .ops.mhc import MHC, mHC
 from .report import Report, Site, Skip, Stream
 from .saving import load, save
 
@@ -11,6 +13,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DDL",
+    "MHC",
+    "HyperConnections",
     "Method",
     "Report",
     "Site",
@@ -18,6 +22,7 @@ __all__ = [
     "Stream",
     "errors",
     "load",
+    "mHC",
     "rewrite",
     "save",
     "scan",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ._operators import accumulator
 from .delta import delta_shortcut
 from .method import Method, Place
-from .wide import WideStream
+from .wide import WideStream, factory_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ class DeltaSite(nn.Module):
     def __init__(self, config: DDL, place: Place, values: int = 1) -> None:
         super().__init__()
         self.config = config
-        factory = {"device": place.device, "dtype": place.dtype}
+        factory = factory_of(place)
         d, c = place.width, place.context_width or place.width
         self.eps2 = config.eps**2 * (d if config.eps_rule == "mean" else 1)
         self.erase = config.start == "preserve" and config.preserve == "erase"

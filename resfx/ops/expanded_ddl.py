@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ._operators import accumulator
 from .ddl import DDL, DeltaSite
 from .method import Place
-from .wide import Expand, WideStream, recomputed, weighted_sum
+from .wide import Expand, WideStream, factory_of, recomputed, weighted_sum
 
 
 def build_stream(config: DDL, places: Sequence[Place]) -> WideStream:
@@ -58,7 +57,7 @@ class ChannelCompressor(nn.Module):
 
     def __init__(self, config: DDL, place: Place) -> None:
         super().__init__()
-        n, factory = config.value_channels, {"device": place.device, "dtype": place.dtype}
+        n, factory = config.value_channels, factory_of(place)
         self.config = config
         self.kernel = nn.Parameter(torch.zeros(place.width, n, **factory))
         self.read = nn.Parameter(torch.full((n,), 1 / n, **factory))
@@ -93,7 +92,7 @@ class TokenCompressor(nn.Module):
 
     def __init__(self, config: DDL, place: Place) -> None:
         super().__init__()
-        n, factory = config.value_channels, {"device": place.device, "dtype": place.dtype}
+        n, factory = config.value_channels, factory_of(place)
         self.config = config
         self.kernel = nn.Parameter(torch.zeros(n, place.width, config.token_kernel, **factory))
         self.read = nn.Parameter(torch.full((n,), 1 / n, **factory))
@@ -120,7 +119,7 @@ class EmbedConv(nn.Module):
     def __init__(self, config: DDL, place: Place) -> None:
         super().__init__()
         self.channels = config.value_channels
-        factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
+        factory = factory_of(place)
         self.kernel = nn.Parameter(torch.zeros(self.channels, place.width, config.token_kernel, **factory))
         with torch.no_grad():
             self.kernel[..., -1] = 1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ._operators import accumulator
 from .method import Method, Place
-from .wide import Expand, Readout, WideStream, recomputed, weighted_sum
+from .wide import Expand, Readout, WideStream, factory_of, recomputed, weighted_sum
 
 READOUTS = ("auto", "mean", "sum", "learned")
 
@@ -86,11 +86,6 @@ def readout_of(config: Any) -> str:
     if config.readout != "auto":
         return config.readout
     return "mean" if config.start == "preserve" else "sum"
-
-
-def factory_of(place: Place) -> dict[str, Any]:
-    """Type and device for new parameters."""
-    return {"device": place.device, "dtype": place.dtype}
 
 
 class HyperRead(nn.Module):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ._operators import accumulator
-from .hyper_connections import check_wide, factory_of, readout_of
+from .hyper_connections import check_wide, readout_of
 from .method import Method, Place
 from .sinkhorn import sinkhorn
-from .wide import Expand, Readout, WideStream, recomputed
+from .wide import Expand, Readout, WideStream, factory_of, recomputed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,8 @@ mHC = MHC
 class ManifoldRead(nn.Module):
     """The coefficients of one add and the branch's input. Parameters: ``n d (n^2 + 2n) + n^2 + 2n + 3``."""
 
+    origin: Tensor | None
+
     def __init__(self, config: MHC, place: Place) -> None:
         super().__init__()
         n, factory = config.n, factory_of(place)
@@ -88,7 +90,7 @@ class ManifoldRead(nn.Module):
         pre = torch.logit(weights).to(**factory)
         self.pre, self.post = nn.Parameter(pre), nn.Parameter(torch.zeros(n, **factory))
         self.res = nn.Parameter(config.diagonal * torch.eye(n, **factory)) if self.mixes else None
-        self.register_buffer("origin", pre.clone() if config.start == "preserve" else None)
+        self.register_buffer("origin", pre.clone() if config.start == "preserve" else None, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

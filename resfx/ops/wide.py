@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ._operators import accumulator
+from .method import Place
 
 
 @dataclass
@@ -76,6 +77,11 @@ class Readout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, {self.kind}"
+
+
+def factory_of(place: Place) -> dict[str, Any]:
+    """Type and device for new parameters."""
+    return {"device": place.device, "dtype": place.dtype}
 
 
 def recomputed(recompute: bool, formula: Callable[..., Tensor], *tensors: Any) -> Tensor:

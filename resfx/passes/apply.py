@@ -107,9 +107,7 @@ def apply_wide(
 
 
 def _place_stream(run: list[Step], paths: list[str], method: Method, tree: nn.Module) -> None:
-    places = [
-        dataclasses.replace(place_of(s.site, tree), depth=i, parallel=s.parallel) for i, s in enumerate(run)
-    ]
+    places = [dataclasses.replace(place_of(s.site, tree), depth=i, parallel=s.parallel) for i, s in enumerate(run)]
     stream = method.build_stream(places)
     place_module(tree, f"{paths[0]}.expand", stream.expand)
     for path, read, write in zip(paths, stream.reads, stream.writes, strict=True):

@@ -12,10 +12,11 @@ from .graph import shape
 from .index import Index
 
 # These act on each element, or on the last axis by their arguments, whatever the number of axes before it.
-_ELEMENTWISE = frozenset(
+_NAMES = (
     "to _to_copy clone contiguous detach alias dropout mul add sub div pow rsqrt sqrt square reciprocal neg float half"
-    " double bfloat16 type relu gelu silu tanh sigmoid hardswish leaky_relu elu softplus mish identity abs".split()
+    " double bfloat16 type relu gelu silu tanh sigmoid hardswish leaky_relu elu softplus mish identity abs"
 )
+_ELEMENTWISE = frozenset(_NAMES.split())
 
 
 def is_carriable(node: fx.Node, index: Index) -> bool:

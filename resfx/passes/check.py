@@ -85,8 +85,9 @@ def first_broken_site(new: Any, args: Any, kwargs: Any) -> str | None:
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
-            plain = named.get("total")
-            plain = inputs[0] + inputs[1] if plain is None else plain
+            plain, f = named.get("total"), inputs[1]
+            f = f.unsqueeze(-2) if inputs[0].dim() > f.dim() else f  # every channel of a wide state
+            plain = inputs[0] + f if plain is None else plain
             if not broken and not same(plain, output):
                 broken.append(name)
 
@@ -96,7 +97,7 @@ def first_broken_site(new: Any, args: Any, kwargs: Any) -> str | None:
     hooks = [
         m.register_forward_hook(look(n), with_kwargs=True)
         for n, m in bank.named_modules()
-        if n.split(".")[-1][:3] == "add"
+        if n.split(".")[-1][:3] == "add" or n.endswith(".write")
     ]
     try:
         with torch.no_grad():

@@ -21,10 +21,12 @@ from .index import Index
 ALPHA = "an add with a factor rounds once: its terms cannot be told apart"
 CHANNEL_AXIS = "the features are not on the last axis"
 OWN_BASIS = "the shortcut changes the state's basis: a wide stream can only begin after it"
+PARTNER = "its branch starts before the add ahead of it, which is not part of the wide stream"
 REMEDIES = {
     ALPHA: "write x + alpha * f in two steps",
     CHANNEL_AXIS: "use a method of scope 'site'",
     OWN_BASIS: "",
+    PARTNER: "include that add too",
 }
 
 
@@ -37,16 +39,17 @@ class Step:
         readers: users of ``entry`` that lead to the branch's output.
         before: nodes from the add before to ``entry``, in order.
         after: nodes from ``entry`` to the shortcut operand, in order.
+        context: the branch's normalised context; ``entry`` itself where the state is one, as on post-norm hosts.
         parallel: the branch starts from the same entry as the one before.
     """
 
     site: Site
-    shortcut: fx.Node
     branch: fx.Node
     entry: fx.Node
     readers: list[fx.Node] = field(default_factory=list)
     before: list[fx.Node] = field(default_factory=list)
     after: list[fx.Node] = field(default_factory=list)
+    context: fx.Node | None = None
     parallel: bool = False
 
 
@@ -68,11 +71,13 @@ def wide_runs(graph: fx.Graph, tree: nn.Module, sites: Sequence[Site], skips: li
     index = Index(graph, tree)
     runs: list[list[Step]] = []
     for site in sites:
-        if (reason := refusal(site)) is not None:
+        reason = refusal(site)
+        last = runs[-1][-1] if runs else None
+        step = _step(site, last, index) if reason is None else None
+        if step is None:
+            reason = reason or PARTNER
             skips.append(Skip(site.owner, site.line, reason, REMEDIES[reason], node=site.node))
             continue
-        last = runs[-1][-1] if runs else None
-        step = _step(site, last, index)
         if step.before or step.parallel or (last is not None and step.entry is last.site.node):
             runs[-1].append(step)
         else:
@@ -80,17 +85,18 @@ def wide_runs(graph: fx.Graph, tree: nn.Module, sites: Sequence[Site], skips: li
     return runs
 
 
-def _step(site: Site, last: Step | None, index: Index) -> Step:
+def _step(site: Site, last: Step | None, index: Index) -> Step | None:
     args = [*site.node.args, *site.node.kwargs.values()]
     shortcut, branch = args[site.shortcut_index], args[1 - site.shortcut_index]
     assert isinstance(shortcut, fx.Node) and isinstance(branch, fx.Node)
     trail = _trail(shortcut, index, last.site.node if last is not None else None)
     if site.form == "parallel":
-        if last is not None and trail[0] is last.site.node:
-            readers = _leading(last.entry, branch, index)
-            last.readers += [r for r in readers if r not in last.readers]
-            return Step(site, shortcut, branch, last.entry, after=trail[1:], parallel=True)
-        return Step(site, shortcut, branch, shortcut, [])
+        if last is None or trail[0] is not last.site.node:
+            return None
+        above = _above(branch, index.position[last.entry], index)
+        last.readers += [u for u in last.entry.users if u in above and u not in last.readers]
+        context = _context(site, last.entry, index)
+        return Step(site, branch, last.entry, after=trail[1:], context=context, parallel=True)
     above = _above(branch, index.position[trail[0]], index)
     start = 0
     while start + 1 < len(trail) and all(u is trail[start + 1] or u not in above for u in trail[start].users):
@@ -98,7 +104,14 @@ def _step(site: Site, last: Step | None, index: Index) -> Step:
     entry = trail[start]
     readers = [u for u in entry.users if u in above]
     before = _between(last.site.node, entry, index) if last is not None else None
-    return Step(site, shortcut, branch, entry, readers, before or [], trail[start + 1 :])
+    context = _context(site, entry, index)
+    return Step(site, branch, entry, readers, before or [], trail[start + 1 :], context)
+
+
+def _context(site: Site, entry: fx.Node, index: Index) -> fx.Node | None:
+    if site.context is None or site.context not in index.position:
+        return None
+    return entry if index.position[site.context] <= index.position[entry] else site.context
 
 
 def _trail(node: fx.Node, index: Index, stop: fx.Node | None) -> list[fx.Node]:
@@ -122,11 +135,6 @@ def _above(node: fx.Node, since: int, index: Index) -> set[fx.Node]:
                 seen.add(x)
                 stack.append(x)
     return seen
-
-
-def _leading(entry: fx.Node, branch: fx.Node, index: Index) -> list[fx.Node]:
-    above = _above(branch, index.position[entry], index)
-    return [u for u in entry.users if u in above]
 
 
 def _between(start: fx.Node, end: fx.Node, index: Index) -> list[fx.Node] | None:
@@ -159,7 +167,8 @@ class Widening:
         self, graph: fx.Graph, run: Sequence[Step], paths: Sequence[str], tree: nn.Module, method: str
     ) -> None:
         self.graph, self.steps, self.paths, self.tree, self.method = graph, run, paths, tree, method
-        self.channels = tree.get_submodule(f"{paths[0]}.expand").channels
+        self.channels = int(tree.get_submodule(f"{paths[0]}.expand").channels)  # type: ignore[arg-type]
+        self.modules = {n for n, _ in tree.named_modules()}
         self.read_path = ""
         self.x: fx.Node
         self.memo: fx.Node
@@ -179,15 +188,14 @@ class Widening:
             self._retire(step, state)
 
     def _new(self, after: fx.Node, like: fx.Node, make: Callable[[], fx.Node], narrow: bool = False) -> fx.Node:
-        last = after
         with self.graph.inserting_after(after):
             mark = self.graph.call_function(_mark)
         with self.graph.inserting_before(mark):
             last = make()
         node = after.next
         while node is not mark:
-            kept = {k: v for k, v in like.meta.items() if k != "from_node" and (k != "val" or node is last and narrow)}
-            node.meta = {**kept, "resfx": self.method}
+            dropped = {"from_node"} if node is last and narrow else {"from_node", "val"}
+            node.meta = {**{k: v for k, v in like.meta.items() if k not in dropped}, "resfx": self.method}
             node = node.next
         self.graph.erase_node(mark)
         return last
@@ -205,7 +213,7 @@ class Widening:
         elif step.before:
             here, nodes = wide, step.before
             wide = self._new(entry, entry, lambda: carry(graph, here, self._source(step), nodes, self.channels))
-        if f"{path}.read" in self._modules():
+        if f"{path}.read" in self.modules:
             self.read_path = f"{path}.read"
         both = self._call(wide, entry, self.read_path, wide)
         self.x = self._new(both, entry, lambda: graph.call_function(operator.getitem, (both, 0)), narrow=True)
@@ -225,9 +233,7 @@ class Widening:
             origin = next(n for n in source if n is step.entry or n in self._adds())
             here = wide
             wide = self._new(add, add, lambda: carry(self.graph, here, origin, step.after, self.channels))
-        context = step.site.context
-        if context is not None and (context is step.entry or context in step.before or context in step.after):
-            context = self.x
+        context = self.x if step.context is step.entry else step.context
         after = wide if step.after else add
         return self._call(after, add, f"{path}.write", wide, step.branch, self.x, context, self.memo)
 
@@ -246,9 +252,6 @@ class Widening:
 
     def _adds(self) -> set[fx.Node]:
         return {s.site.node for s in self.steps}
-
-    def _modules(self) -> set[str]:
-        return {n for n, _ in self.tree.named_modules()}
 
 
 def _mark() -> None:
