@@ -113,9 +113,14 @@ class HyperRead(nn.Module):
         read, write, mix = self.read.to(wide), self.write.to(wide), self.mix.to(wide)
         if not self.config.dynamic:
             return read, write, mix
-        shape, eps = state.shape[-1:], self.config.eps
-        norm = nn.functional.layer_norm if self.config.norm == "layer" else nn.functional.rms_norm
-        seen = nn.functional.linear(norm(state.to(wide), shape, eps=eps).to(self.dynamic.dtype), self.dynamic).to(wide)
+        values, weight = state.to(wide), self.dynamic.to(wide)
+        seen = nn.functional.linear(state.to(self.dynamic.dtype), self.dynamic).to(wide)
+        # The norm is linear but for its scale, so it can follow the projection: no normalised copy of the state.
+        if self.config.norm == "layer":
+            variance, mean = torch.var_mean(values, -1, correction=0, keepdim=True)
+            seen = (seen - mean * weight.sum(-1)) * torch.rsqrt(variance + self.config.eps)
+        else:
+            seen = seen * torch.rsqrt(values.square().mean(-1, keepdim=True) + self.config.eps)
         if self.config.tanh:
             seen = torch.tanh(seen)
         scale = self.scale.to(wide)

@@ -17,7 +17,10 @@ def sinkhorn(logits: Tensor, iterations: int = 20) -> Tensor:
         iterations: rounds of columns, then rows.
 
     Returns:
-        ``(..., n, n)``, positive. Rows sum to one up to rounding, columns as far as the rounds carry them.
+        ``(..., n, n)``, positive. Rows sum to one up to rounding, columns as far as the rounds carry them: the
+        error shrinks by ``tanh(D / 4)^2`` a round, ``D`` the largest ``|a_ik - a_jk - a_il + a_jl|`` of the logits
+        (Birkhoff). Twenty rounds reach 1e-6 up to ``D = 3.5``, and leave a few per cent where logits differ by tens.
+        Products of such matrices stay bounded all the same: entries are positive and rows sum to one.
     """
     top = logits.amax((-2, -1), keepdim=True).detach()
     matrix = torch.exp((logits - top).clamp_min(-_RANGE))
