@@ -1,11 +1,14 @@
 """Change a model's residual stream without touching its code."""
 
-from . import errors
+from . import errors, export
 from .api import rewrite, scan
+from .ops.canon import Canon
 from .ops.ddl import DDL
 from .ops.hyper_connections import HyperConnections
 from .ops.method import Method
 from .ops.mhc import MHC, mHC
+from .ops.short_conv import ShortConv
+from .ops.short_swa import ShortSWA
 from .report import Report, Site, Skip, Stream
 from .saving import load, save
 
@@ -14,13 +17,17 @@ __version__ = "0.1.0"
 __all__ = [
     "DDL",
     "MHC",
+    "Canon",
     "HyperConnections",
     "Method",
     "Report",
+    "ShortConv",
+    "ShortSWA",
     "Site",
     "Skip",
     "Stream",
     "errors",
+    "export",
     "load",
     "mHC",
     "rewrite",

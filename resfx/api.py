@@ -68,7 +68,8 @@ def rewrite(
         ConflictError: if two methods claim one site.
         CheckError: if the rewritten graph breaks a promise; says at which site.
     """
-    methods = [method_of(m, start) for m in ([mode] if isinstance(mode, (str, Method)) else mode)]
+    modes: list[Any] = list(mode) if isinstance(mode, (list, tuple)) else [mode]
+    methods = [method_of(m, start) for m in modes]
     again = model if isinstance(model, Rewritten) else None
     source = again._resfx.source if again else source_of(model, args, kwargs)
     base: Any = again or source.model

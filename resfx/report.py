@@ -24,6 +24,11 @@ class Site:
         axis: the feature axis, ``-1`` or counted from the front.
         width: size of that axis.
         method: name of the method that rewrote it, ``""`` before.
+        reads: name of the method that reads over depth where its branch starts.
+        result: the node that carries the stream behind the add, once a rewrite has replaced it.
+        is_outer: a long skip around whole blocks: its branch holds sites of its own stream, or a stream of several.
+            A lone add within a branch (a short convolution, an adapter) does not make one.
+        mixers: names of the methods that put a mixer before the branch or into it.
     """
 
     node: fx.Node
@@ -48,16 +53,15 @@ class Site:
     block: str = ""
     inside: Site | None = field(default=None, repr=False)
     method: str = ""
+    reads: str = ""
+    result: fx.Node | None = field(default=None, repr=False)
+    is_outer: bool = False
+    mixers: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         """``owner`` and, where an owner adds more than once, the number of the add."""
         return f"{self.owner or '(root)'}:{self.order}"
-
-    @property
-    def is_outer(self) -> bool:
-        """Whether other sites lie inside its branch: a long skip around whole blocks."""
-        return bool(self.inner)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without graph nodes."""
@@ -65,7 +69,8 @@ class Site:
             "name": self.name, "owner": self.owner, "order": self.order, "kind": self.kind, "form": self.form,
             "line": self.line, "stream": self.stream, "block": self.block, "axis": self.axis, "width": self.width,
             "inside": self.inside.name if self.inside else None, "outer": self.is_outer, "method": self.method,
-            "context": self.context is not None,
+            "context": self.context is not None, "mixers": list(self.mixers),
+            "reads": self.reads,
         }  # fmt: skip
 
 
@@ -128,8 +133,8 @@ class Report:
 
     @property
     def changed(self) -> list[Site]:
-        """The sites that were rewritten."""
-        return [s for s in self.sites if s.method]
+        """The sites that were rewritten, or whose branch was."""
+        return [s for s in self.sites if s.method or s.mixers or s.reads]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: JSON-ready, without graph nodes."""

@@ -19,9 +19,11 @@ import torch
 from torch import fx, nn
 
 from .errors import SaveError, VariantError
+from .parts import part_of
 from .passes.apply import Application, apply_method
 from .passes.calls import Call, bind, flatten_call
 from .passes.capture import Source
+from .passes.decode import thread_states
 from .passes.graph import Capture
 from .passes.sites import find_sites
 from .passes.streams import find_streams
@@ -52,6 +54,7 @@ class Runtime:
     applications: list[Application]
     variants: list[Variant] = field(default_factory=list)
     first: Report | None = None
+    parts: dict[str, Runtime] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
         return Runtime(self.source, self.applications, list(self.variants), self.first)
@@ -136,13 +139,10 @@ def realise(tree: nn.Module, capture: Capture, applications: Sequence[Applicatio
     nodes = len(capture.graph.nodes)
     sites, skips = find_sites(capture.graph, tree)
     streams = find_streams(sites)
-    for application in applications:
-        if capture.states and application.method.over_tokens:
-            raise VariantError(
-                f"cannot run {application.method.name} with a cache",
-                "its convolutions over tokens would start anew at every call", "use_cache=False",
-            )  # fmt: skip
+    # Mixers over positions go first: they act on the host's own branches, and what replaces an add reads their result.
+    for application in sorted(applications, key=lambda a: a.method.scope != "sequence"):
         apply_method(capture.graph, sites, streams, application, tree)
+    thread_states(capture, tree)
     capture.graph.lint()
     skips = skips + [s for a in applications for s in a.skips]
     report = Report(_name(tree), sites, skips, streams, nodes)
@@ -208,6 +208,10 @@ class Rewritten:
         """The parameters that the rewrite added, by name: for an optimizer group of their own."""
         return {f"resfx.{n}": p for n, p in self._modules["resfx"].named_parameters()}  # type: ignore[attr-defined]
 
+    def part(self, name: str) -> Any:
+        """A submodule that runs the rewritten adds inside it; see :func:`resfx.parts.part_of`."""
+        return part_of(self, name)
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         # Types and devices are literals in a captured graph, and the parameters are still the original model's.
         probe = next((p for p in self.parameters()), torch.empty(0))  # type: ignore[attr-defined]
@@ -255,5 +259,20 @@ def rewritten_class(cls: type) -> type:
         return self._resfx.call(self, args, kwargs)
 
     forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
-    body = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    body: dict[str, Any] = {
+        "forward": forward,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
+    if hasattr(cls, "get_encoder"):
+        body["get_encoder"] = _get_encoder
     return type(cls.__name__, (Rewritten, cls), body)
+
+
+def _get_encoder(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The encoder that ``generate()`` calls on its own: rewritten where the model's encoder is."""
+    encoder = self._resfx.source.cls.get_encoder(self, *args, **kwargs)
+    name = next((n for n, m in self.named_modules() if m is encoder), "")
+    claimed = [c for a in self._resfx.applications for c in a.claimed or []]
+    return part_of(self, name) if name and any(c.startswith(f"{name}.") for c in claimed) else encoder

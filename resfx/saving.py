@@ -55,7 +55,7 @@ def save(module: Any, folder: str | os.PathLike[str], *, weights: Literal["new",
     recipe = {
         "format": FORMAT, "version": VERSION, "class": type(module).__name__, "weights": weights,
         "applications": [a.to_dict() for a in module._resfx.applications], "example": _describe_example(module),
-        "base": fingerprint(module),
+        "base": fingerprint(module),  # type: ignore[arg-type]
     }  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -183,7 +183,8 @@ def _application(data: dict[str, Any], custom: Mapping[str, type[Method]], path:
         if name not in known:
             raise SaveError(f"cannot load {path}", f"it uses a method {name!r} that is not known here",
                             f"load(..., custom={{{name!r}: YourMethod}})")  # fmt: skip
-        method = known[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        method = known[name](**config)
         return Application(method, tuple(data["include"]), tuple(data["exclude"]), tuple(data["forms"]), data["key"])
     except (KeyError, TypeError, ValueError) as error:
         raise SaveError(f"cannot load {path}", f"{RECIPE} has a damaged method: {error}", "save it again") from error
@@ -209,7 +210,7 @@ def _describe_example(module: Any) -> dict[str, Any] | None:
     if example is None:
         return None
     signature = module._resfx.source.signature
-    described = {}
+    described: dict[str, Any] = {}
     for name, value in signature.bind(*example[0], **example[1]).arguments.items():
         if isinstance(value, torch.Tensor):
             described[name] = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}

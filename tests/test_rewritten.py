@@ -77,7 +77,8 @@ def test_labels_masks_and_positional_arguments_each_get_their_graph():
         assert len(want) == len(got)
         assert all(torch.equal(x, y) for x, y in zip(want, got, strict=True))
     embedded = model.transformer.wte(ids).detach()
-    assert torch.equal(model(inputs_embeds=embedded, use_cache=False).logits, new(inputs_embeds=embedded, use_cache=False).logits)
+    want, got = (m(inputs_embeds=embedded, use_cache=False).logits for m in (model, new))
+    assert torch.equal(want, got)
 
 
 def test_a_batch_of_one_is_its_own_capture_and_right():
@@ -279,3 +280,31 @@ def test_traced_models_follow_train_and_eval():
         torch.manual_seed(5)
         assert torch.equal(want, new(x))
     assert new(torch.randn(2, 3, 8)).shape == (2, 3, 8), "a traced graph has no shapes to guard"
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_generate_of_an_encoder_decoder_runs_the_rewritten_encoder(name):
+    model, shared, inputs = rewritten(name)
+    new = copy.deepcopy(shared)
+    ids = inputs["input_ids"]
+    options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    assert torch.equal(model.generate(ids, **options), new.generate(ids, **options))
+    randomise(new, 1.0)
+    encoder = new.get_encoder()
+    assert set(encoder.new_parameters()) and isinstance(encoder, type(model.get_encoder()))
+    states = encoder(ids).last_hidden_state
+    whole = new(**inputs).encoder_last_hidden_state
+    assert torch.equal(states, whole)
+    assert not torch.equal(states, model.get_encoder()(ids).last_hidden_state)
+    assert not hasattr(rewritten("nanogpt")[1], "get_encoder")
+
+
+def test_a_part_runs_its_rewritten_adds():
+    _, shared, inputs = rewritten("llama")
+    new = copy.deepcopy(shared)
+    randomise(new, 0.5)
+    body = new.part("model")
+    hidden = body(inputs["input_ids"], use_cache=False).last_hidden_state
+    assert torch.equal(new.lm_head(hidden), new(**inputs).logits)
+    with pytest.raises(resfx.errors.NoSitesError):
+        new.part("lm_head")

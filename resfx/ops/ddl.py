@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -111,9 +111,9 @@ class DDL(Method):
                 raise ValueError(f"{field}={getattr(self, field)!r} needs value_channels of at least 2")
 
     @classmethod
-    def repository(cls, **changes: object) -> DDL:
+    def repository(cls, **changes: Any) -> DDL:
         """The form of the authors' code: ``v = 4 sigmoid(W_v x + b_v)`` from the raw stream."""
-        return cls(**{"target": "stream", "target_bias": True, "target_sigmoid": True, **changes})  # type: ignore[arg-type]
+        return cls(**{"target": "stream", "target_bias": True, "target_sigmoid": True, **changes})
 
     def refuse(self, place: Place) -> str | None:
         if place.context_width is None and self.context == "host":
@@ -160,14 +160,13 @@ class DeltaSite(nn.Module):
         self.reset_parameters()
         self.mix = None
         if config.start == "preserve" and not self.erase:
-            self.mix = nn.Parameter(torch.zeros(d if config.mix_per_channel else (), **factory))
+            self.mix = nn.Parameter(torch.zeros((d,) if config.mix_per_channel else (), **factory))
 
     def reset_parameters(self) -> None:
         """The authors' initialisation: weights ``N(0, (0.5/sqrt(d))^2)``, gate bias ``logit(beta_init / 2)``."""
-        linears = [m for m in self.modules() if isinstance(m, nn.Linear)]
-        for linear in linears:
+        for linear in [m for m in self.modules() if isinstance(m, nn.Linear)]:
             nn.init.normal_(linear.weight, std=0.5 / math.sqrt(linear.in_features))
-        last = self.gate[-1] if isinstance(self.gate, nn.Sequential) else self.gate
+        last = [m for m in self.gate.modules() if isinstance(m, nn.Linear)][-1]
         p = min(max(self.config.beta_init / 2, 1e-6), 1 - 1e-6)
         if self.erase:
             nn.init.zeros_(last.weight)
@@ -202,7 +201,7 @@ class DeltaSite(nn.Module):
         return f"target={self.config.target}, eps2={self.eps2:g}"
 
 
-def _gate(width: int, config: DDL, factory: dict) -> nn.Module:
+def _gate(width: int, config: DDL, factory: dict[str, Any]) -> nn.Module:
     if not config.gate_hidden:
         return nn.Linear(width, 1, **factory)
     hidden = nn.Linear(width, config.gate_hidden, bias=False, **factory)

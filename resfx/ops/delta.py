@@ -7,6 +7,8 @@ every form is the shortcut plus a number per row times ``f``: that is how it is 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -84,15 +86,15 @@ def _(
     return delta_formula(x, f, beta, v, mix, total, eps2, add)
 
 
-def _save(ctx, inputs, output):  # noqa: ANN001, ANN202 - the shape torch.library asks for
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.eps2, ctx.add = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx, grad):  # noqa: ANN001, ANN202
-    tensors = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    tensors: list[Any] = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
     with torch.enable_grad():
-        out = delta_formula(*tensors, ctx.eps2, ctx.add)  # type: ignore[arg-type]
+        out = delta_formula(*tensors, ctx.eps2, ctx.add)  # type: ignore[call-arg]
     given = [t for t in tensors if t is not None]
     grads = iter(torch.autograd.grad(out, given, grad, allow_unused=True))
     return (*(None if t is None else next(grads) for t in tensors), None, None)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._operators import accumulator
+from ._streaming import Mixer, State, last, readable
 from .ddl import DDL, DeltaSite
 from .method import Place
 from .wide import Expand, WideStream, factory_of, recomputed, weighted_sum
@@ -42,7 +43,11 @@ class Reader(nn.Module):
         super().__init__()
         self.compress = compressor(config, place)
 
-    def forward(self, state: Tensor) -> tuple[Tensor, None]:
+    def over_tokens(self) -> TokenSum | None:
+        """The module that must follow each call, if any."""
+        return self.compress.over_tokens() if isinstance(self.compress, TokenCompressor) else None
+
+    def forward(self, state: Tensor) -> tuple[Tensor | tuple[Tensor, ...], None]:
         return self.compress(state), None
 
 
@@ -80,14 +85,15 @@ class ChannelCompressor(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         weights = self.weights(accumulator(state.dtype))
         excess = _sum(weights) - _unit(self.config, self.read, weights[0].dtype)
-        return recomputed(self.config.recompute, _weigh, state, excess, [weights])
+        return recomputed(self.config.recompute, _weigh, state, excess, weights)
 
 
 class TokenCompressor(nn.Module):
     """A causal convolution over tokens for every feature of every channel, and a read vector.
 
-    Parameters: ``k d d_v + d_v``. ``forward(state (batch, tokens, d_v, d))`` gives ``(batch, tokens, d)``. Channels
-    are summed before tokens are shifted: what is shifted has one channel.
+    Parameters: ``k d d_v + d_v``. ``forward(state (batch, tokens, d_v, d))`` gives, for each of ``k`` taps, what a
+    token adds ``b`` tokens later, ``(batch, tokens, d)``: channels are summed before tokens are shifted, so that what
+    is shifted, and kept between calls, has one channel. :class:`TokenSum` adds them up.
     """
 
     def __init__(self, config: DDL, place: Place) -> None:
@@ -102,35 +108,73 @@ class TokenCompressor(nn.Module):
             else:
                 self.kernel.normal_(std=0.5 / math.sqrt(place.width))
 
-    def forward(self, state: Tensor) -> Tensor:
+    def over_tokens(self) -> TokenSum:
+        """The module that must follow each call."""
+        return TokenSum()
+
+    def forward(self, state: Tensor) -> tuple[Tensor, ...]:
         dtype = accumulator(state.dtype)
         read, taps = self.read.to(dtype).unbind(0), self.kernel.to(dtype).unbind(-1)
         weights = [[r * w for r, w in zip(read, tap.unbind(0), strict=True)] for tap in reversed(taps)]
         excess = _sum(weights[0]) - _unit(self.config, self.read, dtype)
-        return recomputed(self.config.recompute, _weigh, state, excess, weights)
+        return recomputed(self.config.recompute, _weigh_taps, state, excess, weights)
 
 
-class EmbedConv(nn.Module):
+class TokenSum(Mixer):
+    """``sum_b y_b[t - b]`` over the parts ``y_b (batch, tokens, d)`` of a convolution over tokens. No parameters.
+
+    State: what past tokens add to the next ``k - 1``, ``(batch, k - 1, d)``.
+    """
+
+    streams = 1
+
+    def forward(  # type: ignore[override]
+        self, h: Sequence[Tensor], mask: Tensor | None = None, state: State | None = None, keep: bool = False
+    ) -> Tensor | tuple[Tensor, State]:
+        size, reach = h[0].shape[1], len(h) - 1
+        real = readable(h[0], mask)
+        total = None
+        for back, part in enumerate(h):
+            wide = part.to(accumulator(part.dtype))
+            if back and real is not None:  # a padding token says nothing to later ones
+                wide = wide * real.unsqueeze(-1)
+            wide = nn.functional.pad(wide, (0, 0, back, reach - back))
+            total = wide if total is None else total + wide
+        assert total is not None
+        if state is not None:
+            total = total + nn.functional.pad(state[0], (0, 0, 0, size))
+        out = total.narrow(1, 0, size).to(h[0].dtype)
+        return (out, (total.narrow(1, size, reach).clone(),)) if keep else out
+
+
+class EmbedConv(Mixer):
     """The entry with a causal convolution over tokens. Parameters: ``k d d_v``; starts as equal channels.
 
-    ``forward(x (batch, tokens, d))`` gives ``(batch, tokens, d_v, d)``.
+    ``forward(x (batch, tokens, d))`` gives ``(batch, tokens, d_v, d)``. State: the last ``k - 1`` of ``x``.
     """
+
+    streams = 1
 
     def __init__(self, config: DDL, place: Place) -> None:
         super().__init__()
         self.channels = config.value_channels
-        factory = factory_of(place)
-        self.kernel = nn.Parameter(torch.zeros(self.channels, place.width, config.token_kernel, **factory))
+        self.kernel = nn.Parameter(torch.zeros(self.channels, place.width, config.token_kernel, **factory_of(place)))
         with torch.no_grad():
             self.kernel[..., -1] = 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(accumulator(x.dtype))
-        taps = self.kernel.to(wide.dtype).unbind(-1)
-        out = taps[-1] * wide.unsqueeze(-2)
-        for back, tap in enumerate(reversed(taps[:-1]), 1):
-            out = torch.addcmul(out, tap, shift(wide, back).unsqueeze(-2))
-        return out.to(x.dtype)
+    def forward(
+        self, h: Tensor, mask: Tensor | None = None, state: State | None = None, keep: bool = False
+    ) -> Tensor | tuple[Tensor, State]:
+        taps = self.kernel.to(accumulator(h.dtype)).unbind(-1)
+        size, reach, real = h.shape[1], len(taps) - 1, readable(h, mask)
+        x = h if real is None else h * real.unsqueeze(-1)
+        x = nn.functional.pad(x, (0, 0, reach, 0)) if state is None else torch.cat((state[0], x), 1)
+        wide = x.to(taps[0].dtype)
+        out = taps[-1] * h.to(wide.dtype).unsqueeze(-2)
+        for start, tap in enumerate(taps[:-1]):
+            out = torch.addcmul(out, tap, wide.narrow(1, start, size).unsqueeze(-2))
+        out = out.to(h.dtype)
+        return (out, (last(x, reach, 1),)) if keep else out
 
 
 class DeltaWrite(DeltaSite):
@@ -165,11 +209,6 @@ def write_formula(
     return torch.addcmul(xw + fw if add else xw, weight, fw).to(state.dtype)
 
 
-def shift(x: Tensor, back: int) -> Tensor:
-    """``x (batch, tokens, d)`` as it was ``back`` tokens ago; zeros before the first."""
-    return nn.functional.pad(x, (0, 0, back, 0)).narrow(-2, 0, x.shape[-2])
-
-
 def _sum(terms: Sequence[Tensor]) -> Tensor:
     out = terms[0]
     for term in terms[1:]:
@@ -185,13 +224,16 @@ def _unit(config: DDL, read: Tensor, dtype: torch.dtype) -> Tensor | int:
     return _sum(torch.full_like(read, 1 / n).to(dtype).unbind(0))
 
 
-def _weigh(state: Tensor, excess: Tensor, weights: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Channels weighted by ``weights[0]``, whose sum is ``1 + excess``, as the first channel and differences from
-    it; then the state of ``b`` tokens ago weighted by ``weights[b]``."""
-    first, *others = channels = state.to(excess.dtype).unbind(-2)
+def _weigh(state: Tensor, excess: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Channels weighted by ``weights``, whose sum is ``1 + excess``, as the first channel and differences from it."""
+    first, *others = state.to(excess.dtype).unbind(-2)
     out = torch.addcmul(first, excess, first)
-    for weight, other in zip(weights[0][1:], others, strict=True):
+    for weight, other in zip(weights[1:], others, strict=True):
         out = torch.addcmul(out, weight, other - first)
-    for back, past in enumerate(weights[1:], 1):
-        out = out + shift(weighted_sum(past, channels), back)
     return out.to(state.dtype)
+
+
+def _weigh_taps(state: Tensor, excess: Tensor, weights: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    channels = state.to(excess.dtype).unbind(-2)
+    past = [weighted_sum(w, channels).to(state.dtype) for w in weights[1:]]
+    return (_weigh(state, excess, weights[0]), *past)

@@ -30,6 +30,10 @@ class Place:
         block: name of the repeated block that the add belongs to.
         rank: dimensions of the stream, 3 for ``(batch, tokens, d)``; ``None`` if unknown.
         parallel: whether the branch starts from the same state as the one before, ``(x + f) + g``.
+        point: scope ``sequence``: which point of the branch, see :class:`Method`.
+        heads: heads of the host's attention, where there is one.
+        causal: whether the host reads earlier positions only.
+        norm: a copy of the norm that opens the branch, with parameters of its own.
     """
 
     width: int
@@ -41,6 +45,10 @@ class Place:
     block: str = ""
     rank: int | None = None
     parallel: bool = False
+    point: str = ""
+    heads: int | None = None
+    causal: bool = True
+    norm: nn.Module | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +61,10 @@ class Method:
 
     ``wide``: :meth:`build_stream` gives the modules of a stream of ``n`` channels, see
     :class:`resfx.ops.wide.WideStream`.
+    ``sequence``: ``forward(h, mask, state, keep)`` gives ``h (batch, positions, width)`` mixed over the positions; see
+    :class:`resfx.ops._streaming.Mixer`. ``points`` says where: ``"stream"`` (a residual sublayer of its own before the
+    attention), ``"attention"`` (what the attention reads), ``"q"``, ``"k"``, ``"v"`` (projections, after a norm over
+    the head), ``"mlp"`` (what the MLP reads), ``"hidden"`` (its first projection, before the activation).
 
     Attributes:
         start: ``"preserve"`` computes exactly what the host did until the new parameters learn;
@@ -61,17 +73,13 @@ class Method:
 
     name: ClassVar[str] = ""
     scope: ClassVar[str] = "site"
+    points: ClassVar[tuple[str, ...]] = ()
 
     start: Start = "preserve"
 
     def __post_init__(self) -> None:
         if self.start not in ("preserve", "published"):
             raise ValueError(f"start must be 'preserve' or 'published', not {self.start!r}")
-
-    @property
-    def over_tokens(self) -> bool:
-        """Whether what it adds must see earlier tokens of a sequence that comes in pieces."""
-        return False
 
     def refuse(self, place: Place) -> str | None:
         """Why the method cannot act at a place; ``None`` where it can."""

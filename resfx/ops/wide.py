@@ -31,6 +31,10 @@ class WideStream:
         writes: per site, ``forward(state, f, x, c, memo)`` gives the new state from the branch output ``f``, the
             branch's input ``x`` and its normalised context ``c`` or ``None``.
         collapse: ``forward(state)`` gives ``(..., d)``: what leaves, and what any other reader on the way gets.
+
+    An ``expand`` that reads earlier tokens is a :class:`resfx.ops._streaming.Mixer`. A read or ``collapse`` that does
+    has a method ``over_tokens()``: it makes a mixer without parameters that follows each call, and keeps its state
+    (``None``: not this one).
     """
 
     expand: nn.Module
@@ -84,7 +88,7 @@ def factory_of(place: Place) -> dict[str, Any]:
     return {"device": place.device, "dtype": place.dtype}
 
 
-def recomputed(recompute: bool, formula: Callable[..., Tensor], *tensors: Any) -> Tensor:
+def recomputed(recompute: bool, formula: Callable[..., Any], *tensors: Any) -> Any:
     """``formula(*tensors)``; with ``recompute`` only the tensors are kept for the backward pass."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(formula, *tensors, use_reentrant=False, preserve_rng_state=False)

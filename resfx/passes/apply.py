@@ -11,11 +11,15 @@ import torch
 from torch import fx, nn
 
 from ..errors import ConflictError, NoSitesError, VariantError
+from ..ops._depth import DepthMethod, DepthPlace
 from ..ops.method import Method, Place
 from ..report import Site, Skip, Stream
-from .graph import dtype, hint, shape
+from .depth_scope import rewrite_stream
+from .graph import dtype, hint, place_module, shape
+from .normalize import resolves
+from .sequence_scope import apply_sequence
 from .site_scope import rewrite_site
-from .wide_scope import Step, wide_runs, widen
+from .wide_scope import Step, TokenAxis, token_axis, wide_runs, widen
 
 DEFAULT_FORMS = ("identity", "scaled", "parallel", "projection")
 
@@ -75,7 +79,7 @@ def apply_site(
         if application.claimed is None:
             place_module(tree, path, application.method.build(place_of(site, tree)))
         site.method = application.method.name or type(application.method).__name__
-        rewrite_site(graph, site, tree.get_submodule(path), path, site.method)
+        site.result = rewrite_site(graph, site, tree.get_submodule(path), path, site.method)
     return [s.name for s in chosen]
 
 
@@ -86,9 +90,13 @@ def apply_wide(
     _forbid_claimed(chosen, application)
     name = application.method.name or type(application.method).__name__
     first, skips, wanted = application.claimed is None, list[Skip](), set(chosen)
-    runs = [
-        run for stream in streams for run in wide_runs(graph, tree, [s for s in stream.sites if s in wanted], skips)
-    ]
+    runs: list[tuple[list[Step], TokenAxis]] = []
+    for stream in streams:
+        # A mixer over positions that was put between two adds is one more branch of the stream.
+        members = [s for s in stream.sites if s in wanted or s.form == "mixer"]
+        if wanted & set(members):
+            tokens = token_axis(graph, tree, stream)
+            runs += [(run, tokens) for run in wide_runs(graph, tree, members, skips) if wanted & {s.site for s in run}]
     if first:
         application.skips += skips
     if not runs:
@@ -96,14 +104,14 @@ def apply_wide(
             f"no residual add to rewrite with {name}", "; ".join(dict.fromkeys(s.reason for s in skips)),
             "; ".join(dict.fromkeys(s.remedy for s in skips if s.remedy)),
         )  # fmt: skip
-    for run in runs:
+    for run, tokens in runs:
         paths = [module_path(application, s.site) for s in run]
         if first:
             _place_stream(run, paths, application.method, tree)
-        widen(graph, run, paths, tree, name)
+        widen(graph, run, paths, tree, name, tokens)
         for step in run:
-            step.site.method = name
-    return [step.site.name for run in runs for step in run]
+            step.site.method = step.site.reads = name
+    return [step.site.name for run, _ in runs for step in run if step.site in wanted]
 
 
 def _place_stream(run: list[Step], paths: list[str], method: Method, tree: nn.Module) -> None:
@@ -117,17 +125,55 @@ def _place_stream(run: list[Step], paths: list[str], method: Method, tree: nn.Mo
     place_module(tree, f"{paths[-1]}.collapse", stream.collapse)
 
 
+def apply_depth(
+    graph: fx.Graph, chosen: list[Site], streams: list[Stream], application: Application, tree: nn.Module
+) -> list[str]:
+    """Scope ``depth``: reads at the inputs of the chosen sublayers or blocks, stream by stream."""
+    _forbid_claimed(chosen, application)
+    method, first, claimed = application.method, application.claimed is None, []
+    assert isinstance(method, DepthMethod)
+
+    def bank(kind: str, site: Site, facts: dict[str, Any] | None) -> str:
+        owner = f"{site.owner}." if site.owner else ""
+        path = f"resfx.{application.key}.{owner}{kind}{site.order}"
+        if first and not resolves(tree, path):
+            place = place_of(site, tree)
+            made = method.build(DepthPlace(**vars(place), **facts)) if facts else method.build_source(place)
+            if made is not None:
+                place_module(tree, path, made)
+        return path if resolves(tree, path) else ""
+
+    for stream in streams:
+        wanted = [s for s in stream.sites if s in chosen]
+        if not wanted:
+            continue
+        reason = rewrite_stream(graph, stream, wanted, method, bank, tree)
+        if reason is None:
+            claimed += wanted
+            for site in wanted:
+                site.reads = method.name or type(method).__name__
+        elif first:
+            remedy = "exclude= this stream, or take another method"
+            application.skips += [Skip(s.owner, s.line, reason, remedy, node=s.node) for s in wanted]
+    if not claimed:
+        reasons = "; ".join(dict.fromkeys(s.reason for s in application.skips))
+        raise NoSitesError(f"no stream to rewrite with {method.name}", reasons, "another method, or another model")
+    return [s.name for s in claimed]
+
+
 def _forbid_claimed(chosen: list[Site], application: Application) -> None:
+    """A method that replaces adds wants them as they are; reads go beside a replaced add, but not beside two reads."""
     for site in chosen:
-        if site.method:
+        taken = {"depth": site.reads, "wide": site.method or site.reads}.get(application.method.scope, site.method)
+        if taken:
             raise ConflictError(
                 f"cannot rewrite {site.name} with {application.method.name}",
-                f"{site.method} rewrote it already", "use include= / exclude= so that each site has one method",
+                f"{taken} rewrote it already", "use include= / exclude= so that each site has one method",
             )  # fmt: skip
 
 
 # A scope is one function: (graph, chosen sites, streams, application, tree) -> names of the sites it claimed.
-SCOPES = {"site": apply_site, "wide": apply_wide}
+SCOPES = {"site": apply_site, "depth": apply_depth, "sequence": apply_sequence, "wide": apply_wide}
 
 
 def choose(sites: list[Site], application: Application) -> list[Site]:
@@ -216,13 +262,3 @@ def module_path(application: Application, site: Site) -> str:
     """Where the module of a site lives in the model's tree."""
     owner = f"{site.owner}." if site.owner else ""
     return f"resfx.{application.key}.{owner}add{site.order}"
-
-
-def place_module(tree: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a dotted path, making the levels between."""
-    *parents, name = path.split(".")
-    for part in parents:
-        if part not in tree._modules:
-            tree.add_module(part, nn.Module())
-        tree = tree._modules[part]  # type: ignore[assignment]
-    tree.add_module(name, module)

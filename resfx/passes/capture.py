@@ -87,8 +87,9 @@ def source_of(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] |
         frozen = any("aten" in str(n.target) for n in model.graph.nodes)
         return Source(model, type(model), _without_self(signature), example, model.graph, frozen=frozen)
     signature = _without_self(inspect.signature(type(model).forward))
-    if example is None and isinstance(getattr(model, "dummy_inputs", None), dict):
-        example = ((), dict(model.dummy_inputs))
+    dummy: Any = getattr(model, "dummy_inputs", None)
+    if example is None and isinstance(dummy, dict):
+        example = ((), dict(dummy))
     if example is None:
         return Source(model, type(model), signature, None, traced=True)
     return Source(model, type(model), signature, example)

@@ -80,15 +80,23 @@ def _check_output(new: Any, before: nn.Module, args: Any, kwargs: Any) -> None:
 
 
 def first_broken_site(new: Any, args: Any, kwargs: Any) -> str | None:
-    """The first new module whose result is not the plain sum of its first two inputs."""
+    """The first new module that changes the stream: an add that is not the plain sum of its first two inputs, a read
+    that does not return what it was to read."""
     broken: list[str] = []
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
-            plain, f = named.get("total"), inputs[1]
-            f = f.unsqueeze(-2) if inputs[0].dim() > f.dim() else f  # every channel of a wide state
-            plain = inputs[0] + f if plain is None else plain
-            if not broken and not same(plain, output):
+            if len(inputs) == 1:  # the read of a wide state
+                plain, output = inputs[0][..., 0, :], output[0]
+                plain = output if isinstance(output, tuple) else plain  # summed over tokens elsewhere
+            elif isinstance(inputs[0], (list, tuple)):
+                plain = inputs[1]
+            elif inputs[0].dim() > inputs[1].dim():  # every channel of a wide state
+                plain = inputs[0] + inputs[1].unsqueeze(-2)
+            else:
+                plain = named["total"] if named.get("total") is not None else inputs[0] + inputs[1]
+            results = output if isinstance(output, tuple) else (output,)
+            if not broken and not all(same(plain, r) for r in results):
                 broken.append(name)
 
         return hook
@@ -97,7 +105,7 @@ def first_broken_site(new: Any, args: Any, kwargs: Any) -> str | None:
     hooks = [
         m.register_forward_hook(look(n), with_kwargs=True)
         for n, m in bank.named_modules()
-        if n.split(".")[-1][:3] == "add" or n.endswith(".write")
+        if n.split(".")[-1].rstrip("0123456789") in ("add", "read", "exit", "write")
     ]
     try:
         with torch.no_grad():

@@ -20,7 +20,7 @@ from .structure import Flattener
 AUTO = torch.export.Dim.AUTO
 
 
-def capture_call(module: nn.Module, forward_class: type, signature: inspect.Signature, call: Call) -> Capture:
+def capture_call(module: nn.Module, forward_class: Any, signature: inspect.Signature, call: Call) -> Capture:
     """Capture one call of ``forward_class.forward`` over the tree of ``module``.
 
     The tree is not changed: the trace runs on a shell that shares its submodules and parameters.
@@ -40,8 +40,8 @@ def capture_call(module: nn.Module, forward_class: type, signature: inspect.Sign
         outcome["states"] = [flat.state(o) for o in objects]
         return tuple(flat.leaves)
 
-    images = _images(call)
-    dynamic = tuple([_dynamic(x, i in images) for i, x in enumerate(call.leaves)])
+    images = image_leaves(call)
+    dynamic = tuple([dynamic_axes(x, i in images) for i, x in enumerate(call.leaves)])
     shell = shell_of(module, type(forward_class.__name__, (forward_class,), {"forward": forward}))
     try:
         with warnings.catch_warnings(), torch.enable_grad():
@@ -56,8 +56,11 @@ def capture_call(module: nn.Module, forward_class: type, signature: inspect.Sign
     graph, constants = flatten_graph(exported, module)
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     inputs = inputs[: len(inputs) - len(constants)]
+    for name, part in zip(call.template[1], call.template[2], strict=True):
+        if part[0] == "tensor":
+            inputs[part[1]].meta["argument"] = name
     accepts, source = guard_function(program, [n.meta["val"] for n in inputs], "L['leaves']")
-    return Capture(graph, constants, accepts, source, outcome["output"], outcome["states"])
+    return Capture(graph, constants, accepts, source, outcome["output"], outcome["states"], call.template)
 
 
 def shell_of(module: nn.Module, cls: type) -> nn.Module:
@@ -78,14 +81,16 @@ def _objects(given: dict[str, Any]) -> list[Any]:
     return flat.objects
 
 
-def _images(call: Call) -> set[int]:
+def image_leaves(call: Call) -> set[int]:
     """Leaves that are images or maps given as arguments of their own (a cache's tensors are not)."""
     direct = [part[1] for part in call.template[-1] if part[0] == "tensor"]
     return {i for i in direct if call.leaves[i].dim() >= 4 and call.leaves[i].is_floating_point()}
 
 
-def _dynamic(leaf: torch.Tensor, image: bool) -> dict[int, Any] | None:
+def dynamic_axes(leaf: torch.Tensor, image: bool = False) -> dict[int, Any] | None:
+    """The axes of an input that are left open, as ``torch.export`` takes them."""
     # An image keeps its size: how the branches divide it is part of the graph. Another size is another capture.
     if image:
-        return {0: AUTO}
-    return {i: AUTO for i in range(leaf.dim())} or None
+        return {0: AUTO} if leaf.shape[0] > 1 else None
+    # The tracer takes a size of 0 or 1 for a constant whatever it is told.
+    return {i: AUTO for i, size in enumerate(leaf.shape) if size > 1} or None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from .structure import Template
 
@@ -28,6 +28,7 @@ class Capture:
         guard_source: the text of ``accepts``.
         output: structure of the result, or ``None`` where the graph already returns it.
         states: structure of each stateful input object after the call.
+        inputs: structure of the call's arguments, or ``None`` where the graph takes them as they are.
     """
 
     graph: fx.Graph
@@ -36,6 +37,7 @@ class Capture:
     guard_source: str = ""
     output: Template | None = None
     states: list[Template] = field(default_factory=list)
+    inputs: Template | None = None
 
 
 def owner(node: fx.Node) -> str:
@@ -92,3 +94,13 @@ def same_shape(a: fx.Node, b: fx.Node) -> bool | None:
     if left is None or right is None:
         return None
     return len(left) == len(right) and all(hint(x) == hint(y) for x, y in zip(left, right, strict=True))
+
+
+def place_module(tree: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a dotted path, making the levels between."""
+    *parents, name = path.split(".")
+    for part in parents:
+        if part not in tree._modules:
+            tree.add_module(part, nn.Module())
+        tree = tree._modules[part]  # type: ignore[assignment]
+    tree.add_module(name, module)

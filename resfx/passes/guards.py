@@ -24,7 +24,9 @@ def guard_function(program: ExportedProgram, placeholders: Sequence[Any], prefix
         placeholders: the fake values of the inputs, in order.
         prefix: how the tracer names the list of inputs, e.g. ``"L['leaves']"``.
     """
-    lines, derived, names = [], [], {}
+    lines: list[str] = []
+    derived: list[tuple[str, Any]] = []
+    names: dict[Any, str] = {}
     printer = PythonPrinter()
     for i, value in enumerate(placeholders):
         lines.append(f"if leaves[{i}].dim() != {value.dim()}: return False")

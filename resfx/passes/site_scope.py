@@ -31,7 +31,7 @@ def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, meth
     with graph.inserting_before(anchor):
         x, f = _weigh(graph, site, shortcut, branch)
         rows = [_to_rows(graph, site, n) for n in (x, f, site.context)]
-        kwargs = {}
+        kwargs: dict[str, Any] = {}
         if not plain and "total" in inspect.signature(module.forward).parameters:
             _out_of_place(site.node)
             kwargs["total"] = _to_rows(graph, site, site.node)

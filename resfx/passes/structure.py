@@ -128,7 +128,7 @@ def describe(template: Template) -> str:
         return repr(template[2])
     if kind == "known":
         return "input"
-    names: Callable[[Any], str] = lambda t: ", ".join(describe(x) for x in t)  # noqa: E731
+    names: Callable[[Any], str] = lambda t: ", ".join(describe(x) for x in t)
     if kind == "dict":
         return "{" + ", ".join(f"{k}={describe(t)}" for k, t in zip(template[1], template[2], strict=True)) + "}"
     return f"{template[1].__name__}({names(template[-1])})"

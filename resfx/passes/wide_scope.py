@@ -14,9 +14,13 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from ..report import Site, Skip
+from ..ops._streaming import Mixer
+from ..report import Site, Skip, Stream
 from .channels import carry, is_carriable
+from .graph import place_module
 from .index import Index
+from .normalize import resolves
+from .sequence_scope import attention_of
 
 ALPHA = "an add with a factor rounds once: its terms cannot be told apart"
 CHANNEL_AXIS = "the features are not on the last axis"
@@ -51,6 +55,30 @@ class Step:
     after: list[fx.Node] = field(default_factory=list)
     context: fx.Node | None = None
     parallel: bool = False
+
+
+@dataclass(frozen=True)
+class TokenAxis:
+    """What a convolution over tokens must know of the host.
+
+    Attributes:
+        streaming: tokens may come in several calls with a cache: not where the attention reads later ones.
+        mask: the call's padding mask, true at real tokens, or where ``drops`` at the others.
+        longer_keys: there is a cache.
+    """
+
+    streaming: bool = True
+    mask: fx.Node | None = None
+    drops: bool = False
+    longer_keys: bool = False
+
+
+def token_axis(graph: fx.Graph, tree: nn.Module, stream: Stream) -> TokenAxis:
+    """The token axis of a stream, as its first self-attention treats it."""
+    found = attention_of(stream, Index(graph, tree))
+    if found is None:
+        return TokenAxis()
+    return TokenAxis(found.causal, found.padding, found.padding_drops, found.longer_keys)
 
 
 def refusal(site: Site) -> str | None:
@@ -150,23 +178,28 @@ def _between(start: fx.Node, end: fx.Node, index: Index) -> list[fx.Node] | None
     return nodes if end in depends and all(is_carriable(n, index) for n in nodes) else None
 
 
-def widen(graph: fx.Graph, run: Sequence[Step], paths: Sequence[str], tree: nn.Module, method: str) -> None:
-    """Make one run of adds a wide stream over the modules at ``paths`` (see :func:`module_names`).
+def widen(
+    graph: fx.Graph, run: Sequence[Step], paths: Sequence[str], tree: nn.Module, method: str, tokens: TokenAxis
+) -> None:
+    """Make one run of adds a wide stream.
 
     Args:
-        paths: per step, where its modules live in ``tree``.
+        paths: per step, where its modules live in ``tree``: ``.read`` and ``.write``, ``.expand`` at the first and
+            ``.collapse`` at the last. A step without a read module shares the one before.
         method: the method's name, recorded on every new node.
     """
-    Widening(graph, run, paths, tree, method).run()
+    Widening(graph, run, paths, tree, method, tokens).run()
 
 
 class Widening:
     """The surgery on one run. ``wide`` is the node that carries the state, ``cursor`` the last node made."""
 
     def __init__(
-        self, graph: fx.Graph, run: Sequence[Step], paths: Sequence[str], tree: nn.Module, method: str
-    ) -> None:
+        self, graph: fx.Graph, run: Sequence[Step], paths: Sequence[str], tree: nn.Module, method: str,
+        tokens: TokenAxis,
+    ) -> None:  # fmt: skip
         self.graph, self.steps, self.paths, self.tree, self.method = graph, run, paths, tree, method
+        self.tokens = tokens
         self.channels = int(tree.get_submodule(f"{paths[0]}.expand").channels)  # type: ignore[arg-type]
         self.modules = {n for n, _ in tree.named_modules()}
         self.read_path = ""
@@ -184,8 +217,8 @@ class Widening:
             assert at_entry is not None
             wide = self._write(step, path, at_entry)
             states.append(wide)
-        for step, state in zip(reversed(self.steps), reversed(states), strict=True):
-            self._retire(step, state)
+        for step, path, state in list(zip(self.steps, self.paths, states, strict=True))[::-1]:
+            self._retire(step, path, state)
 
     def _new(self, after: fx.Node, like: fx.Node, make: Callable[[], fx.Node], narrow: bool = False) -> fx.Node:
         with self.graph.inserting_after(after):
@@ -209,7 +242,7 @@ class Widening:
         first, at_add = wide is None, wide is not None and not step.before
         others = [u for u in entry.users if u not in step.readers and u not in step.after and u is not step.site.node]
         if wide is None:
-            wide = self._call(entry, entry, f"{self.paths[0]}.expand", entry)
+            wide = self._expand(entry)
         elif step.before:
             here, nodes = wide, step.before
             wide = self._new(entry, entry, lambda: carry(graph, here, self._source(step), nodes, self.channels))
@@ -218,10 +251,11 @@ class Widening:
         both = self._call(wide, entry, self.read_path, wide)
         self.x = self._new(both, entry, lambda: graph.call_function(operator.getitem, (both, 0)), narrow=True)
         self.memo = self._new(self.x, step.site.node, lambda: graph.call_function(operator.getitem, (both, 1)))
+        self.x = self._over_tokens(self.x, entry, self.read_path, f"{path}.read_tokens", after=self.memo)
         for user in step.readers:
             user.replace_input_with(entry, self.x)
         if others and not first and not at_add:
-            narrow = self._call(wide, entry, f"{self.paths[-1]}.collapse", wide, narrow=True)
+            narrow = self._collapse(wide, entry, f"{path}.entry_tokens")
             for user in others:
                 user.replace_input_with(entry, narrow)
         return wide
@@ -237,12 +271,49 @@ class Widening:
         after = wide if step.after else add
         return self._call(after, add, f"{path}.write", wide, step.branch, self.x, context, self.memo)
 
-    def _retire(self, step: Step, state: fx.Node) -> None:
+    def _expand(self, entry: fx.Node) -> fx.Node:
+        path = f"{self.paths[0]}.expand"
+        module = self.tree.get_submodule(path)
+        if not isinstance(module, Mixer):
+            return self._call(entry, entry, path, entry)
+        if "streams" not in vars(module):
+            module.streams = module.streams if self.tokens.streaming else 0
+        return self._call_mixer(entry, entry, path)
+
+    def _collapse(self, state: fx.Node, like: fx.Node, tokens: str) -> fx.Node:
+        path = f"{self.paths[-1]}.collapse"
+        narrow = self._call(state, like, path, state, narrow=True)
+        return self._over_tokens(narrow, like, path, tokens)
+
+    def _over_tokens(self, x: fx.Node, like: fx.Node, source: str, path: str, after: fx.Node | None = None) -> fx.Node:
+        """Behind a module that reads earlier tokens: what it found for later ones is added there, one mixer for each
+        of its calls, since each has a past of its own."""
+        make = getattr(self.tree.get_submodule(source), "over_tokens", None)
+        mixer = make() if make is not None else None
+        if mixer is None:
+            return x
+        if not resolves(self.tree, path):
+            mixer.streams = mixer.streams if self.tokens.streaming else 0
+            place_module(self.tree, path, mixer)
+        return self._call_mixer(after or x, like, path, x)
+
+    def _call_mixer(self, after: fx.Node, like: fx.Node, path: str, x: fx.Node | None = None) -> fx.Node:
+        def make() -> fx.Node:
+            mask, kwargs = self.tokens.mask, {}
+            if mask is not None:
+                kwargs["mask"] = self.graph.call_function(operator.eq, (mask, 0)) if self.tokens.drops else mask
+            return self.graph.call_module(path, (x or after,), kwargs)
+
+        node = self._new(after, like, make, narrow=x is not None)
+        node.meta["longer_keys"] = self.tokens.longer_keys
+        return node
+
+    def _retire(self, step: Step, path: str, state: fx.Node) -> None:
         """Drop an add that was replaced; whoever still reads it gets the collapsed state."""
         add = step.site.node
         if add.users:
-            narrow = self._call(state, add, f"{self.paths[-1]}.collapse", state, narrow=True)
-            add.replace_all_uses_with(narrow)
+            step.site.result = self._collapse(state, add, f"{path}.exit_tokens")
+            add.replace_all_uses_with(step.site.result)
         for node in [add, *reversed(step.after), *reversed(step.before)]:
             if not node.users:
                 self.graph.erase_node(node)

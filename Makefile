@@ -1,0 +1,28 @@
+# Everything a newcomer needs: `make demo` and `make test`. Both set up a virtual environment first.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+READY = $(VENV)/.ready
+
+.PHONY: demo test lint zoo matrix bench clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[hf,onnx,bench,dev]'
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps timm
+	touch $@
+
+demo: $(READY)
+	$(RUN) -m examples.demo
+
+test: $(READY)
+	$(RUN) -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

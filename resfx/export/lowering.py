@@ -1,0 +1,225 @@
+"""The way from a rewritten module to a checked ONNX file, on one screen."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..errors import ExportError, ResfxError, require
+from .axes import axis_names, other_example, rename_axes
+from .operators import DOMAIN, attach_bodies, fused_operators, translation_table
+from .repairs import expand_rotary_caches, own_names
+from .trace import FlatModel, flatten_model, trace
+from .verify import verify, wants_reference
+
+EXTERNAL_ABOVE = 2**30  # bytes of weights; one protobuf file holds 2 GiB at most
+
+Backend = Literal["onnxruntime", "reference"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the model; ``data`` is the file with its weights, beside it, or ``None``.
+        inputs, outputs: names and shapes; a dynamic axis is a name.
+        nodes: number of nodes by domain; ``""`` is standard ONNX, ``"resfx"`` the fused operators.
+        differences: greatest absolute difference from the eager model by backend, over every check.
+        notes: checks that were left out, and why.
+    """
+
+    path: Path
+    inputs: dict[str, tuple[int | str, ...]]
+    outputs: dict[str, tuple[int | str, ...]]
+    nodes: dict[str, int]
+    differences: dict[str, float] = field(default_factory=dict)
+    data: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+def to_onnx(
+    new: Any,
+    path: str | os.PathLike[str],
+    args: tuple[Any, ...] | None = None,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    opset: int = 23,
+    external_data: Literal["auto"] | bool = "auto",
+    check: bool | Backend = True,
+    dynamic: bool | Mapping[str, Mapping[int, str]] = True,
+    profile: Literal["portable", "standard"] = "portable",
+) -> Exported:
+    """Export a rewritten module, or any other model, in eval mode to ONNX.
+
+    Inputs have the names of the arguments, outputs the names of the model's output fields; fields that are ``None``
+    are left out, and arguments that are not tensors (``use_cache=False``) become part of the graph. The file is
+    written to a folder beside the target and moved when every check has passed: a failure leaves nothing behind
+    and an older file as it was.
+
+    Args:
+        new: a rewritten module, an ``nn.Module``, ``GraphModule`` or ``ExportedProgram``. It is not changed.
+        path: the file to write, ``model.onnx``; its folder is made if need be.
+        args, kwargs: example inputs; default: those that the model was rewritten with. A batch of one is repeated
+            for tracing, which takes a size of 1 for a constant.
+        opset: version of standard ONNX, 18 to 25.
+        external_data: whether weights go to a file of their own, ``<path>.data``; ``"auto"`` above 1 GB.
+        check: hold the file against the eager model, on the example and at a second size of every dynamic axis, in
+            ONNX Runtime and in ``onnx.reference``; or in one of the two. The reference evaluator is left out, with
+            a note, for more than 256 MB of weights. Half-precision types that ONNX Runtime's CPU has no kernels
+            for fail this check.
+        dynamic: ``True`` for every axis that the model leaves open, ``False`` for none, or the axes and their
+            names, such as ``{"input_ids": {0: "batch", 1: "sequence"}}``.
+        profile: ``"portable"`` keeps each fused operator one node in the domain ``resfx``, with its body attached
+            as a function, so that any session runs it; ``"standard"`` has standard operators only.
+
+    Raises:
+        MissingPackageError: if ``onnx``, ``onnxscript`` or (for a check) ``onnxruntime`` is not installed.
+        ExportError: if the model cannot be lowered or a check fails.
+        CaptureError, VariantError: if the model cannot be captured with these inputs.
+    """
+    for package in ("onnx", "onnxscript", *(("onnxruntime",) if check in (True, "onnxruntime") else ())):
+        require(package, "onnx", "ONNX export")
+    _refuse_bad_options(opset, profile, check)
+    flat = flatten_model(new, args, kwargs)
+    asked = f"cannot lower {type(flat.source.model).__name__} to ONNX"
+    with _translating(asked):
+        program = trace(flat, dynamic, fused=profile == "portable")
+        names = axis_names(program, flat.inputs, dynamic)
+        lowered = _lower(program, flat, opset)
+    expand_rotary_caches(lowered.model)
+    own_names(lowered.model, "tree.")
+    rename_axes(lowered.model, names)
+    attach_bodies(lowered.model, fused_operators(), opset)
+    nodes = Counter(node.domain for node in lowered.model.graph.all_nodes())
+    nodes.setdefault(DOMAIN, 0)
+
+    target = Path(path)
+    weights = sum(v.const_value.nbytes for v in lowered.model.graph.initializers.values() if v.const_value is not None)
+    outside = weights > EXTERNAL_ABOVE if external_data == "auto" else external_data
+    with _put_in_place(target) as draft:
+        lowered.save(str(draft), external_data=outside)
+        differences, notes = _check(flat, program, draft, check) if check else ({}, ("not checked",))
+    data = target.with_name(target.name + ".data")
+    return Exported(
+        target, _shapes(lowered.model.graph.inputs), _shapes(lowered.model.graph.outputs), dict(nodes), differences,
+        data if outside else None, notes,
+    )  # fmt: skip
+
+
+def _refuse_bad_options(opset: int, profile: str, check: Any) -> None:
+    if not 18 <= opset <= 25:
+        raise ValueError(f"opset must lie in 18 to 25, not {opset}: the exporter labels others wrongly")
+    if profile not in ("portable", "standard"):
+        raise ValueError(f"profile must be 'portable' or 'standard', not {profile!r}")
+    if check not in (True, False, "onnxruntime", "reference"):
+        raise ValueError(f"check must be True, False, 'onnxruntime' or 'reference', not {check!r}")
+
+
+@contextmanager
+def _translating(asked: str) -> Iterator[None]:
+    """Make errors of the exporter errors of this library, and keep its chatter down."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ResfxError:
+        raise
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ExportError(
+            asked, f"{type(cause).__name__}: {str(cause).strip()}",
+            "dynamic=False, another opset= or profile='standard'; torch.onnx.export(model, ..., report=True) has more",
+        ) from error  # fmt: skip
+    finally:
+        registration.setLevel(level)
+
+
+def _lower(program: torch.export.ExportedProgram, flat: FlatModel, opset: int) -> Any:
+    # Attention has other strides with gradients than without, and the trace was made without.
+    with torch.no_grad():
+        lowered = torch.onnx.export(
+            program, dynamo=True, opset_version=opset, input_names=flat.inputs, output_names=flat.outputs,
+            custom_translation_table=translation_table(fused_operators()), verbose=False,
+        )  # fmt: skip
+    assert lowered is not None
+    return lowered
+
+
+def _check(
+    flat: FlatModel, program: torch.export.ExportedProgram, draft: Path, check: bool | Backend
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    onnx, notes = require("onnx", "onnx", "checking"), []
+    try:
+        onnx.checker.check_model(str(draft), full_check=True)
+    except Exception as error:
+        raise ExportError("the exported file is not valid ONNX", str(error), "another opset=, or report it") from error
+    backends = ["onnxruntime", "reference"] if check is True else [str(check)]
+    if check is True and not wants_reference(str(draft)):
+        backends.remove("reference")
+        notes.append("not run in the reference evaluator: too large")
+    examples = [flat.call.leaves]
+    other = other_example(program, flat.call.leaves, flat.variant.capture.accepts)
+    if other is None:
+        notes.append("checked at one size: no axis is dynamic, or the model accepts no other size of it")
+    else:
+        examples.append(other)
+    cases = [(leaves, flat.eager(leaves)) for leaves in examples]
+    return verify(str(draft), flat.inputs, flat.outputs, cases, backends), tuple(notes)
+
+
+def _shapes(values: Any) -> dict[str, tuple[int | str, ...]]:
+    return {v.name: tuple(d if isinstance(d, int) else str(d.value) for d in v.shape) for v in values}
+
+
+@contextmanager
+def _put_in_place(target: Path) -> Iterator[Path]:
+    """A path to write to; what lies beside it is moved to the target's folder at the end, the model itself last."""
+    made = [p for p in [target.parent, *target.parent.parents] if not p.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        (folder / "new").mkdir()
+        draft = folder / "new" / target.name
+        yield draft
+        _move(sorted(draft.parent.iterdir(), key=lambda p: p == draft), target.parent, folder)
+    except BaseException:
+        shutil.rmtree(folder)
+        for parent in made:
+            parent.rmdir()
+        raise
+    shutil.rmtree(folder)
+
+
+def _move(files: list[Path], to: Path, aside: Path) -> None:
+    """Move files over older ones, or put the older ones back."""
+    done: list[tuple[Path, Path | None]] = []
+    try:
+        for file in files:
+            there, kept = to / file.name, None
+            if there.exists() and file is not files[-1]:
+                kept = aside / file.name
+                os.replace(there, kept)
+            done.append((there, kept))
+            os.replace(file, there)
+    except BaseException:
+        for there, kept in reversed(done):
+            if kept is not None:
+                os.replace(kept, there)
+            elif there != to / files[-1].name:
+                there.unlink(missing_ok=True)
+        raise

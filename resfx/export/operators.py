@@ -1,0 +1,203 @@
+"""Fused operators in ONNX: one node in the project's own domain each, with its body attached as a function.
+
+A record is one file ``resfx/ops/<operator>_onnx.py`` that sets ``OPERATOR``. A node whose body is attached runs in
+any session; where a library registers a kernel for the node, the kernel wins. The body of a function cannot ask
+which optional inputs are there, so each way a model uses an operator gets a body of its own, told apart by the
+node's ``overload`` (empty where a model has one way only, which is all that ``onnx.reference`` understands).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import require
+
+DOMAIN, VERSION = "resfx", 1
+
+_PURPOSE = "ONNX export"
+_FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"]
+_INTEGERS = ["tensor(int64)", "tensor(int32)", "tensor(bool)"]
+_SCALARS = {"float": float, "int": int, "bool": bool, "str": str, "SymInt": int}
+
+
+@dataclass(frozen=True)
+class FusedOperator:
+    """One fused operator.
+
+    Attributes:
+        torch_name: the ``torch.library`` operator. Its tensors are the node's inputs in order, its numbers the node's
+            attributes by name.
+        schema: the ``onnx.defs.OpSchema`` of the node. An attribute ``stash_type`` that the torch operator lacks is
+            filled with the type to accumulate in.
+        body: ``body(op, *inputs, **attributes)`` builds the function of standard operators with
+            ``op.Add(...)`` and the like. Absent inputs are ``None``; attributes are references, flags numbers.
+        flags: integer attributes that the body branches on.
+    """
+
+    torch_name: str
+    schema: Any
+    body: Callable[..., Any]
+    flags: tuple[str, ...] = ()
+
+    @property
+    def torch_op(self) -> Any:
+        """The overload that appears in exported programs."""
+        space, name = self.torch_name.split("::")
+        return getattr(getattr(torch.ops, space), name).default
+
+
+@dataclass(frozen=True)
+class Reference:
+    """In a body: an attribute of the node, whatever its value."""
+
+    name: str
+    kind: Any
+
+
+class _Builder:
+    """Builds the nodes of a body; lets references stand for attributes."""
+
+    def __init__(self, op: Any) -> None:
+        self._op = op
+
+    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+        refer = require("onnx_ir", "onnx", _PURPOSE).RefAttr
+        return lambda *inputs, **attributes: getattr(self._op, op_type)(
+            *inputs, **{n: refer(n, a.name, a.kind) if isinstance(a, Reference) else a for n, a in attributes.items()}
+        )
+
+
+def operator_schema(
+    name: str, doc: str, inputs: Sequence[Any], outputs: Sequence[Any], attributes: Sequence[Any]
+) -> Any:
+    """The schema of a node in the project's domain; type variables that start with ``I`` are integers."""
+    defs = require("onnx.defs", "onnx", _PURPOSE)
+    variables = dict.fromkeys(p.type_str for p in [*inputs, *outputs])
+    types = [(v, _INTEGERS if v.startswith("I") else _FLOATS, "") for v in variables]
+    return defs.OpSchema(
+        name, DOMAIN, VERSION, doc, inputs=list(inputs), outputs=list(outputs), type_constraints=types,
+        attributes=list(attributes),
+    )  # fmt: skip
+
+
+def tensor(name: str, variable: str, doc: str, optional: bool = False) -> Any:
+    """An input of a schema."""
+    schema = require("onnx.defs", "onnx", _PURPOSE).OpSchema
+    option = schema.FormalParameterOption.Optional if optional else schema.FormalParameterOption.Single
+    return schema.FormalParameter(name, variable, doc, param_option=option)
+
+
+output = tensor
+
+
+def attribute(name: str, kind: type, doc: str) -> Any:
+    """A required attribute of a schema."""
+    schema = require("onnx.defs", "onnx", _PURPOSE).OpSchema
+    kinds = {float: schema.AttrType.FLOAT, int: schema.AttrType.INT, str: schema.AttrType.STRING}
+    return schema.Attribute(name, kinds[kind], doc)
+
+
+def fused_operators() -> dict[tuple[str, str], FusedOperator]:
+    """Every record of :mod:`resfx.ops`, by domain and name of its node."""
+    package = importlib.import_module("resfx.ops")
+    found = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        if info.name.endswith("_onnx"):
+            record = importlib.import_module(f"resfx.ops.{info.name}").OPERATOR
+            for one in record if isinstance(record, (list, tuple)) else [record]:
+                found[one.schema.domain, one.schema.name] = one
+    return found
+
+
+def translation_table(records: dict[tuple[str, str], FusedOperator]) -> dict[Any, Callable[..., Any]]:
+    """``custom_translation_table`` of ``torch.onnx.export``: each torch operator becomes its node."""
+    return {record.torch_op: _translation(record) for record in records.values()}
+
+
+def _translation(record: FusedOperator) -> Callable[..., Any]:
+    values = require("onnxscript.values", "onnx", _PURPOSE)
+    node = values.Op(values.Opset(record.schema.domain, VERSION), record.schema.name, record.schema)
+    arguments = record.torch_op._schema.arguments
+    scalars = {a.name: _scalar(a) for a in arguments if "Tensor" not in str(a.type)}
+
+    def translate(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        tensors = [v for n, v in given.arguments.items() if n not in scalars]
+        numbers = {n: int(v) if isinstance(v, bool) else v for n, v in given.arguments.items() if n in scalars}
+        if "stash_type" in record.schema.attributes and "stash_type" not in numbers:
+            numbers["stash_type"] = _stash_type(next(t for t in tensors if t is not None))
+        return node(*tensors, **numbers)
+
+    # The exporter reads the signature to sort tensors from numbers, and passes every argument.
+    parameters = [
+        inspect.Parameter(
+            a.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=a.default_value if a.has_default_value() else None,
+            annotation=scalars.get(a.name, inspect.Parameter.empty),
+        )
+        for a in arguments
+    ]  # fmt: skip
+    signature = inspect.Signature(parameters)
+    translate.__name__ = record.schema.name
+    translate.__signature__ = signature  # type: ignore[attr-defined]
+    translate.__annotations__ = scalars
+    return translate
+
+
+def _scalar(argument: Any) -> type:
+    return _SCALARS[str(argument.type).removeprefix("Optional[").removesuffix("]")]
+
+
+def _stash_type(value: Any) -> int:
+    ir = require("onnx_ir", "onnx", _PURPOSE)
+    half = value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    return int(ir.DataType.FLOAT if half else value.dtype)
+
+
+def attach_bodies(model: Any, records: dict[tuple[str, str], FusedOperator], opset: int) -> None:
+    """Give every fused node of an ``onnx_ir.Model`` a function body. Has to come last: optimisers inline bodies."""
+    uses: dict[tuple[str, str], dict[tuple[Any, ...], list[Any]]] = {}
+    for node in model.graph.all_nodes():
+        record = records.get((node.domain, node.op_type))
+        if record is not None:
+            node.resize_inputs(len(record.schema.inputs))
+            given = tuple(value is not None for value in node.inputs)
+            flags = tuple(node.attributes[f].as_int() for f in record.flags)
+            uses.setdefault((node.domain, node.op_type), {}).setdefault((given, flags), []).append(node)
+    for key, ways in uses.items():
+        for (given, flags), nodes in ways.items():
+            overload = _overload(records[key], given, flags) if len(ways) > 1 else ""
+            function = _function(records[key], given, flags, overload, opset)
+            model.functions[function.identifier()] = function
+            for node in nodes:
+                node.overload = overload
+        model.opset_imports[key[0]] = VERSION
+
+
+def _overload(record: FusedOperator, given: tuple[bool, ...], flags: tuple[int, ...]) -> str:
+    optional = record.schema.FormalParameterOption.Optional
+    inputs = [p.name for p, here in zip(record.schema.inputs, given, strict=True) if here and p.option == optional]
+    raised = [f if v == 1 else f"{f}{v}" for f, v in zip(record.flags, flags, strict=True) if v]
+    return "_".join(inputs + raised) or "plain"
+
+
+def _function(record: FusedOperator, given: tuple[bool, ...], flags: tuple[int, ...], overload: str, opset: int) -> Any:
+    ir, onnxscript = require("onnx_ir", "onnx", _PURPOSE), require("onnxscript", "onnx", _PURPOSE)
+    kinds = {name: ir.AttributeType[a.type.name] for name, a in record.schema.attributes.items()}
+    references = {name: Reference(name, kind) for name, kind in kinds.items()}
+    attributes = {**references, **dict(zip(record.flags, flags, strict=True))}
+    inputs = [ir.Value(name=p.name) if here else None for p, here in zip(record.schema.inputs, given, strict=True)]
+    function = onnxscript.build_function(
+        lambda op, *values: record.body(_Builder(op), *values, **attributes), inputs, domain=record.schema.domain,
+        name=record.schema.name, attributes={n: ir.Attr(n, k, None) for n, k in kinds.items()},
+        opset_imports={"": opset},
+    )  # fmt: skip
+    function.overload = overload
+    return function

@@ -1,0 +1,160 @@
+"""What all depth methods share: the config's questions, the module's call, and sums over a list of sources.
+
+Every method of this family is learned aggregation over the ordered depth axis (arXiv 2603.16039, section 2.3):
+it chooses sources, weighs them, and says where the result goes. Sources are lists, never one stacked tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ._operators import accumulator
+from .method import Method, Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthPlace(Place):
+    """What a depth method may know of one of its reads.
+
+    Attributes:
+        read: number of the read: how many sublayers or blocks lie before it.
+        sources: how many sources it is handed.
+        last: whether it stands after the last sublayer, before the readers of the stream's end.
+        outputs: how many tensors it returns.
+    """
+
+    read: int
+    sources: int
+    last: bool
+    outputs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthMethod(Method):
+    """Base of the depth methods. The module built for a read is called as ``forward(sources, x)``.
+
+    ``sources`` are tensors ``(..., d)`` in depth order, ``x (..., d)`` is what the host reads there. The result
+    replaces ``x`` for the readers that :meth:`targets` names: one tensor for each.
+
+    With ``start="preserve"`` a read is ``x + correction`` with a correction of exactly zero at the start, so it keeps
+    every bit in any type, on pre-norm and post-norm hosts alike.
+
+    Attributes:
+        checkpoint: recompute the read in the backward pass instead of keeping its intermediate tensors.
+    """
+
+    scope: ClassVar[str] = "depth"
+    unit: ClassVar[Literal["sublayer", "block"]] = "block"
+    carries: ClassVar[Literal["outputs", "states"]] = "states"
+
+    checkpoint: bool = False
+
+    def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
+        """The sources of a read, or ``None`` for no read there.
+
+        Each is a group of numbers, added up. Where the method carries ``"states"``, number ``j`` is the stream
+        before unit ``j``; where it carries ``"outputs"``, 0 is the start of the stream and ``j`` what unit ``j - 1``
+        added. ``read`` is the newest number there is.
+        """
+        raise NotImplementedError
+
+    def targets(self, last: bool) -> tuple[str, ...]:
+        """Who reads the result: ``"stream"`` (shortcut and all), ``"input"`` (the branch, not the shortcut), or
+        ``"q"``, ``"k"``, ``"v"`` (the attention's projections) and ``"r"`` (every other reader, the shortcut too);
+        ``"qr"`` is both."""
+        return ("stream",)
+
+    def refuse_stream(self, post_norm: bool) -> str | None:
+        """Why the method cannot act on a stream; ``None`` where it can."""
+        return None
+
+    def build_source(self, place: Place) -> nn.Module | None:
+        """A module applied once to every source of a stream, shared by all its reads."""
+        return None
+
+    def validate(self, **positive: int | float | None) -> None:
+        """Raise ``ValueError`` for a named option that is given and not positive."""
+        for name, value in positive.items():
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, not {value}")
+
+
+NOT_A_SUM = (
+    "the published form needs a stream that is the sum of its sources; a post-norm stream is normalised after every add"
+)
+
+
+class Read(nn.Module):
+    """Base of the modules: subclasses define ``read(sources, x)``."""
+
+    def __init__(self, config: DepthMethod) -> None:
+        super().__init__()
+        self.config = config
+        self.preserve = config.start == "preserve"
+
+    def forward(self, sources: list[Tensor], x: Tensor, recomputed: bool = False) -> Tensor | tuple[Tensor, ...]:
+        if recomputed or not self.config.checkpoint or not torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return self.read(sources, x)
+        # Parameters are passed, not looked up again: a recomputation may run outside the call that swapped them.
+        given = dict(self.named_parameters())
+        call = lambda p, s, y: torch.func.functional_call(self, p, (s, y, True))
+        return checkpoint(call, given, sources, x, use_reentrant=False, preserve_rng_state=False)
+
+    def read(self, sources: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The method's equation."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"start={self.config.start}"
+
+
+def weighted_sum(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None = None) -> Tensor:
+    """``base + sum_j weights[..., j] sources[j]``, accumulated in float32 for half types.
+
+    Args:
+        sources: ``n`` tensors ``(..., d)``.
+        weights: ``(n,)``, or ``(..., n)`` for weights of each token's own.
+        base: ``(..., d)``; kept bit for bit where every weight is zero.
+    """
+    wide = accumulator(sources[0].dtype)
+    weights = weights.to(wide)
+    total = weights[..., 0, None] * sources[0].to(wide)
+    for j in range(1, len(sources)):
+        total = total + weights[..., j, None] * sources[j].to(wide)
+    total = total.to(sources[0].dtype)
+    return total if base is None else base + total.to(base.dtype)
+
+
+def rms_scores(sources: Sequence[Tensor], query: Tensor, eps: float) -> Tensor:
+    """``query . RMSNorm(source_j)`` as ``(..., n)``, in float32 for half types: a product and a scale per source."""
+    wide = accumulator(sources[0].dtype)
+    query = query.to(wide)
+    scores = []
+    for source in sources:
+        s = source.to(wide)
+        scores.append((s * query).sum(-1) * torch.rsqrt((s * s).mean(-1) + eps))
+    return torch.stack(scores, -1)
+
+
+def relative_softmax(logits: Tensor) -> Tensor:
+    """``n softmax(logits)``: exactly 1 everywhere where all ``n`` logits are equal, for every ``n``."""
+    e = torch.exp(logits - logits.amax(-1, keepdim=True))
+    return e * logits.shape[-1] / e.sum(-1, keepdim=True)  # not n / sum: a number over a tensor is a reciprocal
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """``x / rms(x)`` without gain, in float32 for half types."""
+    x = x.to(accumulator(x.dtype))
+    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
+
+
+def in_blocks(read: int, size: int, partial: bool = True) -> list[tuple[int, ...]]:
+    """The start, then outputs ``1..read`` in groups of ``size``; the last group may be unfinished."""
+    groups = [tuple(range(i, min(i + size, read + 1))) for i in range(1, read + 1, size)]
+    return [(0,), *(g for g in groups if partial or len(g) == size)]

@@ -1,0 +1,72 @@
+"""Attention Residuals (arXiv 2603.15031): every sublayer reads a softmax over what the sublayers before it wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ._depth import NOT_A_SUM, DepthMethod, DepthPlace, Read, in_blocks, relative_softmax, rms_scores, weighted_sum
+from .method import Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttnRes(DepthMethod):
+    """``h = sum_i a_i v_i`` with ``a = softmax_i(w . RMSNorm(v_i))`` before every sublayer and at the end (eq. 2-4).
+
+    ``v_0`` is the embedding, ``v_i`` the output of sublayer ``i``; ``w`` is a parameter of each read, zero at first.
+    With ``block=S`` the sources are the embedding, the sums of finished groups of ``S`` sublayers and the sum of the
+    unfinished one (eq. 5-6); ``S = 1`` is the full form. The first sublayer has one source and no read.
+
+    The zero query averages a partition of the stream, so a pre-norm host changes only by the factor ``1/n`` in front
+    of its norms. ``start="preserve"`` reads ``x + sum_i (n a_i - 1) v_i`` instead: the same functions of a pre-norm
+    host's norms without that factor, bit for bit the host at the start, and well defined where the stream is not the
+    sum of the sources (post-norm hosts). The host's running sum stays in the graph for it.
+
+    Attributes:
+        block: sublayers in a block, or ``None`` for every output as a source of its own. Memory and time of full
+            depth grow with the square of the depth: give a block from about 12 blocks on.
+        eps: of the key norm (the paper names none).
+    """
+
+    name: ClassVar[str] = "attnres"
+    unit: ClassVar = "sublayer"
+    carries: ClassVar = "outputs"
+
+    block: int | None = None
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.validate(block=self.block, eps=self.eps)
+
+    def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
+        return in_blocks(read, self.block or 1) if read else None
+
+    def targets(self, last: bool) -> tuple[str, ...]:
+        return ("stream",) if last else ("input",)
+
+    def refuse_stream(self, post_norm: bool) -> str | None:
+        return NOT_A_SUM if post_norm and self.start == "published" else None
+
+    def build(self, place: Place) -> nn.Module:
+        assert isinstance(place, DepthPlace)
+        return AttnResRead(self, place)
+
+
+class AttnResRead(Read):
+    """One read: a query and the gain of the key norm, ``2 d`` parameters."""
+
+    def __init__(self, config: AttnRes, place: DepthPlace) -> None:
+        super().__init__(config)
+        self.eps = config.eps
+        self.query = nn.Parameter(torch.zeros(place.width, device=place.device, dtype=place.dtype))
+        self.gain = nn.Parameter(torch.ones(place.width, device=place.device, dtype=place.dtype))
+
+    def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
+        logits = rms_scores(sources, self.query * self.gain, self.eps)
+        if self.preserve:
+            return weighted_sum(sources, relative_softmax(logits) - 1, x)
+        return weighted_sum(sources, logits.softmax(-1))

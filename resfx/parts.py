@@ -1,0 +1,63 @@
+"""A submodule of a rewritten model as a rewritten module of its own.
+
+Calling ``new.encoder(x)`` runs the user's code, which knows nothing of a rewritten graph. ``new.part("encoder")``
+runs the rewritten adds that lie inside. ``generate()`` of an encoder-decoder asks for its encoder, and gets this.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from typing import Any
+
+from torch import nn
+
+from .errors import NoSitesError, VariantError
+from .passes.apply import Application
+from .passes.capture import Source
+from .passes.export_capture import shell_of
+
+
+def part_of(tree: Any, name: str) -> Any:
+    """The submodule ``name`` over the same parameters, its claimed adds rewritten.
+
+    Raises:
+        AttributeError: if there is no such submodule.
+        NoSitesError: if none of its adds was rewritten.
+        VariantError: if a method reaches across the submodule's border.
+    """
+    from .rewritten import Runtime, rewritten_class
+
+    module = tree.get_submodule(name)
+    runtime: Runtime = tree._resfx
+    if name not in runtime.parts:
+        inner = [a for a in (_within(a, name) for a in runtime.applications) if a is not None]
+        if not inner:
+            raise NoSitesError(f"cannot make a part of {name!r}", "none of its residual adds was rewritten",
+                               "call the submodule itself")  # fmt: skip
+        signature = inspect.signature(type(module).forward)
+        bare = signature.replace(parameters=[p for n, p in signature.parameters.items() if n != "self"])
+        runtime.parts[name] = Runtime(Source(module, type(module), bare, None), inner)
+    part: Any = shell_of(module, rewritten_class(type(module)))
+    part.__dict__.update({k: copy.copy(v) for k, v in module.__dict__.items() if k.endswith("_hooks")})
+    part._resfx = runtime.parts[name]
+    bank = nn.Module()
+    for application in part._resfx.applications:
+        bank.add_module(application.key, tree.get_submodule(f"resfx.{application.key}.{name}"))
+    part._modules["resfx"] = bank
+    return part
+
+
+def _within(application: Application, name: str) -> Application | None:
+    """The recipe with only the adds inside ``name``, called as they are called from there."""
+    claimed = application.claimed or []
+    inside = [c.removeprefix(f"{name}.") for c in claimed if c.startswith((f"{name}.", f"{name}:"))]
+    if not inside:
+        return None
+    if application.method.scope != "site":
+        raise VariantError(
+            f"cannot run {name!r} alone", f"{application.method.name} reads states across its border",
+            "call the whole model",
+        )  # fmt: skip
+    return dataclasses.replace(application, claimed=inside, skips=[])

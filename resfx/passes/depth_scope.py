@@ -1,0 +1,171 @@
+"""Graph surgery for methods of scope ``depth``: reads over the sources of a stream at its sublayer or block inputs.
+
+A read is a call of the method's module on a list of sources and the state the host reads there; the readers that the
+method names then read the result. Sums of sources are made once and shared.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..ops._depth import DepthMethod
+from ..report import Site, Stream
+from .depth_chain import Chain, Step, chain_of
+from .depth_readers import Readers
+from .index import Index
+from .site_scope import _out_of_place
+
+Bank = Callable[[str, Site, dict[str, Any] | None], str]
+"""Makes sure that a module stands in the model's tree: (kind of module, site, facts of the read) -> its path."""
+
+
+class Cursor:
+    """Emits nodes in order, each behind everything it uses."""
+
+    def __init__(self, graph: fx.Graph, like: fx.Node, owner: Site, method: str, created: set[fx.Node]) -> None:
+        self.graph, self.anchor, self.created = graph, like, created
+        skip = ("from_node", "val", "tensor_meta", "example_value")
+        meta = {k: v for k, v in owner.node.meta.items() if k not in skip}
+        self.meta = {**meta, "val": like.meta.get("val"), "resfx": method}
+
+    def after(self, nodes: Iterable[fx.Node]) -> None:
+        """Go on behind the last of ``nodes``."""
+        for node in nodes:
+            self.anchor = max(self.anchor, node)
+
+    def emit(self, op: str, target: Any, *args: Any) -> fx.Node:
+        """A new node behind the last one."""
+        with self.graph.inserting_after(self.anchor):
+            node = self.graph.create_node(op, target, args)
+        node.meta = dict(self.meta)
+        self.anchor = node
+        self.created.add(node)
+        return node
+
+
+class StreamRewriter:
+    """Puts the reads of one method into one stream."""
+
+    def __init__(self, graph: fx.Graph, chain: Chain, method: DepthMethod, bank: Bank, index: Index) -> None:
+        self.graph, self.chain, self.method, self.bank, self.index = graph, chain, method, bank, index
+        self.name = method.name or type(method).__name__
+        self.sums: dict[tuple[fx.Node, ...], fx.Node] = {}
+        self.projected: dict[fx.Node, fx.Node] = {}
+        self.created: set[fx.Node] = set()
+        self.shift: tuple[fx.Node, fx.Node] | None = None  # the running sum at the last read, and what it was made to
+
+    def run(self, wanted: Collection[Site]) -> int:
+        """Insert every read whose site is wanted, the one at the end belongs to the last site; returns how many."""
+        method, chain = self.method, self.chain
+        units = [[s] for s in chain.steps] if method.unit == "sublayer" else chain.blocks
+        for step in chain.steps:
+            for site in step.sites:
+                _out_of_place(site.node)
+        elements: list[tuple[fx.Node, ...]] = []
+        count = 0
+        for number in range(len(units) + 1):
+            last = number == len(units)
+            unit = units[-1 if last else number]
+            step = unit[-1 if last else 0]
+            site = [s for t in unit for s in t.sites if s.form != "mixer" or len(unit) == 1][-1 if last else 0]
+            state = chain.end if last else step.state
+            if method.carries == "states" or number == 0:
+                elements.append((state,))
+            else:
+                elements.append(tuple(n for s in units[number - 1] for n in self._outputs(s, site)))
+            groups = method.sources(number, last) if site in wanted else None
+            if groups is not None:
+                count += 1
+                self._read(number, last, site, step, state, [[n for j in g for n in elements[j]] for g in groups])
+        return count
+
+    def _read(
+        self, number: int, last: bool, site: Site, step: Step, state: fx.Node, sources: list[list[fx.Node]]
+    ) -> None:
+        targets = self.method.targets(last)
+        cursor = Cursor(self.graph, state, site, self.name, self.created)
+        cursor.after(n for group in sources for n in group)
+        x = self._running_sum(state, cursor)
+        rows = [self._project(self._sum(group, cursor), cursor) for group in sources]
+        facts = {"read": number, "sources": len(rows), "last": last, "outputs": len(targets)}
+        read = cursor.emit("call_module", self.bank("exit" if last else "read", site, facts), rows, x)
+        results = {targets[0]: read}
+        if len(targets) > 1:
+            parts = [cursor.emit("call_function", operator.getitem, read, i) for i in range(len(targets))]
+            results = {role: part for target, part in zip(targets, parts, strict=True) for role in target}
+            read.meta.pop("val")
+        readers = Readers(self.graph, state, self.index, self.created)
+        if "stream" in results:
+            readers.redirect_all(results["stream"])
+        elif "input" in results:
+            readers.redirect_branch([s.branch for s in step.sites], results["input"])
+        else:
+            readers.redirect_roles(step.sites, results)
+        into = results.get("stream") or results.get("r")
+        if into is not None and not last:
+            step.into = into
+            if self.method.carries == "outputs":
+                self.shift = (x, into)
+
+    def _running_sum(self, state: fx.Node, cursor: Cursor) -> fx.Node:
+        """What the stream would hold had earlier reads not been written to it: the base of a preserving read."""
+        if self.shift is None or self.method.start != "preserve" or self.chain.post_norm:
+            return state
+        difference = cursor.emit("call_function", torch.ops.aten.sub.Tensor, *self.shift)
+        return cursor.emit("call_function", torch.ops.aten.add.Tensor, state, difference)
+
+    def _outputs(self, step: Step, site: Site) -> list[fx.Node]:
+        """What a step added: its branches, or the difference where another method replaced the add."""
+        if all(s.result is None and s.alpha == 1 for s in step.sites):
+            return [s.branch for s in step.sites]
+        cursor = Cursor(self.graph, step.after, site, self.name, self.created)
+        return [cursor.emit("call_function", torch.ops.aten.sub.Tensor, step.after, step.into)]
+
+    def _sum(self, nodes: list[fx.Node], cursor: Cursor) -> fx.Node:
+        """The sum of some outputs, built on the longest part of it that an earlier read needed."""
+        total, done = nodes[0], 1
+        for size in range(len(nodes), 1, -1):
+            if (known := self.sums.get(tuple(nodes[:size]))) is not None:
+                total, done = known, size
+                break
+        cursor.after([total])
+        for size in range(done + 1, len(nodes) + 1):
+            total = cursor.emit("call_function", torch.ops.aten.add.Tensor, total, nodes[size - 1])
+            self.sums[tuple(nodes[:size])] = total
+        return total
+
+    def _project(self, source: fx.Node, cursor: Cursor) -> fx.Node:
+        site = self.chain.steps[0].sites[0]
+        path = self.bank("shared", site, None)
+        if not path:
+            return source
+        if source not in self.projected:
+            self.projected[source] = cursor.emit("call_module", path, source)
+        cursor.after([self.projected[source]])
+        return self.projected[source]
+
+
+def rewrite_stream(
+    graph: fx.Graph, stream: Stream, wanted: Collection[Site], method: DepthMethod, bank: Bank, tree: nn.Module
+) -> str | None:
+    """Put a method's reads into one stream; returns the reason where it cannot act on it, and changes nothing then."""
+    if any(s.axis != -1 for s in stream.sites):
+        return "a channel-first stream: depth methods read features on the last axis"
+    index = Index(graph, tree)
+    chain = chain_of(stream, index)
+    if isinstance(chain, str):
+        return chain
+    if (reason := method.refuse_stream(chain.post_norm)) is not None:
+        return reason
+    if len(method.targets(False)) > 1:
+        for block in chain.blocks:
+            if isinstance(found := Readers(graph, block[0].state, index, ()).attention(block[0].sites), str):
+                return found
+    if not StreamRewriter(graph, chain, method, bank, index).run(wanted):
+        return "no place in this stream where the method reads"
+    return None

@@ -1,0 +1,259 @@
+"""Forward and every gradient of the depth methods against the papers' equations in float64, and their oracles."""
+
+from __future__ import annotations
+
+import depth_reference as ref
+import pytest
+import torch
+from conftest import randomise
+from hosts import tokens
+
+import resfx
+from resfx.errors import CheckError
+from resfx.ops._depth import in_blocks, relative_softmax
+from resfx.ops.attn_res import AttnRes
+from resfx.ops.dca import DCA
+from resfx.ops.delta_attn_res import DeltaAttnRes
+from resfx.ops.denseformer import DenseFormer
+from resfx.ops.depth_read import DepthRead
+from resfx.ops.elc import ELC
+from resfx.ops.mudd import MUDD
+from resfx.ops.vertical import VerticalAttention
+
+CASES = [
+    (DenseFormer, ref.dense, {}), (DenseFormer, ref.dense, {"dilation": 2}),
+    (DenseFormer, ref.dense, {"dilation": 3, "period": 2}),
+    (AttnRes, ref.attn_res, {}), (AttnRes, ref.attn_res, {"block": 3}),
+    (DeltaAttnRes, ref.delta, {}), (DeltaAttnRes, ref.delta, {"block": 3}),
+    (DeltaAttnRes, ref.delta, {"block": 2, "partial": False, "null": True}),
+    (ELC, ref.elc, {}), (ELC, ref.elc, {"variant": "normalized"}), (ELC, ref.elc, {"variant": "weighted"}),
+    (DCA, ref.dca, {}), (DCA, ref.dca, {"k": 1}), (DCA, ref.dca, {"k": 2}),
+    (DCA, ref.dca, {"form": "printed"}),
+    (MUDD, ref.mudd, {}), (MUDD, ref.mudd, {"streams": "v"}), (MUDD, ref.mudd, {"streams": "rq"}),
+    (MUDD, ref.mudd, {"prepost": True}),
+    (DepthRead, ref.depth_read, {"window": 2, "heads": 4}), (DepthRead, ref.depth_read, {"window": None, "dim": 8}),
+    (DepthRead, ref.depth_read, {"window": 1}), (DepthRead, ref.depth_read, {"window": 3, "shared": True}),
+    (DepthRead, ref.depth_read, {"at": "stream", "norm": False}),
+    (VerticalAttention, ref.vertical, {}), (VerticalAttention, ref.vertical, {"routing": "content"}),
+]  # fmt: skip
+IDX = tokens(2, 6)
+
+
+def bank_of(new, key):
+    """``bank(i, kind)`` of the reference: reads are numbered by sublayer or by block."""
+    root = new.resfx.get_submodule(key)
+    reads = [
+        n for n, _ in root.named_modules() if n.rsplit(".", 1)[-1].rstrip("0123456789") in ("read", "exit", "shared")
+    ]
+
+    def bank(i, kind):
+        if kind == "read":
+            name = f"blocks.{i // 2}.read{i % 2}" if key in ("attnres", "delta_attnres") else f"blocks.{i}.read0"
+        else:
+            (name,) = (n for n in reads if n.rsplit(".", 1)[-1].startswith(kind))
+        return dict(root.get_submodule(name).named_parameters())
+
+    return bank
+
+
+def made(method, start, spread=0.3):
+    model = ref.deep_host()
+    torch.manual_seed(5)
+    new = resfx.rewrite(model, method(start), args=(IDX,), check=False)
+    randomise(new, spread)
+    return model, new
+
+
+ONCE = [(*case, "preserve") for case in CASES] + [(*case, "published") for i, case in enumerate(CASES) if i % 2]
+REST = [(*case, "published") for i, case in enumerate(CASES) if not i % 2]
+
+
+@pytest.mark.parametrize(("cls", "reference", "options", "start"), [*ONCE, *(pytest.param(*c, marks=pytest.mark.matrix)
+                         for c in REST)])  # fmt: skip
+def test_forward_and_gradients_follow_the_paper(cls, reference, options, start):
+    model, new = made(lambda s: cls(start=s, **options), start)
+    parameters = {**dict(model.named_parameters()), **new.new_parameters()}
+    want = reference(model, IDX, bank_of(new, cls.name), start, **options)
+    got = new(IDX)
+    assert (got - model(IDX)).abs().max() > 1e-3, "the read must act, or this test shows nothing"
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    weights = torch.cos(torch.arange(want.numel(), dtype=want.dtype)).view(want.shape)
+    grads = [
+        torch.autograd.grad((y * weights).sum(), list(parameters.values()), allow_unused=True) for y in (got, want)
+    ]
+    for name, a, b in zip(parameters, *grads, strict=True):
+        assert (a is None) == (b is None), name
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8 * float(b.abs().max()) + 1e-12, msg=name)
+
+
+@pytest.mark.parametrize(("cls", "options"), [(AttnRes, {}), (AttnRes, {"block": 3}), (DenseFormer, {}), (DCA, {}),
+                                              (DCA, {"k": 1}), (MUDD, {}), (DeltaAttnRes, {})])  # fmt: skip
+def test_published_starts_that_keep_the_function_do(cls, options):
+    """To rounding, or to the epsilon of the host's norms where only they undo a factor."""
+    model = ref.deep_host()
+    new = resfx.rewrite(model, cls(start="published", **options), args=(IDX,), check=False)
+    torch.testing.assert_close(new(IDX), model(IDX), rtol=2e-3, atol=2e-3)
+
+
+def test_relative_softmax_of_equal_logits_is_one_for_every_count():
+    for dtype in (torch.float32, torch.float64):
+        for n in range(1, 200):
+            for level in (0.0, -3.7, 11.1):
+                assert torch.equal(
+                    relative_softmax(torch.full((2, n), level, dtype=dtype)), torch.ones(2, n, dtype=dtype)
+                )
+
+
+def test_blocks_partition_the_outputs():
+    for read in range(1, 30):
+        for size in (1, 2, 3, 8, 40):
+            groups = in_blocks(read, size)
+            assert [j for g in groups for j in g] == list(range(read + 1))
+            assert all(len(g) == size for g in groups[1:-1])
+            assert [g for g in in_blocks(read, size, partial=False)[1:] if len(g) != size] == []
+    assert in_blocks(9, 1) == [(j,) for j in range(10)]
+    assert in_blocks(9, 100) == [(0,), tuple(range(1, 10))]
+
+
+def test_attention_weights_do_not_see_the_size_of_a_source():
+    config = AttnRes(start="published", eps=1e-30)
+    read = config.build(_place(3)).double()
+    randomise_module(read)
+    sources = [torch.randn(2, 5, 8, dtype=torch.float64) for _ in range(3)]
+    one = read(sources, sources[0])
+    other = read([sources[0], 7 * sources[1], sources[2]], sources[0])
+    weight = (other - one) / (6 * sources[1])  # only the value grew: its weight is the same for every feature
+    torch.testing.assert_close(weight, weight[..., :1].expand_as(weight))
+    assert bool((weight > 0).all() and (weight < 1).all())
+
+
+def test_dca_gates_are_not_negative_and_the_middle_is_a_sum():
+    config = DCA(start="published", k=1)
+    assert config.sources(5, False) == [(0,), (1, 2, 3, 4), (5,)]
+    assert DCA(k=9).sources(5, False) == DCA().sources(5, False)
+    read = config.build(_place(3, outputs=3))
+    randomise_module(read)
+    sources = [torch.rand(2, 4, 8) for _ in range(3)]
+    for mixed in read(sources, sources[0]):
+        assert bool((mixed >= 0).all()), "non-negative weights on non-negative sources"
+
+
+def test_dca_as_printed_never_learns_its_gate():
+    """relu'(0) = 0: with w = 0 the printed form is dead, the default form is not."""
+    model = ref.deep_host()
+    with pytest.raises(CheckError, match=r"get no gradient.*\n.*\.w"):
+        resfx.rewrite(model, DCA(form="printed"), args=(IDX,))
+    new = resfx.rewrite(model, DCA(), args=(IDX,))
+    new(IDX).square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for n, p in new.new_parameters().items() if n.endswith(".w"))
+
+
+def test_dca_static_part_alone_and_constant_over_features_is_one_number_per_source():
+    read = DCA(start="published").build(_place(3)).double()
+    with torch.no_grad():
+        read.b.copy_(torch.tensor([0.5, 2.0, 1.0]).view(1, 3, 1).expand_as(read.b))
+    g = [torch.randn(2, 4, 8, dtype=torch.float64) for _ in range(3)]
+    torch.testing.assert_close(read(g, g[0]), 0.5 * g[0] + 2 * g[1] + g[2])
+
+
+def test_mudd_without_its_dynamic_part_is_denseformer():
+    model = ref.deep_host()
+    dense = resfx.rewrite(model, DenseFormer(), args=(IDX,))
+    mudd = resfx.rewrite(model, MUDD(), args=(IDX,))
+    randomise(dense)
+    for name, parameter in dense.new_parameters().items():
+        twin = mudd.get_submodule(name.replace("denseformer", "mudd").rsplit(".", 1)[0])
+        twin.static.data.copy_(parameter.data.expand_as(twin.static))
+    torch.testing.assert_close(mudd(IDX), dense(IDX), rtol=1e-10, atol=1e-10)
+
+
+def test_mudd_weights_belong_to_their_token():
+    read = MUDD(start="published").build(_place(2, outputs=4)).double()
+    randomise_module(read)
+    sources = [torch.randn(1, 5, 8, dtype=torch.float64) for _ in range(2)]
+    other = [s.clone() for s in sources]
+    other[1][:, 3] += 1
+    for a, b in zip(read(sources, sources[-1]), read(other, other[-1]), strict=True):
+        changed = (a - b).abs().amax((0, 2)) > 0
+        assert changed.tolist() == [False, False, False, True, False]
+
+
+def test_denseformer_counts_and_sources():
+    config = DenseFormer(dilation=3)
+    for i in range(1, 13):
+        assert len(config.sources(i, False)) == (i + 3) // 3
+        assert {j for (j,) in config.sources(i, False)} == {j for j in range(i + 1) if j % 3 == i % 3}
+    new = resfx.rewrite(ref.deep_host(), DenseFormer(), args=(IDX,))
+    assert sum(p.numel() for p in new.new_parameters().values()) == ref.BLOCKS * (ref.BLOCKS + 3) // 2
+    with pytest.raises(resfx.errors.NoSitesError, match="no place in this stream"):
+        resfx.rewrite(ref.deep_host(), DenseFormer(period=ref.BLOCKS + 1), args=(IDX,))
+
+
+def test_elc_does_not_see_a_constant_on_its_logits():
+    _, new = made(lambda s: ELC(start=s, variant="weighted"), "preserve")
+    before = new(IDX)
+    with torch.no_grad():
+        for parameter in new.new_parameters().values():
+            parameter.add_(3.0)
+    torch.testing.assert_close(new(IDX), before)
+
+
+def test_delta_sources_add_up_to_the_stream():
+    """True deltas: a uniform full read is x / n, with an unfinished block too (an alternating sum would not be)."""
+    for options in ({}, {"block": 3}):
+        model = ref.deep_host()
+        new = resfx.rewrite(model, DeltaAttnRes(start="published", **options), args=(IDX,), check=False)
+        seen = []
+        look = lambda m, a, out, seen=seen: seen.append((a, out))
+        reads = [m for n, m in new.named_modules() if n.rsplit(".", 1)[-1].startswith("read")]
+        hooks = [m.register_forward_hook(look) for m in reads]
+        new(IDX)
+        for hook in hooks:
+            hook.remove()
+        assert len(seen) == 2 * ref.BLOCKS - 1
+        for (sources, x), out in seen:
+            torch.testing.assert_close(sum(sources), x)
+            torch.testing.assert_close(out, x * (1 + 1 / len(sources)))
+
+
+@pytest.mark.parametrize("method", [AttnRes(), DeltaAttnRes(), DenseFormer(), ELC(), DCA(), MUDD(), VerticalAttention(),
+                                    DepthRead()], ids=lambda m: m.name)  # fmt: skip
+def test_reads_commute_with_permutations_of_tokens(method):
+    read = method.build(_place(3, outputs=len(method.targets(False)))).double()
+    randomise_module(read)
+    sources = [torch.randn(2, 6, 8, dtype=torch.float64) for _ in range(3)]
+    order = torch.randperm(6)
+    as_tuple = lambda y: y if isinstance(y, tuple) else (y,)
+    straight = as_tuple(read(sources, sources[-1]))
+    permuted = as_tuple(read([s[:, order] for s in sources], sources[-1][:, order]))
+    for a, b in zip(straight, permuted, strict=True):
+        torch.testing.assert_close(a[:, order], b)
+
+
+@pytest.mark.parametrize("bad", [
+    lambda: DenseFormer(dilation=0), lambda: DenseFormer(period=-1), lambda: AttnRes(block=0), lambda: AttnRes(eps=0),
+    lambda: DCA(form="dead"), lambda: DCA(k=0), lambda: DCA(w_std=-1), lambda: MUDD(streams="x"),
+    lambda: MUDD(streams="qq"), lambda: MUDD(streams=""), lambda: ELC(variant="base"), lambda: DepthRead(window=0),
+    lambda: DepthRead(at="output"), lambda: DepthRead(dim=6, heads=4), lambda: DeltaAttnRes(query="one"),
+    lambda: VerticalAttention(routing="dynamic"),
+])  # fmt: skip
+def test_bad_options_are_refused(bad):
+    with pytest.raises(ValueError, match=r"must|divide"):
+        bad()
+
+
+def _place(sources, outputs=1, width=8):
+    from resfx.ops._depth import DepthPlace
+
+    return DepthPlace(
+        width=width, context_width=width, kind="attention", depth=0, dtype=torch.float32, device=torch.device("cpu"),
+        read=sources - 1, sources=sources, last=False, outputs=outputs,
+    )  # fmt: skip
+
+
+def randomise_module(module):
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(parameter))
