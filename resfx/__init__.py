@@ -6,7 +6,9 @@ from .benchmark import compare
 from .comparison import Comparison
 from .ops.canon import Canon
 from .ops.ddl import DDL
+from .ops.hyper_connections import HyperConnections
 from .ops.method import Method
+from .ops.mhc import MHC, mHC
 from .ops.short_conv import ShortConv
 from .ops.short_swa import ShortSWA
 from .report import Report, Site, Skip, Stream
@@ -16,8 +18,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DDL",
+    "MHC",
     "Canon",
     "Comparison",
+    "HyperConnections",
     "Method",
     "Report",
     "ShortConv",
@@ -29,6 +33,7 @@ __all__ = [
     "errors",
     "export",
     "load",
+    "mHC",
     "rewrite",
     "save",
     "scan",
