@@ -1,4 +1,4 @@
-"""The command line: ``resfx scan | rewrite | export | bench`` over an import path, a config folder or a ``.pt2``."""
+"""The command line: ``resfx scan | rewrite | export | bench | methods`` over an import path, a config folder or a ``.pt2``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .errors import ResfxError
 from .ops.method import Method, methods
 from .passes.apply import DEFAULT_FORMS
 from .settings import SettingError, config_of
+from .tables import methods_table
 from .targets import Target, load_target
 
 FORMS = (*DEFAULT_FORMS, "resampled", "outer")
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(argv)
     try:
-        options.config = config_of(options.method, options.set, options.start) if options.command != "scan" else None
+        rewrites = options.command not in ("scan", "methods")
+        options.config = config_of(options.method, options.set, options.start) if rewrites else None
     except SettingError as error:
         parser.error(str(error))
     try:
@@ -80,6 +82,9 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--out", metavar="FILE.json", help="write the figures here")
     bench.add_argument("--plot", metavar="FILE", help="draw them here (.png, .svg, .pdf)")
     bench.add_argument("--quiet", action="store_true", help="no progress lines")
+    listing = commands.add_parser("methods", help="list the methods")
+    listing.add_argument("--markdown", action="store_true", help="as the table of the README")
+    listing.set_defaults(debug=False)
     return parser
 
 
@@ -167,6 +172,11 @@ def _bench(options: argparse.Namespace) -> int:
     return 0 if any(r.after for r in result.rows) else 1
 
 
+def _methods(options: argparse.Namespace) -> int:
+    print(methods_table(options.markdown))
+    return 0
+
+
 def _target(options: argparse.Namespace) -> Target:
     return load_target(options.model, options.batch, options.length)
 
@@ -185,4 +195,4 @@ def _draw(options: argparse.Namespace, report: Any) -> None:
         _say(f"drew {options.draw}")
 
 
-COMMANDS = {"scan": _scan, "rewrite": _rewrite, "export": _export, "bench": _bench}
+COMMANDS = {"scan": _scan, "rewrite": _rewrite, "export": _export, "bench": _bench, "methods": _methods}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -30,6 +31,21 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = (), align: str 
     sides = align.ljust(columns, "<")
     text = ["  ".join(f"{line[i]:{sides[i]}{widths[i]}}" for i in kept).rstrip() for line in lines]
     return "\n".join(" " * indent + line if line else line for line in text)
+
+
+def methods_table(markdown: bool = False) -> str:
+    """Every method: its name, its config, where it acts, and the first line of the file that defines it."""
+    from .ops.method import methods
+
+    rows = [
+        (name, cls.__name__, getattr(cls(), "scope", ""), (sys.modules[cls.__module__].__doc__ or "").split("\n")[0])
+        for name, cls in methods().items()
+    ]
+    header = ("mode", "config", "scope", "what it does")
+    if not markdown:
+        return table(rows, header)
+    lines = [f"| `{n}` | `resfx.{c}` | {s} | {text} |" for n, c, s, text in rows]
+    return "\n".join([f"| {' | '.join(header)} |", "|---|---|---|---|", *lines])
 
 
 def plural(count: int, noun: str) -> str:
