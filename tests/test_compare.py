@@ -102,7 +102,9 @@ def test_both_models_are_left_as_they_were():
     model.into.weight.grad = torch.ones(8, 8)
     given = torch.randn(4, 8, requires_grad=True)
     before = {k: v.clone() for m in (model, other) for k, v in m.state_dict(prefix=f"{id(m)}").items()}
-    grads = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in (*model.parameters(), *other.parameters())]
+    grads = [
+        (p, p.grad, None if p.grad is None else p.grad.clone()) for p in (*model.parameters(), *other.parameters())
+    ]
     buffers = [b for m in (model, other) for b in m.buffers()]
     flags = [m.training for top in (model, other) for m in top.modules()]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
@@ -183,7 +185,7 @@ def nano_result(tmp_path_factory):
 
 def test_a_comparison_of_a_rewrite(nano_result):
     result, _ = nano_result
-    model, new, inputs = rewritten("nanogpt")
+    _, new, inputs = rewritten("nanogpt")
     assert [(r.backend, r.mode) for r in result.rows] == [
         (b, m) for b in ("eager", "compiled:eager") for m in ("forward", "train")
     ]
@@ -217,7 +219,9 @@ def test_plots(nano_result, tmp_path):
     result.plot(tmp_path / "c.svg")
     text = (tmp_path / "c.svg").read_text()
     assert text.count("<svg") == 1 and "compiled" in text
-    Comparison(("a", "b"), (1, 1), None, [Row("eager", "forward", reason="broken")], SETTING).plot(tmp_path / "none.png")
+    Comparison(("a", "b"), (1, 1), None, [Row("eager", "forward", reason="broken")], SETTING).plot(
+        tmp_path / "none.png"
+    )
     assert (tmp_path / "none.png").exists()
 
 

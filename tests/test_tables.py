@@ -75,9 +75,10 @@ def test_every_method_long_skip_and_nesting_is_named():
 def test_skips_are_counted_by_reason_with_a_place_and_the_remedy():
     sites = decoder(1, method="")
     skips = [Skip(f"h.{i}.act", f"/a/act.py:{i}", "elementwise") for i in range(11)]
-    skips += [Skip("", "/a/b/model.py:9", "in place", "write x = x + f"), Skip("h.0", "/a/b/model.py:3", "too narrow", node=sites[0].node)]  # fmt: skip
+    skips.append(Skip("", "/a/b/model.py:9", "in place", "write x = x + f"))
+    skips.append(Skip("h.0", "/a/b/model.py:3", "too narrow", node=sites[0].node))
     text = report_text(report_of(sites, skips))
-    head, left, other = text.split("\n\n")[1:]
+    _, left, other = text.split("\n\n")[1:]
     assert left.splitlines() == ["left alone: 1 site", "  1  too narrow", "     at h.0, model.py:3"]
     assert other.splitlines() == [
         "not residual: 12 adds", "  11  elementwise", "      such as h.0.act, act.py:0",
