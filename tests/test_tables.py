@@ -12,7 +12,7 @@ from torch import nn
 import resfx
 from resfx.picture import KINDS, MARK
 from resfx.report import Report, Site, Skip, Stream
-from resfx.tables import fold_names, folds, report_text, short_lines, table
+from resfx.tables import fold_names, folds, methods_of, report_text, short_lines, table
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -95,6 +95,16 @@ def test_reports_of_real_models_say_everything():
     assert f"{total:,} new parameters" in text
     assert all(s.reason in text for s in new.report.skips)
     assert text.count("x 2 blocks") == 2
+
+
+@pytest.mark.parametrize("mode", ["denseformer", "short_swa", "mhc"])
+def test_methods_of_every_scope_are_named(mode):
+    _, new, _ = rewritten("gpt2", mode)
+    sites = [s for s in new.report.sites if mode in methods_of(s)]
+    text = str(new.report)
+    assert sites and sites == new.report.changed
+    assert f"{len(sites)} rewritten by {mode}" in text
+    assert sum(mode in line for line in text.splitlines()[1:]) >= 1
 
 
 def test_a_model_without_residuals():
