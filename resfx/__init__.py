@@ -2,19 +2,34 @@
 
 from . import errors, export
 from .api import rewrite, scan
+from .ops.attn_res import AttnRes
 from .ops.canon import Canon
+from .ops.dca import DCA
 from .ops.ddl import DDL
+from .ops.delta_attn_res import DeltaAttnRes
+from .ops.denseformer import DenseFormer
+from .ops.depth_read import DepthRead
+from .ops.elc import ELC
 from .ops.method import Method
+from .ops.mudd import MUDD
 from .ops.short_conv import ShortConv
 from .ops.short_swa import ShortSWA
+from .ops.vertical import VerticalAttention
 from .report import Report, Site, Skip, Stream
 from .saving import load, save
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DCA",
     "DDL",
+    "ELC",
+    "MUDD",
+    "AttnRes",
     "Canon",
+    "DeltaAttnRes",
+    "DenseFormer",
+    "DepthRead",
     "Method",
     "Report",
     "ShortConv",
@@ -22,6 +37,7 @@ __all__ = [
     "Site",
     "Skip",
     "Stream",
+    "VerticalAttention",
     "errors",
     "export",
     "load",
