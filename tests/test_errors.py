@@ -97,7 +97,7 @@ def test_two_rewrites_of_one_site_and_of_different_sites():
 
 def test_unknown_mode_and_start():
     net, x = nn.Sequential(Residual()), torch.randn(2, 8)
-    with pytest.raises(ValueError, match="unknown mode 'dll'; there are: .*ddl"):
+    with pytest.raises(ValueError, match=r"unknown mode 'dll'; there are: .*ddl"):
         resfx.rewrite(net, "dll", args=(x,))
     with pytest.raises(ValueError, match="start must be"):
         resfx.rewrite(net, "ddl", args=(x,), start="warm")
@@ -275,7 +275,7 @@ def test_saving_keeps_other_peoples_folders(tmp_path):
 
 
 def test_failed_save_leaves_the_old_one(tmp_path, monkeypatch):
-    model, new, inputs, folder = saved(tmp_path)
+    _, new, _, folder = saved(tmp_path)
     before = (folder / "weights.safetensors").read_bytes()
     monkeypatch.setattr(json, "dumps", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):

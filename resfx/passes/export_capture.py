@@ -91,5 +91,6 @@ def dynamic_axes(leaf: torch.Tensor, image: bool = False) -> dict[int, Any] | No
     """The axes of an input that are left open, as ``torch.export`` takes them."""
     # An image keeps its size: how the branches divide it is part of the graph. Another size is another capture.
     if image:
-        return {0: AUTO}
-    return dict.fromkeys(range(leaf.dim()), AUTO) or None
+        return {0: AUTO} if leaf.shape[0] > 1 else None
+    # The tracer takes a size of 0 or 1 for a constant whatever it is told.
+    return {i: AUTO for i, size in enumerate(leaf.shape) if size > 1} or None

@@ -25,7 +25,8 @@ class Index:
         name: see :func:`operators.operator_name`.
         data: operands whose *values* reach the node, newest in-place write applied.
         constant: the node depends on no user input (parameters, positions, literals).
-        role: ``weight``, ``norm``, ``pool``, ``upsample``, ``matmul``, ``pass``, ``act``, ``scale`` or ``""``.
+        role: ``weight``, ``norm``, ``pool``, ``upsample``, ``matmul``, ``pass``, ``part``, ``act``,
+            ``scale`` or ``""``. A part is one piece of a split tensor: the pieces are different tensors.
         observed: in-place writers whose effect is read through another name of the tensor.
     """
 
@@ -85,15 +86,16 @@ class Index:
             source = self._statistic_of(statistic)
             if source is None:
                 continue
-            value = self.strip(x)
-            if self.name[value] == "sub" and value is not source:
-                value = self.strip(self.data[value][0])
-            if self.name[source] == "sub":
-                source = self.strip(self.data[source][0])
-            if value is source:
+            value = self._uncentred(x)
+            if value is self._uncentred(source):
                 self.role[node] = "norm"
-                self.data[node] = [x, statistic]
+                self.data[node] = [value, statistic]
                 return
+
+    def _uncentred(self, node: fx.Node) -> fx.Node:
+        """What a tensor was before its mean was taken off."""
+        node = self.strip(node)
+        return self.strip(self.data[node][0]) if self.name[node] == "sub" and self.data[node] else node
 
     def _statistic_of(self, node: fx.Node) -> fx.Node | None:
         """The tensor whose mean square or variance a node is the (inverse) root of."""
@@ -125,6 +127,8 @@ class Index:
         return self.name.get(node) not in ops.SHAPE_ONLY
 
     def _role(self, node: fx.Node, name: str, inputs: list[fx.Node]) -> str:
+        if name == "getitem" and inputs and self.name[inputs[0]] in ops.PARTS:
+            return "part"
         if name in ops.PASS:
             return "pass"
         if name in ops.WEIGHTED or name == "weighted_module":

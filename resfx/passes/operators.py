@@ -42,6 +42,9 @@ ACTIVATION = frozenset(
     "relu gelu silu tanh sigmoid hardswish hardsigmoid hardtanh leaky_relu elu selu celu mish softplus relu6 glu"
     " prelu quick_gelu log_sigmoid softsign hardshrink swish erf exp clamp threshold rrelu swiglu".split()
 )
+REDUCE = frozenset("amax max mean".split())
+PARTS = frozenset("split chunk unbind split_with_sizes tensor_split".split())
+SLICES = frozenset("slice select narrow".split())
 SCALE = frozenset("mul div truediv true_divide multiply divide neg".split())
 RESAMPLE = frozenset("pad constant_pad_nd roll reflection_pad2d replication_pad2d".split())
 # The shape of these follows an operand whose values do not matter.

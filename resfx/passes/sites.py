@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from ..report import Site, Skip
+from . import operators as ops
 from .features import describe_site
 from .graph import dtype, owner, same_shape, source_line
 from .index import Index
@@ -27,6 +28,7 @@ SAME_SOURCE = "both operands rotate or gate the same tensor"
 ELEMENTWISE = "the branch is elementwise: a polynomial, a gate or a recurrent update"
 FOREIGN = "the shortcut only reaches the branch through another stream: a shared term added to it"
 REINJECTED = "the first state of the stream, added again"
+MERGED = "several plain convolutions of one tensor, summed: re-parameterised as one"
 NESTED_SCALED = "a scaled term inside another branch"
 OVERWRITTEN = "an in-place add whose overwritten operand is read again"
 
@@ -89,8 +91,6 @@ class Detector:
             return BROADCAST
         if (rank := index.rank(node)) is not None and rank < 2:
             return BROADCAST
-        if index.constant[left] or index.constant[right]:
-            return CONSTANT
         return OVERWRITTEN if node in index.observed else None
 
     def _forms(self, node: fx.Node) -> Iterator[Site | str]:
@@ -106,6 +106,11 @@ class Detector:
                     continue
                 found = self._between(fork, branch)
                 if found.reached and found.weighted:
+                    if not was_scaled and self._merged(fork, branch):
+                        yield MERGED
+                        return
+                    if self._other_slice(shortcut, fork, found):
+                        continue
                     yield self._site(node, shortcut, branch, fork, "scaled" if was_scaled else "identity", found)
                 reasons.append(self._why_not(found))
         for shortcut, branch in orders:
@@ -122,6 +127,8 @@ class Detector:
 
     def _unrelated(self, left: fx.Node, right: fx.Node) -> str:
         index = self.index
+        if index.constant[left] or index.constant[right]:
+            return CONSTANT
         if index.role[left] == index.role[right] == "scale":
             sources = [{index.strip(x) for x in self._two_up(n)} for n in (left, right)]
             if sources[0] & sources[1]:
@@ -172,6 +179,8 @@ class Detector:
         root, depth = self._chain[site.node]
         if fork in self._chain and self._chain[fork][0] is root and self._chain[fork][1] < depth:
             return True
+        if root in self.site_of:  # a projection starts a stream, out of what it projects
+            root = self.site_of[root].fork
         return False if self.index.position[root] < self.index.position[fork] else root
 
     def _mark_paths(self, fork: fx.Node, branch: fx.Node, found: Branch, jumps: dict[fx.Node, fx.Node | bool]) -> None:
@@ -204,34 +213,89 @@ class Detector:
             state = site.fork
         return None
 
+    def _other_slice(self, shortcut: fx.Node, fork: fx.Node, found: Branch) -> bool:
+        """Whether the shortcut is a slice of the fork, and the branch only reads other slices."""
+        index, node = self.index, shortcut
+        cuts: set[tuple[object, ...]] = set()
+        while node is not fork and index.data[node]:
+            if index.name[node] in ops.SLICES:
+                cuts.add(node.args[1:])
+            node = index.data[node][0]
+        if not cuts:
+            return False
+        entries = [n for n in found.nodes if fork in index.data[n]]
+        return all(index.name[n] in ops.SLICES and n.args[1:] not in cuts for n in entries)
+
+    def _merged(self, fork: fx.Node, branch: fx.Node) -> bool:
+        """Whether the branch is a sum of several plain convolutions of the fork: one convolution, written apart."""
+        index = self.index
+        stack, terms = [branch], 0
+        while stack:
+            node = index.strip(stack.pop())
+            inputs = [x for x in index.data[node] if not index.constant[x]]
+            if node is fork:
+                terms += 1
+            elif index.name[node] == "add" and node not in self.site_of:
+                stack += inputs
+            elif index.name[node] in ops.CONV or index.name[node] == "batch_norm":
+                stack += inputs[:1]
+            else:
+                return False
+        return terms > 1
+
     def _projection(self, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Site | None:
-        fork, weights, resampled = self._strip_projection(shortcut)
-        if not weights and not resampled:
+        index = self.index
+        fork, path = self._strip_projection(shortcut)
+        if not path:
             return None
         found = self._between(fork, branch)
-        index = self.index
+        region = set(found.nodes)
+        for i, step in enumerate(path):
+            if step in region:  # the branch starts later on the shortcut's own way: that is the fork
+                fork, path = step, path[:i]
+                found = self._between(fork, branch)
+                break
+        weights = sum(index.role[n] == "weight" for n in path)
+        resampled = any(index.role[n] == "pool" or index.name[n] in ops.REDUCE | ops.RESAMPLE for n in path)
+        if not (weights or resampled) or not (found.reached and found.weighted) or found.sites:
+            return None
         count = sum(index.role[n] == "weight" for n in found.nodes)
         bends = any(index.role[n] in ("act", "matmul") for n in found.nodes)
-        upsampled = any(index.role[n] == "upsample" for n in found.nodes)
-        inner = any(s.fork is fork for s in found.sites)
-        if not (found.reached and found.weighted and bends and count > weights) or upsampled or inner or found.sites:
+        if not bends or count <= weights or self._only_upsampled(fork, branch, found) or self._in_cell(node):
             return None
         return self._site(node, shortcut, branch, fork, "projection" if weights else "resampled", found)
 
-    def _strip_projection(self, node: fx.Node) -> tuple[fx.Node, int, bool]:
-        index, weights, resampled = self.index, 0, False
+    def _in_cell(self, node: fx.Node) -> bool:
+        """Whether the add is one of several sums that are concatenated, as the cells of searched networks are."""
+        joins = [u for u in node.users if self.index.name.get(u) == "cat"]
+        return any(sum(self.index.name[x] == "add" for x in self.index.data[u]) > 2 for u in joins)
+
+    def _only_upsampled(self, fork: fx.Node, branch: fx.Node, found: Branch) -> bool:
+        """Whether every way from the fork to the branch goes through an upsampling: a feature pyramid's lateral."""
+        index = self.index
+        reached = {fork}
+        for node in found.nodes:
+            if index.role[node] != "upsample" and any(x in reached for x in index.data[node]):
+                reached.add(node)
+        return branch not in reached
+
+    def _strip_projection(self, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+        """Up through at most two weighted operators with their norms, affine terms, activations, pooling and
+        padding; and the operators passed, from the add upward."""
+        index, weights = self.index, 0
+        path: list[fx.Node] = []
         while True:
             node = index.strip(node)
-            role, inputs = index.role[node], [x for x in index.data[node] if not index.constant[x]]
-            padded = index.name[node] in ("pad", "constant_pad_nd", "cat")
+            role, name = index.role[node], index.name[node]
+            inputs = [x for x in index.data[node] if not index.constant[x]]
             if len(inputs) != 1 and not (role == "norm" and inputs):
-                return node, weights, resampled
+                return node, path
+            resamples = role == "pool" or name in ops.REDUCE | ops.RESAMPLE or name == "cat"
             if role == "weight" and weights < 2:
                 weights += 1
-            elif role == "pool" or padded:
-                resampled = True
-            elif role != "norm":
-                return node, weights, resampled
+            elif not (resamples or role in ("norm", "scale") or name == "add" or (role == "act" and weights)):
+                return node, path
+            path.append(node)
             node = inputs[0]
 
     # -- accepting -----------------------------------------------------------------------------------------------
@@ -254,15 +318,24 @@ class Detector:
         self._chain[site.node] = (root, depth + 1)
 
     def _origin(self, state: fx.Node) -> tuple[fx.Node, int]:
-        """The stream a state belongs to: through norms and activations to the last add, else a new stream."""
-        index, node = self.index, state
+        """The stream a state belongs to: through norms, activations and masks to the last add, else a new stream."""
+        found = self._carried(state, 12)
+        return found if found is not None else (state, 0)
+
+    def _carried(self, node: fx.Node, turns: int) -> tuple[fx.Node, int] | None:
+        index = self.index
         while node not in self._chain:
-            inputs = [x for x in index.data[node] if not index.constant[x]]
-            keeps = index.role[node] in ("pass", "norm", "act", "scale") or (
-                index.name[node] == "add" and len(inputs) == 1
-            )
-            if not keeps or not inputs or (len(inputs) > 1 and index.role[node] != "norm"):
-                return state, 0
+            inputs = [x for x in index.data[node] if not index.constant[x]] or index.data[node]
+            role = index.role[node]
+            if role == "norm":
+                inputs = inputs[:1]
+            keeps = role in ("pass", "norm", "act", "scale") or (index.name[node] == "add" and len(inputs) == 1)
+            if not keeps or not inputs:
+                return None
+            if len(inputs) > 1:
+                # A product of two states belongs to neither stream; one with a mask or a gate to the state's.
+                found = {f for x in inputs if turns and (f := self._carried(x, turns // 2)) is not None}
+                return found.pop() if role == "scale" and len(found) == 1 else None
             node = inputs[0]
         return self._chain[node]
 
@@ -278,7 +351,6 @@ class Detector:
         dropped = {s.node: REINJECTED for group in bare.values() if len(group) > 1 for s in group}
         for site in self.sites:
             for inner in site.inner:
-                inner.inside = inner.inside or site
                 if inner.form == "scaled" and inner.fork is not site.fork:
                     dropped[inner.node] = NESTED_SCALED
         for site in self.sites:
@@ -291,12 +363,26 @@ class Detector:
             site.root, site.depth = self._chain[site.node]
             site.order = counts.get(site.owner, 0)
             counts[site.owner] = site.order + 1
-            site.inner = [s for s in site.inner if s.node not in dropped]
-            if site.inside is not None and site.inside.node in dropped:
-                site.inside = None
+        self._nest(dropped)
+
+    def _nest(self, dropped: dict[fx.Node, str]) -> None:
+        """Say which sites lie inside which. A branch knows the last add of a stream within it; the earlier ones
+        are that stream's, back to the fork."""
+        before: dict[fx.Node, Site] = {}
+        previous: dict[Site, Site | None] = {}
         for site in self.sites:
-            roots = [s.root for s in site.inner]
-            site.is_outer = site.root in roots or len(set(roots)) < len(roots)
+            assert site.root is not None
+            previous[site] = before.get(site.root)
+            before[site.root] = site
+        for site in self.sites:
+            site.inner = [s for s in site.inner if s.node not in dropped]
+            start = self.index.position[site.fork]
+            for inner in site.inner:
+                site.is_outer |= inner.root is site.root or inner.depth >= 2
+                step: Site | None = inner
+                while step is not None and step.inside is None and self.index.position[step.node] > start:
+                    step.inside = site
+                    step = previous[step]
 
 
 def find_sites(graph: fx.Graph, root: nn.Module | None = None) -> tuple[list[Site], list[Skip]]:
