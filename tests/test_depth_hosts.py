@@ -11,7 +11,7 @@ from conftest import randomise
 from hosts import BY_NAME, LAYERS, tokens
 
 import resfx
-from resfx.ops._depth import Read
+from resfx.ops._depth import DepthPlace, Read
 from resfx.passes.check import tensors_of
 
 METHODS = {
@@ -85,7 +85,7 @@ def test_start_is_exact_in_eval_and_training_at_other_sizes_too(method, host):
 
 
 @pytest.mark.parametrize(("method", "host"), pairs("attnres-llama", "mudd-gpt2", "dca-gpt_neox", "elc-bert"))
-def test_a_training_step_at_the_start_is_exact(method, host):
+def test_a_training_step_at_the_start_is_the_hosts(method, host):
     model, new, inputs = pair(method, host)
     results = []
     for module in (model, new):
@@ -102,8 +102,11 @@ def test_a_training_step_at_the_start_is_exact(method, host):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()) + 1e-7)
 
 
-@pytest.mark.parametrize(("method", "host"), pairs("denseformer-bert", "attnres-gpt2", "delta-llama", "depth-read-qwen3",
-                         "elc-weighted-t5", "dca-llama", "mudd-gpt_neox", "vertical-gpt2"))  # fmt: skip
+HALF = pairs("denseformer-bert", "attnres-gpt2", "delta-llama", "depth-read-qwen3", "elc-weighted-nanogpt", "dca-llama",
+             "mudd-gpt_neox", "vertical-gpt2")  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "host"), HALF)
 def test_start_is_exact_in_bfloat16(method, host):
     model = BY_NAME[host].make().bfloat16()
     inputs = BY_NAME[host].inputs(2, 6)
@@ -113,8 +116,11 @@ def test_start_is_exact_in_bfloat16(method, host):
     assert equal(model(**inputs), new(**inputs))
 
 
-@pytest.mark.parametrize(("method", "host"), pairs("denseformer-gpt2", "attnres-llama", "delta-bert", "depth-read-t5",
-                         "elc-bert", "dca-gpt_neox", "mudd-gpt2", "vertical-vit"))  # fmt: skip
+LEARN = pairs("denseformer-gpt2", "attnres-llama", "delta-bert", "depth-read-nanogpt", "elc-bert", "dca-gpt_neox",
+              "mudd-nanogpt", "vertical-vit")  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "host"), LEARN)
 def test_every_new_parameter_acts_and_learns(method, host, moved):
     model, new, inputs = moved
     assert not equal(model(**inputs), new(**inputs))
@@ -123,8 +129,7 @@ def test_every_new_parameter_acts_and_learns(method, host, moved):
         assert grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize(("method", "host"), pairs("denseformer-gpt2", "attnres-llama", "delta-bert", "depth-read-t5",
-                         "elc-bert", "dca-gpt_neox", "mudd-gpt2", "vertical-vit"))  # fmt: skip
+@pytest.mark.parametrize(("method", "host"), LEARN)
 def test_twenty_steps_on_the_new_parameters_alone_lower_the_loss(method, host):
     torch.manual_seed(0)
     model = BY_NAME[host].make().double()
@@ -160,15 +165,22 @@ def test_compiled_it_computes_the_same(method, host, moved):
 
 
 def test_inductor_agrees():
-    model = BY_NAME["nanogpt"].make()
-    new = resfx.rewrite(model, resfx.AttnRes(block=2), args=(tokens(2, 7),))
-    randomise(new)
+    """One read over a list of sources, forward and backward."""
     torch._dynamo.reset()
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(new)(tokens(2, 7)), new(tokens(2, 7)), rtol=1e-4, atol=1e-5)
+    place = DepthPlace(width=16, context_width=16, kind="mlp", depth=1, dtype=torch.float32, device=torch.device("cpu"),
+                       read=2, sources=3, last=False, outputs=1)  # fmt: skip
+    read = resfx.AttnRes().build(place)
+    torch.nn.init.normal_(read.query)
+    sources = [torch.randn(2, 5, 16, requires_grad=True) for _ in range(3)]
+    results = []
+    for run in (read, torch.compile(read, fullgraph=True)):
+        out = run(sources, sources[-1])
+        results.append([out, *torch.autograd.grad(out.square().sum(), [*sources, *read.parameters()])])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("method", "host"), pairs("attnres-llama", "mudd-gpt2", "depth-read-full-llama", hosts=CAUSAL))
+@pytest.mark.parametrize(("method", "host"), pairs("mudd-gpt2", "depth-read-full-llama", hosts=CAUSAL))
 def test_generate_with_a_cache_is_generate_without(method, host, moved):
     """Reads see one token at a time: decoding in steps is prefill, also once the reads have learned."""
     _, new, _ = moved
@@ -177,7 +189,7 @@ def test_generate_with_a_cache_is_generate_without(method, host, moved):
     assert torch.equal(new.generate(tokens(2, 5), **options), want)
 
 
-@pytest.mark.parametrize(("method", "host"), pairs("mudd-gpt2", "dca-1-bart", "attnres-block-t5"))
+@pytest.mark.parametrize(("method", "host"), pairs("mudd-gpt2", "dca-1-bart"))
 def test_save_and_load(method, host, moved, tmp_path):
     model, new, inputs = moved
     resfx.save(new, tmp_path / "kept")
