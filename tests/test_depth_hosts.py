@@ -328,3 +328,34 @@ def test_recomputed_reads_give_the_same_gradients(method):
     for a, b in zip(*grads, strict=True):
         assert a.abs().max() > 0
         torch.testing.assert_close(a, b)
+
+
+class Looped(torch.nn.Module):
+    """Blocks of attention-less sublayers whose weights are used again and again."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(8)
+        self.first, self.second = (torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in range(2))
+        self.a, self.b = Add(self.first), Add(self.second)
+
+    def forward(self, x):
+        for _ in range(3):
+            x = self.b(self.norm, self.a(self.norm, x))
+        return x
+
+
+class Add(torch.nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, norm, x):
+        return x + self.f(norm(x))
+
+
+def test_a_block_that_is_used_again_is_a_new_block():
+    model = Looped()
+    new = resfx.rewrite(model, "denseformer", args=(torch.randn(2, 5, 8),))
+    assert [m.weight.numel() for m in reads_of(new).values()] == [2, 3, 4]
+    assert equal(model(torch.ones(3, 4, 8)), new(torch.ones(3, 4, 8)))

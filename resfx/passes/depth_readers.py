@@ -92,8 +92,8 @@ class Readers:
         operands = dict(zip(found[1:4], ROLES, strict=True))
         if len(operands) < 3 or not all(n in mine for n in operands):
             return "its attention does not take queries, keys and values from three projections of the stream"
-        if any(ops.is_inplace(n) for n in mine):
-            return "the branch overwrites tensors in place: it cannot be read from several inputs"
+        if any(ops.is_inplace(n) and roles != ["r"] for n, roles in self._roles(mine, operands).items()):
+            return "it overwrites tensors in place before attention: they cannot be read from several inputs"
         return operands
 
     def _dependents(self, sites: list[Site]) -> list[fx.Node]:
