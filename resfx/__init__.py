@@ -2,6 +2,8 @@
 
 from . import errors, export
 from .api import rewrite, scan
+from .benchmark import compare
+from .comparison import Comparison
 from .ops.attn_res import AttnRes
 from .ops.canon import Canon
 from .ops.dca import DCA
@@ -10,7 +12,9 @@ from .ops.delta_attn_res import DeltaAttnRes
 from .ops.denseformer import DenseFormer
 from .ops.depth_read import DepthRead
 from .ops.elc import ELC
+from .ops.hyper_connections import HyperConnections
 from .ops.method import Method
+from .ops.mhc import MHC, mHC
 from .ops.mudd import MUDD
 from .ops.short_conv import ShortConv
 from .ops.short_swa import ShortSWA
@@ -24,12 +28,15 @@ __all__ = [
     "DCA",
     "DDL",
     "ELC",
+    "MHC",
     "MUDD",
     "AttnRes",
     "Canon",
+    "Comparison",
     "DeltaAttnRes",
     "DenseFormer",
     "DepthRead",
+    "HyperConnections",
     "Method",
     "Report",
     "ShortConv",
@@ -38,9 +45,11 @@ __all__ = [
     "Skip",
     "Stream",
     "VerticalAttention",
+    "compare",
     "errors",
     "export",
     "load",
+    "mHC",
     "rewrite",
     "save",
     "scan",

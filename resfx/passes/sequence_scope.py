@@ -235,7 +235,7 @@ def apply_sequence(
     """Scope ``sequence``: put the method's mixers at their points of every chosen branch that has them."""
     method, first = application.method, application.claimed is None
     index = _index(graph, tree)
-    attentions = [_attention_of(stream, index) for stream in streams]
+    attentions = [attention_of(stream, index) for stream in streams]
     plans: list[tuple[Site, list[tuple[Point, Place]]]] = []
     for site in chosen:
         branch, guide = Branch(site, streams[site.stream], index), attentions[site.stream]
@@ -280,7 +280,7 @@ def _index(graph: fx.Graph, tree: nn.Module) -> Index:
     return index
 
 
-def _attention_of(stream: Stream, index: Index) -> Attention | None:
+def attention_of(stream: Stream, index: Index) -> Attention | None:
     """The first self-attention of a stream: it tells the direction and the padding of the whole stream."""
     for site in stream.sites:
         if site.kind == "attention" and not site.is_outer:
