@@ -286,6 +286,12 @@ def test_reads_beside_a_token_mixer():
     assert not equal(model(**inputs), new(**inputs))
 
 
+def test_a_mixer_before_all_projections_is_not_copied():
+    inputs = BY_NAME["nanogpt"].inputs(2, 7)
+    with pytest.raises(resfx.errors.NoSitesError, match="a state for each"):
+        resfx.rewrite(BY_NAME["nanogpt"].make(), [resfx.Canon(), resfx.MUDD()], kwargs=inputs)
+
+
 def test_two_reads_of_one_stream_are_a_conflict():
     with pytest.raises(resfx.errors.ConflictError, match="denseformer rewrote it already"):
         resfx.rewrite(BY_NAME["nanogpt"].make(), ["denseformer", "attnres"], args=(tokens(2, 7),))
