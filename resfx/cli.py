@@ -1,4 +1,4 @@
-"""The command line: scan, rewrite, export, bench or list methods, over an import path, a config folder or a ``.pt2``."""
+"""The command line: scan, rewrite, export, bench, or list methods: an import path, a config folder or a ``.pt2``."""
 
 from __future__ import annotations
 
