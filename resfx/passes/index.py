@@ -28,6 +28,7 @@ class Index:
         role: ``weight``, ``norm``, ``pool``, ``upsample``, ``matmul``, ``pass``, ``part``, ``act``,
             ``scale`` or ``""``. A part is one piece of a split tensor: the pieces are different tensors.
         observed: in-place writers whose effect is read through another name of the tensor.
+        alive: nodes whose value reaches an output, or something that outlives the call.
     """
 
     graph: fx.Graph
@@ -40,6 +41,7 @@ class Index:
     parametric: dict[fx.Node, bool] = field(default_factory=dict)
     role: dict[fx.Node, str] = field(default_factory=dict)
     observed: set[fx.Node] = field(default_factory=set)
+    alive: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         base: dict[fx.Node, fx.Node] = {}  # view -> the tensor it looks into
@@ -77,6 +79,12 @@ class Index:
             self.role[node] = self._role(node, name, resolved)
             if name in ("mul", "div"):
                 self._recognise_norm(node)
+        lasting = [n for n, b in base.items() if b.op in ("placeholder", "get_attr") and ops.is_inplace(n)]
+        stack = [n for n in self.nodes if n.op == "output"] + lasting
+        while stack:
+            if (node := stack.pop()) not in self.alive:
+                self.alive.add(node)
+                stack += self.data[node]
 
     def _recognise_norm(self, node: fx.Node) -> None:
         """``x * rsqrt(mean(x**2) + eps)`` and ``(x - mean) / sqrt(var + eps)`` are norms, written out."""

@@ -25,6 +25,7 @@ FOREIGN = "the shortcut only reaches the branch through another stream: a shared
 REINJECTED = "the first state of the stream, added again"
 MERGED = "several plain convolutions of one tensor, summed: re-parameterised as one"
 NESTED_SCALED = "a scaled term inside another branch"
+DEAD = "its value reaches no output"
 OVERWRITTEN = "an in-place add whose overwritten operand is read again"
 
 REMEDIES = {
@@ -36,7 +37,7 @@ _ONWARD = frozenset("add mul div where masked_fill sub maximum".split())
 
 def explain(node: fx.Node, operands: list[fx.Node], reason: str, index: Index) -> str:
     """A closer reason for an add that was refused for ``reason``, or ``reason`` itself."""
-    if reason in (INTEGER, OVERWRITTEN, MERGED, FOREIGN):
+    if reason in (INTEGER, OVERWRITTEN, MERGED, FOREIGN, DEAD):
         return reason
     ends = [index.strip_scaled(x)[0] for x in operands]
     if reason in (BROADCAST, CONSTANT, NO_PATH, ELEMENTWISE) and _feeds_softmax(node, index):

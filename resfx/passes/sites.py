@@ -22,6 +22,7 @@ from .index import Index
 from .reasons import (
     BROADCAST,
     CONSTANT,
+    DEAD,
     ELEMENTWISE,
     FOREIGN,
     INTEGER,
@@ -81,6 +82,8 @@ class Detector:
 
     def _implausible(self, node: fx.Node) -> str | None:
         kind, index = dtype(node), self.index
+        if node not in index.alive:
+            return DEAD
         left, right = self._operands(node)
         if kind is not None and not kind.is_floating_point and kind is not torch.complex64:
             return INTEGER

@@ -67,7 +67,8 @@ NomicBertModel | NomicBertLayer 2
 NystromformerModel | NystromformerSelfOutput 1; NystromformerOutput 1
 Owlv2Model | Owlv2EncoderLayer 2 | 2
 OwlViTModel | OwlViTEncoderLayer 2 | 2
-PegasusXModel | PegasusXEncoderLayer 4; PegasusXDecoderLayer 3 | 3
+# four adds a layer, two of them on global tokens; nothing reads those of the second and last layer
+PegasusXModel | PegasusXEncoderLayer 3; PegasusXDecoderLayer 3 | 3
 PixioModel | PixioLayer 2
 PixtralVisionModel | PixtralAttentionLayer 2
 QianfanOCRVisionModel | QianfanOCRVisionLayer 2

@@ -40,7 +40,7 @@ hiera_tiny_224 | HieraBlock[do_expand] projection identity; HieraBlock[!do_expan
 hieradet_small | MultiScaleBlock[proj=Identity] 2; MultiScaleBlock[proj=Linear] projection identity | 4 | {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1)}
 mvitv2_tiny | MultiScaleBlock[shortcut_proj_attn] projection identity; MultiScaleBlock[!shortcut_proj_attn] 2 | 4 | {"size": 224}
 davit_tiny | SpatialBlock 2; ChannelBlock 2; ConvPosEnc 1 | 2 | {"depths": (1, 1), "embed_dims": (16, 32), "num_heads": (2, 4)}
-gcvit:GlobalContextVit | MbConvBlock 1; GlobalContextVitBlock 2 | ? | {"img_size": 64, "depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 2, 4, 4), "window_size": (2, 2, 2, 2)}
+gcvit:GlobalContextVit | MbConvBlock 1; GlobalContextVitBlock 2 | ? | {"img_size": 64, "depths": (2, 2, 2, 2), "embed_dim": 16, "num_heads": (1, 2, 4, 4), "window_size": (2, 2, 2, 2)}
 focalnet:FocalNet | FocalNetBlock 2 | 4 | {"depths": (1, 1, 1, 1), "embed_dim": 16}
 maxvit_pico_rw_256 | MbConvBlock[shortcut=Identity] 1; MbConvBlock[shortcut.expand=Conv2d] projection; MbConvBlock[shortcut.expand=Identity] resampled; PartitionAttentionCl 2 | 4 | {"img_size": 64, "embed_dim": (32, 32, 32, 32), "depths": (1, 1, 1, 1), "stem_width": 8}
 maxxvit_rmlp_nano_rw_256 | ConvNeXtBlock[shortcut=Identity] 1; ConvNeXtBlock[shortcut.expand=Conv2d] projection; ConvNeXtBlock[shortcut.expand=Identity] resampled; PartitionAttentionCl 2 | 4 | {"img_size": 64, "embed_dim": (32, 32, 32, 32), "depths": (1, 1, 1, 1), "stem_width": 8}
