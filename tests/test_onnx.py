@@ -92,9 +92,11 @@ def check_host(name: str, tmp_path) -> None:
             with torch.no_grad():
                 want, before = new(**call), model(**call)
             got = dict(zip(made.outputs, run(path, feeds), strict=True))
+            want, before = ((x if isinstance(x, dict) else {"output": x}) for x in (want, before))
             for output, value in got.items():
                 torch.testing.assert_close(torch.from_numpy(value), want[output], rtol=1e-4, atol=1e-5)
-            assert (want["logits"] - before["logits"]).abs().max() > 1e-3  # the rewrite acts
+            first = next(iter(got))
+            assert (want[first] - before[first]).abs().max() > 1e-3  # the rewrite acts
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "vit", "t5"])
@@ -102,10 +104,20 @@ def test_hosts(name, tmp_path):
     check_host(name, tmp_path)
 
 
+# Mixtral's experts are an operator of transformers that ONNX has no translation for; Whisper's time axis is not one
+# that may vary, though the trace leaves it open.
+NOT_LOWERED = ("mixtral", "whisper")
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize("name", [h.name for h in HOSTS if h.name not in ("gpt2", "llama", "bert", "vit", "t5")])
 def test_all_hosts(name, tmp_path):
-    check_host(name, tmp_path)
+    if name not in NOT_LOWERED:
+        check_host(name, tmp_path)
+        return
+    with pytest.raises(ExportError, match="cannot lower"):
+        to_onnx(rewritten(name)[1], tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_masks_and_losses(tmp_path):
