@@ -88,6 +88,16 @@ class Runtime:
             restore(value, state, leaves, call.objects)
         return build(capture.output, leaves, call.objects)
 
+    def variant_of(self, tree: nn.Module, call: Call) -> Variant:
+        """The variant that a call fits, captured if there is none; it is not run."""
+        if self.source.shared:
+            return self._shared(tree)
+        found = self._find(call, _mode(tree, call))
+        if found is None:
+            found = realise(tree, self.source.capture(tree, call), self.applications)
+            self.adopt(found, tree, call)
+        return found
+
     def adopt(self, variant: Variant, tree: nn.Module, call: Call | None) -> None:
         """Take in the variant that a rewrite was made from."""
         if call is None:

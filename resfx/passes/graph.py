@@ -89,9 +89,10 @@ def same_shape(a: fx.Node, b: fx.Node) -> bool | None:
 
 def place_module(tree: nn.Module, path: str, module: nn.Module) -> None:
     """Put a module at a dotted path, making the levels between."""
+    root = tree  # in the mode of the whole: eval() on a model in eval mode must not look like another mode
     *parents, name = path.split(".")
     for part in parents:
         if part not in tree._modules:
-            tree.add_module(part, nn.Module())
+            tree.add_module(part, nn.Module().train(root.training))
         tree = tree._modules[part]  # type: ignore[assignment]
-    tree.add_module(name, module)
+    tree.add_module(name, module.train(root.training))
