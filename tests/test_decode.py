@@ -189,3 +189,37 @@ def test_later_calls_reuse_the_graphs():
     mask[0, 0] = 0  # generate drops a mask of ones
     new.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False, pad_token_id=0)
     assert len(new.variants) == before
+
+
+@pytest.mark.parametrize("method", ["swa", pytest.param("canon", marks=pytest.mark.matrix)])
+def test_a_loop_in_onnx_runtime_generates_the_same_tokens(method, tmp_path):
+    """Prefill and step as two files; keys, values and the short windows go from outputs to inputs by name."""
+    runtime = pytest.importorskip("onnxruntime")
+    new = acting("gpt2", method)
+    ids, mask = prompts(3)
+    position = (mask.cumsum(1) - 1).clamp_min(0)
+    call = {"input_ids": ids, "attention_mask": mask, "position_ids": position, "use_cache": True}
+    with torch.no_grad():
+        cache = new(**call).past_key_values
+    longer = torch.cat([mask, mask[:, -1:]], 1)
+    step = {"input_ids": ids[:, :1], "attention_mask": longer, "position_ids": position[:, :1], "use_cache": True}
+    for name, example in (("prefill", call), ("step", step | {"past_key_values": cache})):
+        resfx.export.to_onnx(new, tmp_path / name, kwargs=example, check="onnxruntime")
+    prefill, again = (runtime.InferenceSession(tmp_path / name) for name in ("prefill", "step"))
+
+    ids, mask = prompts(4)  # another batch than the exported one
+    position, text = (mask.cumsum(1) - 1).clamp_min(0), ids
+    session, feeds = prefill, {"input_ids": ids, "attention_mask": mask, "position_ids": position}
+    feeds = {k: v.numpy() for k, v in feeds.items()}
+    for _ in range(STEPS):
+        names = [o.name for o in session.get_outputs()]
+        out = dict(zip(names, session.run(names, feeds), strict=True))
+        scores = torch.from_numpy(out.pop("logits"))[:, -1]
+        scores[:, 2] = float("-inf")  # no end before the last step, as min_new_tokens has it
+        text = torch.cat([text, scores.argmax(-1, keepdim=True)], 1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        position = position[:, -1:] + 1
+        feeds = {k.replace("present", "past", 1): v for k, v in out.items()}
+        feeds |= {"input_ids": text[:, -1:].numpy(), "attention_mask": mask.numpy(), "position_ids": position.numpy()}
+        session = again
+    assert torch.equal(text, generated(new, True, do_sample=False))
