@@ -85,8 +85,11 @@ def steps(new, ids, mask, sizes, **base):
     return torch.cat(parts, 1), cache
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("host", ["llama", pytest.param("gpt2", marks=pytest.mark.matrix)])
+@pytest.mark.parametrize(
+    "host, method",
+    [pytest.param(h, m, marks=() if (h, m) in {("gpt2", "swa"), ("gpt2", "chunk")} else pytest.mark.matrix)
+     for h in ("gpt2", "llama") for m in METHODS],
+)  # fmt: skip
 def test_prefill_then_steps_equal_one_call(host, method):
     new = acting(host, method, torch.float64)
     ids, mask = tokens(3, 13, 3), torch.ones(3, 13, dtype=torch.long)
@@ -120,7 +123,7 @@ def test_encoder_decoder_cache():
 
 
 def test_state_bytes_do_not_grow_with_the_text():
-    new = acting("llama", "swa")
+    new = acting("gpt2", "swa")
     ids, mask = tokens(2, 20, 3), torch.ones(2, 20, dtype=torch.long)
     sizes = []
     for first in (6, 19):
@@ -150,7 +153,7 @@ def test_an_empty_cache_that_the_caller_made():
 
 
 def test_rows_move_with_the_cache():
-    new = acting("llama", "swa")
+    new = acting("gpt2", "swa")
     ids, mask = tokens(3, 8, 3), torch.ones(3, 8, dtype=torch.long)
     _, cache = steps(new, ids, mask, [6, 1])
     order = torch.tensor([2, 0, 0])
@@ -164,7 +167,7 @@ def test_rows_move_with_the_cache():
 
 
 def test_tokens_cannot_be_taken_back():
-    new = acting("llama", "swa")
+    new = acting("gpt2", "swa")
     _, cache = steps(new, tokens(2, 6, 3), torch.ones(2, 6, dtype=torch.long), [5, 1])
     assert not cache.is_croppable
     with pytest.raises(ResfxError, match="keeps only its last few tokens"):
@@ -172,7 +175,7 @@ def test_tokens_cannot_be_taken_back():
 
 
 def test_a_cache_filled_by_another_model_is_refused():
-    new, host = acting("llama", "swa"), BY_NAME["llama"].make()
+    new, host = acting("gpt2", "swa"), BY_NAME["gpt2"].make()
     ids = tokens(2, 7, 3)
     with torch.no_grad():
         cache = host(input_ids=ids[:, :6], use_cache=True).past_key_values
