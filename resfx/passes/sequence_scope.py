@@ -334,7 +334,8 @@ def _insert(
     graph: fx.Graph, site: Site, point: Point, path: str, method: str, guide: Attention
 ) -> tuple[fx.Node, fx.Node]:
     """Put a mixer behind a node for some of its readers; returns its call and what the readers get."""
-    node, padding, kwargs, new = point.node, guide.padding, {}, []
+    node, padding, new = point.node, guide.padding, []
+    kwargs: dict[str, Any] = {}
     with graph.inserting_after(_behind_inputs(node)):
         anchor = graph.call_function(_mark)
     with graph.inserting_before(anchor):
@@ -372,8 +373,8 @@ def _join_stream(site: Site, point: Point, call: fx.Node, new: fx.Node, stream: 
     """The mixer's add is one more add of the stream, and the sites that started from the old state read the new."""
     mixer = Site(
         node=new, shortcut=point.node, branch=call, fork=point.node, form="mixer",
-        owner=f"{site.owner}.{key}".strip("."), line=site.line, kind="mixer", axis=site.axis, width=site.width, root=site.root, depth=site.depth,
-        stream=site.stream, block=site.block, mixers=[key],
+        owner=f"{site.owner}.{key}".strip("."), line=site.line, kind="mixer", axis=site.axis,
+        width=site.width, root=site.root, depth=site.depth, stream=site.stream, block=site.block, mixers=[key],
     )  # fmt: skip
     for reader in stream.sites:
         if reader.fork is site.fork and new in (*reader.node.all_input_nodes, *_inputs(reader)):
