@@ -31,6 +31,16 @@ from .passes.structure import Template, build, describe, restore, varied
 from .report import Report
 
 
+def _never_traced(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compiler.disable`` at the time of the call: the decorator itself would import the compiler."""
+
+    @functools.wraps(fn)
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        return torch.compiler.disable(fn)(*args, **kwargs)
+
+    return outside
+
+
 @dataclass(eq=False)
 class Variant:
     """One captured, rewritten graph and the calls it is good for."""
@@ -104,7 +114,7 @@ class Runtime:
                 return variant
         return self._add_shared(tree)
 
-    @torch.compiler.disable
+    @_never_traced
     def _add_shared(self, tree: nn.Module) -> Variant:
         variant = realise(tree, self.source.capture(tree, None), self.applications)
         self.adopt(variant, tree, None)
@@ -116,7 +126,7 @@ class Runtime:
                 return variant
         return None
 
-    @torch.compiler.disable
+    @_never_traced
     def _add(
         self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: tuple[Any, ...]
     ) -> tuple[Variant, Call]:

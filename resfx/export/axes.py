@@ -14,7 +14,12 @@ def sizes_of(program: torch.export.ExportedProgram) -> list[list[Any]]:
     """Sizes of the user's inputs: integers, or expressions over symbols."""
     names = set(program.graph_signature.user_inputs)
     values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
-    return [[s if isinstance(s, int) else s.node.expr for s in value.shape] for value in values]
+    return [[_size(s) for s in value.shape] for value in values]
+
+
+def _size(size: Any) -> Any:
+    expression = size if isinstance(size, int) else size.node.expr
+    return expression if isinstance(size, int) or not expression.is_number else int(expression)
 
 
 def axis_names(
@@ -48,8 +53,8 @@ def axis_names(
 
 def _unused(name: str, axis: int, taken: set[str]) -> str:
     base = name.removesuffix("_ids").removesuffix("_mask").removesuffix("_input")
-    usual = {0: "batch", 1: "sequence"}.get(axis)
-    candidates = ([usual, f"{base}_{usual}"] if usual else []) + [f"{name.replace('.', '_')}_{axis}"]
+    usual = {0: "batch", 1: "sequence", 2: "past_sequence" if "past" in name else None}.get(axis)
+    candidates = ([usual, f"{base}_{usual}".replace(".", "_")] if usual else []) + [f"{name.replace('.', '_')}_{axis}"]
     return next((c for c in candidates if c not in taken), f"{candidates[-1]}_{len(taken)}")
 
 
@@ -89,7 +94,8 @@ def rename_axes(model: Any, names: Mapping[str, str]) -> None:
         if value.shape is not None and not value.shape.frozen:
             for i, dim in enumerate(value.shape):
                 if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-                    value.shape[i] = ir.SymbolicDim(_renamed(str(dim.value), names))
+                    text = _renamed(str(dim.value), names)
+                    value.shape[i] = int(text) if text.isdigit() else ir.SymbolicDim(text)
 
 
 def _renamed(text: str, names: Mapping[str, str]) -> str:

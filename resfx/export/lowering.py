@@ -92,10 +92,11 @@ def to_onnx(
     for package in ("onnx", "onnxscript", *(("onnxruntime",) if check in (True, "onnxruntime") else ())):
         require(package, "onnx", "ONNX export")
     _refuse_bad_options(opset, profile, check)
-    flat = flatten_model(new, args, kwargs)
+    fused = profile == "portable"
+    flat = flatten_model(new, args, kwargs, fused)
     asked = f"cannot lower {type(flat.source.model).__name__} to ONNX"
     with _translating(asked):
-        program = trace(flat, dynamic, fused=profile == "portable")
+        program = trace(flat, dynamic, fused)
         names = axis_names(program, flat.inputs, dynamic)
         lowered = _lower(program, flat, opset)
     expand_rotary_caches(lowered.model)
@@ -140,13 +141,19 @@ def _translating(asked: str) -> Iterator[None]:
     except ResfxError:
         raise
     except Exception as error:
-        cause = error.__cause__ or error
+        causes = [error]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
         raise ExportError(
-            asked, f"{type(cause).__name__}: {str(cause).strip()}",
+            asked, "; ".join(dict.fromkeys(_brief(cause) for cause in causes[1:] or causes)),
             "dynamic=False, another opset= or profile='standard'; torch.onnx.export(model, ..., report=True) has more",
         ) from error  # fmt: skip
     finally:
         registration.setLevel(level)
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().split('. See the stack trace')[0]}"
 
 
 def _lower(program: torch.export.ExportedProgram, flat: FlatModel, opset: int) -> Any:

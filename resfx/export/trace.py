@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from ..errors import ExportError
 from ..ops._operators import opaque_operators
 from ..passes.calls import Call, unbind
 from ..passes.capture import Source, source_of
-from ..passes.export_capture import dynamic_axes, image_leaves
+from ..passes.export_capture import distinct, dynamic_axes, image_leaves
 from ..passes.structure import Flattener, Template
 from ..rewritten import Rewritten, Variant, realise
 
@@ -59,16 +60,22 @@ class FlatModel:
             args, kwargs = unbind(self.source.signature, self.call.arguments(leaves))
             flat, templates = _flatten(run(self.tree, *args, **kwargs), [])
         else:
+            assert capture.output is not None
             flat, templates = list(run(self.tree, *leaves, *capture.constants)), [capture.output, *capture.states]
         roots = ["", *_object_names(self.call.template, self.source)]
-        named = [pair for t, root in zip(templates, roots, strict=False) if t for pair in _names(t, root)]
+        named = [pair for t, root in zip(templates, roots, strict=True) for pair in _names(t, root)]
         self.positions = [i for i, _ in named if isinstance(flat[i], torch.Tensor)]
         self.outputs = _unlike(self.inputs, [name for i, name in named if i in self.positions])
         return [flat[i] for i in self.positions]
 
 
-def flatten_model(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None) -> FlatModel:
+def flatten_model(
+    model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None, fused: bool = True
+) -> FlatModel:
     """Capture one call of a rewritten module, or of any other model, in eval mode. ``model`` is not changed.
+
+    Args:
+        fused: whether fused operators stay one node each.
 
     Raises:
         ExportError: if there is no example to export.
@@ -88,7 +95,8 @@ def flatten_model(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, An
     call = source.call(*example)
     call.leaves = _two_rows(call.leaves)
     applications = tree._resfx.applications if isinstance(tree, Rewritten) else []
-    variant = realise(tree, source.capture(tree, call), applications)
+    with _operators(fused):
+        variant = realise(tree, source.capture(tree, call), applications)
     inputs = dict(_names(call.template, ""))
     return FlatModel(source, tree, call, variant, _plain(call, source, inputs))
 
@@ -98,7 +106,7 @@ def trace(flat: FlatModel, dynamic: bool | Axes, fused: bool) -> torch.export.Ex
 
     Args:
         dynamic: ``True`` for every axis that the model leaves open, ``False`` for none, or axis names by input.
-        fused: whether fused operators stay one node each.
+        fused: as for :func:`flatten_model`.
     """
     shell = _Flat(flat)
     images = image_leaves(flat.call)
@@ -106,10 +114,9 @@ def trace(flat: FlatModel, dynamic: bool | Axes, fused: bool) -> torch.export.Ex
         _axes(name, leaf, dynamic, i in images)
         for i, (name, leaf) in enumerate(zip(flat.inputs, flat.call.leaves, strict=True))
     )
-    token = opaque_operators() if fused else warnings.catch_warnings()
-    with torch.no_grad(), warnings.catch_warnings(), token:
+    with torch.no_grad(), warnings.catch_warnings(), _operators(fused):
         warnings.simplefilter("ignore")
-        return torch.export.export(shell, tuple(flat.call.leaves), dynamic_shapes=(shapes,), strict=False)
+        return torch.export.export(shell, distinct(flat.call.leaves), dynamic_shapes=(shapes,), strict=False)
 
 
 class _Flat(nn.Module):
@@ -127,6 +134,10 @@ class _Flat(nn.Module):
             results.append(value.clone() if id(value) in seen else value)
             seen.add(id(value))
         return tuple(results)
+
+
+def _operators(fused: bool) -> contextlib.AbstractContextManager[None]:
+    return opaque_operators() if fused else contextlib.nullcontext()
 
 
 def _axes(name: str, leaf: torch.Tensor, dynamic: bool | Axes, image: bool) -> dict[int, Any] | None:

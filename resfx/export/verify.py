@@ -32,7 +32,13 @@ def verify(
     """
     worst = dict.fromkeys(backends, 0.0)
     for backend in backends:
-        run = RUNNERS[backend](path)
+        try:
+            run = RUNNERS[backend](path)
+        except Exception as error:
+            raise ExportError(
+                f"{backend} cannot load the exported model", str(getattr(error, "found", error)),
+                "a type without kernels on the CPU, such as bfloat16, can be held against check='reference'",
+            ) from error  # fmt: skip
         for leaves, expected in cases:
             feeds = {n: leaf.detach().cpu() for n, leaf in zip(inputs, leaves, strict=True)}
             try:

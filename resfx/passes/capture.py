@@ -107,7 +107,7 @@ def _load_program(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
 
 
 def _without_self(signature: inspect.Signature) -> inspect.Signature:
-    return signature.replace(parameters=[p for n, p in signature.parameters.items() if n != "self"])
+    return signature.replace(parameters=list(signature.parameters.values())[1:])  # whatever it is called
 
 
 def _trace(model: nn.Module) -> fx.Graph:

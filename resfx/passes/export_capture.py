@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def capture_call(module: nn.Module, forward_class: Any, signature: inspect.Signa
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                shell, tuple(call.leaves), dynamic_shapes=(dynamic,) if dynamic else None, strict=False
+                shell, distinct(call.leaves), dynamic_shapes=(dynamic,) if dynamic else None, strict=False
             )
     except Exception as error:
         raise CaptureError(*diagnose(forward_class, error)) from error
@@ -61,6 +62,12 @@ def capture_call(module: nn.Module, forward_class: Any, signature: inspect.Signa
             inputs[part[1]].meta["argument"] = name
     accepts, source = guard_function(program, [n.meta["val"] for n in inputs], "L['leaves']")
     return Capture(graph, constants, accepts, source, outcome["output"], outcome["states"], call.template)
+
+
+def distinct(leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Inputs for a trace, which would take one tensor given twice (``labels=input_ids``) for one input."""
+    first: dict[int, int] = {}
+    return tuple(x if first.setdefault(id(x), i) == i else x.detach().clone() for i, x in enumerate(leaves))
 
 
 def shell_of(module: nn.Module, cls: type) -> nn.Module:

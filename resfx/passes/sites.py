@@ -282,7 +282,7 @@ class Detector:
     def _strip_projection(self, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
         """Up through at most two weighted operators with their norms, affine terms, activations, pooling and
         padding; and the operators passed, from the add upward."""
-        index, weights = self.index, 0
+        index, weights, limit = self.index, 0, 2
         path: list[fx.Node] = []
         while True:
             node = index.strip(node)
@@ -291,9 +291,11 @@ class Detector:
             if len(inputs) != 1 and not (role == "norm" and inputs):
                 return node, path
             resamples = role == "pool" or name in ops.REDUCE | ops.RESAMPLE or name == "cat"
-            if role == "weight" and weights < 2:
+            if role == "weight" and weights < limit:
                 weights += 1
-            elif not (resamples or role in ("norm", "scale") or name == "add" or (role == "act" and weights)):
+            elif role == "act" and weights:
+                limit = weights  # an activation may open a shortcut; one between its weights makes it a branch
+            elif not (resamples or role in ("norm", "scale") or name == "add"):
                 return node, path
             path.append(node)
             node = inputs[0]

@@ -1,19 +1,16 @@
-"""Tiny random models of Hugging Face configurations, and the inputs they take.
+"""Tiny random models of Hugging Face configurations.
 
 One shared table of small values covers most families; a family's own line in the zoo adds what differs.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
-import torch
 from torch import nn
 
 from .torchvision_stub import import_timm  # noqa: F401 - re-exported for the tables
 
-VOCAB = 99
 _SMALL = {
     99: "vocab_size",
     64: "max_position_embeddings n_positions n_ctx max_source_positions max_target_positions",
@@ -36,7 +33,10 @@ SMALL = {name: value for value, names in _SMALL.items() for name in names.split(
 
 
 def tiny_config(cls: type, changes: dict[str, Any], nested: bool = False) -> Any:
-    """A small configuration of a class: the shared table where it has the field, then ``changes``."""
+    """A small configuration of a class: the shared table where it has the field, then ``changes``.
+
+    A change to ``...`` leaves the field as the configuration has it.
+    """
     default = cls()
     fields = set(vars(default)) | set(getattr(cls, "attribute_map", {}))
     values = {k: v for k, v in SMALL.items() if k in fields} | changes
@@ -47,48 +47,14 @@ def tiny_config(cls: type, changes: dict[str, Any], nested: bool = False) -> Any
             if isinstance(given, dict):
                 part = tiny_config(type(part), given, True)
                 values[name] = part.to_dict() if nested else part
-    return cls(**{k: v for k, v in values.items() if v is not DEFAULT})
+    return cls(**{k: v for k, v in values.items() if v is not ...})
 
 
-DEFAULT = object()  # leave a field of the shared table as the configuration has it
-
-
-def build(model: str, config: str, changes: dict[str, Any]) -> nn.Module:
-    """A model in eval mode from a fixed seed."""
+def build(model: str, changes: dict[str, Any]) -> nn.Module:
+    """A model of ``transformers`` in eval mode."""
+    import_timm()  # before transformers looks for it
     import transformers
 
     transformers.logging.set_verbosity_error()
-    torch.manual_seed(0)
-    return getattr(transformers, model)(tiny_config(getattr(transformers, config), changes)).eval()
-
-
-def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(3, VOCAB - 1, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def noise(*size: int) -> torch.Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(0))
-
-
-def inputs_of(model: nn.Module) -> dict[str, Any]:
-    """Keyword arguments for one call, from the names in the signature of ``forward``."""
-    names = inspect.signature(type(model).forward).parameters
-    config = model.config
-    inputs: dict[str, Any] = {}
-    if "input_ids" in names:
-        inputs["input_ids"] = tokens(2, 7)
-    if "decoder_input_ids" in names and getattr(config, "is_encoder_decoder", True):
-        inputs["decoder_input_ids"] = tokens(2, 5, 1)
-    if "pixel_values" in names:
-        vision = getattr(config, "vision_config", config)
-        size = getattr(vision, "image_size", None) or 32
-        height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        inputs["pixel_values"] = noise(2, getattr(vision, "num_channels", 3), height, width)
-    if "input_features" in names:
-        audio = getattr(config, "audio_config", config)
-        inputs["input_features"] = noise(2, getattr(audio, "num_mel_bins", 16), 40)
-    if "input_values" in names:
-        inputs["input_values"] = noise(2, 1200)
-    if "use_cache" in names:
-        inputs["use_cache"] = False
-    return inputs
+    cls = getattr(transformers, model)
+    return cls(tiny_config(cls.config_class, changes)).eval()

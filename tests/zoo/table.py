@@ -1,0 +1,15 @@
+"""All lines of the zoo."""
+
+from __future__ import annotations
+
+from . import plain, table_encoders, table_text, table_timm
+from .entry import Entry, read
+
+ENTRIES: list[Entry] = [
+    *read("plain", plain.TABLE),
+    *read("transformers", table_text.TABLE),
+    *read("transformers", table_encoders.TABLE),
+    *read("timm", table_timm.TABLE),
+]
+BY_NAME = {e.name: e for e in ENTRIES}
+assert len(BY_NAME) == len(ENTRIES), "two lines of one name"
