@@ -468,3 +468,19 @@ def test_recompute_changes_no_number_and_keeps_less(config):
         results.append([output, *torch.autograd.grad(loss_of(output), list(new.new_parameters().values()))])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert kept[1] < kept[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+@pytest.mark.parametrize(
+    "config",
+    [MHC(n=2, sinkhorn_iterations=2), pytest.param(HyperConnections(), marks=pytest.mark.matrix),
+     pytest.param(TC, marks=pytest.mark.matrix), pytest.param(CC, marks=pytest.mark.matrix)],
+)  # fmt: skip
+def test_onnx_runtime_computes_the_same(config, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, WIDTH)
+    new = resfx.rewrite(nn.Sequential(Mlp(False), Mlp(False)).eval(), config, args=(x,))
+    randomise(new, 0.3)
+    exported = resfx.export.to_onnx(new, tmp_path / "wide.onnx", args=(x,))
+    assert set(exported.differences) == {"onnxruntime", "reference"}
+    assert max(exported.differences.values()) < 1e-4

@@ -19,7 +19,8 @@ from .graph import dtype, hint, place_module, shape
 from .normalize import resolves
 from .sequence_scope import apply_sequence
 from .site_scope import rewrite_site
-from .wide_scope import Step, TokenAxis, token_axis, wide_runs, widen
+from .wide_plan import Step, TokenAxis, token_axis, wide_runs
+from .wide_scope import widen
 
 DEFAULT_FORMS = ("identity", "scaled", "parallel", "projection")
 
