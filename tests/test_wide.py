@@ -14,7 +14,7 @@ from torch import nn
 
 import resfx
 from resfx import DDL, MHC, HyperConnections
-from resfx.errors import ConflictError, NoSitesError
+from resfx.errors import ConflictError, NoSitesError, VariantError
 from resfx.passes.check import tensors_of
 
 CC, TC = DDL(value_channels=4), DDL(value_channels=4, compress="token", embed_conv=True)
@@ -384,6 +384,18 @@ def test_streams_that_cannot_be_widened_say_why():
     new = resfx.rewrite(flat, CC, args=(torch.randn(5, WIDTH),))
     with pytest.raises(ConflictError, match="ddl rewrote it already"):
         resfx.rewrite(new, MHC())
+
+
+def test_a_wide_stream_leaves_no_room_for_reads_over_depth_or_later_mixers():
+    host = BY_NAME["gpt2"]
+    _, wide, inputs = rewritten("gpt2", MHC())
+    with pytest.raises(ConflictError, match="mhc rewrote it already"):
+        resfx.rewrite(wide, "denseformer")
+    with pytest.raises(ConflictError, match="denseformer rewrote it already"):
+        resfx.rewrite(host.make(), ["denseformer", MHC()], kwargs=inputs)
+    with pytest.raises(VariantError, match="in one call"):
+        resfx.rewrite(wide, "short_swa")
+    assert equal(wide(**inputs), host.make()(**inputs))
 
 
 def test_convolutions_over_tokens_continue_from_the_cache():
