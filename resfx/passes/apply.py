@@ -141,7 +141,7 @@ def apply_depth(
 ) -> list[str]:
     """Scope ``depth``: reads at the inputs of the chosen sublayers or blocks, stream by stream."""
     _forbid_claimed(chosen, application)
-    method, first, claimed = application.method, application.claimed is None, []
+    method, first, asked, claimed = application.method, application.claimed is None, set(chosen), list[Site]()
     assert isinstance(method, DepthMethod)
 
     def bank(kind: str, site: Site, facts: dict[str, Any] | None) -> str:
@@ -155,7 +155,7 @@ def apply_depth(
         return path if resolves(tree, path) else ""
 
     for stream in streams:
-        wanted = [s for s in stream.sites if s in chosen]
+        wanted = [s for s in stream.sites if s in asked]
         if not wanted:
             continue
         reason = rewrite_stream(graph, stream, wanted, method, bank, tree)
@@ -175,7 +175,10 @@ def apply_depth(
 def _forbid_claimed(chosen: list[Site], application: Application) -> None:
     """A method that replaces adds wants them as they are; reads go beside a replaced add, but not beside two reads."""
     for site in chosen:
-        taken = {"depth": site.reads, "wide": site.method or site.reads}.get(application.method.scope, site.method)
+        scope = application.method.scope
+        taken = site.reads if scope in ("depth", "wide") else ""
+        if scope != "depth" or site.result is None:  # reads go beside a replaced add that still carries one stream
+            taken = taken or site.method
         if taken:
             raise ConflictError(
                 f"cannot rewrite {site.name} with {application.method.name}",
