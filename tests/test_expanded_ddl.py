@@ -7,7 +7,7 @@ import torch
 
 from resfx import DDL
 from resfx.ops.delta import delta_shortcut
-from resfx.ops.expanded_ddl import ChannelCompressor, EmbedConv, TokenCompressor, shift
+from resfx.ops.expanded_ddl import ChannelCompressor, EmbedConv, TokenCompressor
 from resfx.ops.method import Place
 
 WIDTH, N = 12, 4
@@ -30,6 +30,12 @@ def inputs(n=N, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=dtype)
     return draw(2, 6, n, WIDTH), draw(2, 6, WIDTH), draw(2, 6, WIDTH), draw(2, 6, WIDTH)
+
+
+def whole(compress, X, **kwargs):
+    """A compressor and, where it has one, what follows it."""
+    out = compress(X)
+    return compress.over_tokens()(out, **kwargs) if hasattr(compress, "over_tokens") else out
 
 
 def written(config, gates=None):
@@ -105,7 +111,7 @@ def test_convolution_and_read_are_one_weighting_of_the_channels(n):
 def test_a_compressor_starts_as_the_identity_on_equal_channels(compress, n, dtype):
     module = compress(DDL(value_channels=n), place(dtype=dtype))
     x = torch.randn(2, 9, WIDTH, dtype=dtype)
-    assert torch.equal(module(x.unsqueeze(-2).expand(2, 9, n, WIDTH)), x)
+    assert torch.equal(whole(module, x.unsqueeze(-2).expand(2, 9, n, WIDTH)), x)
     entry = EmbedConv(DDL(value_channels=n, embed_conv=True), place(dtype=dtype))
     assert torch.equal(entry(x), x.unsqueeze(-2).expand(2, 9, n, WIDTH))
 
@@ -115,14 +121,31 @@ def test_convolutions_over_tokens_are_causal_with_four_taps():
     entry = randomised(EmbedConv(DDL(value_channels=N, embed_conv=True), place()))
     pulse = torch.zeros(1, 12, WIDTH, dtype=torch.float64)
     pulse[:, 5] = 1
-    for out in (module(pulse.unsqueeze(-2).expand(1, 12, N, WIDTH)), entry(pulse).flatten(-2)):
+    for out in (whole(module, pulse.unsqueeze(-2).expand(1, 12, N, WIDTH)), entry(pulse).flatten(-2)):
         touched = out.abs().sum(-1)[0] > 0
         assert touched.tolist() == [5 <= t <= 8 for t in range(12)]
-    assert torch.equal(
-        module(torch.ones(1, 2, N, WIDTH).double())[:, 0], module(torch.ones(1, 9, N, WIDTH).double())[:, 0]
-    )
-    x = torch.arange(6.0).view(1, 6, 1)
-    assert shift(x, 2).flatten().tolist() == [0, 0, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("pieces", [(1,) * 9, (2, 1, 5, 1), (7, 2)])
+def test_tokens_in_pieces_give_what_the_whole_gives(pieces):
+    module = randomised(TokenCompressor(DDL(value_channels=N), place()))
+    entry = randomised(EmbedConv(DDL(value_channels=N, embed_conv=True), place()))
+    x = torch.randn(2, sum(pieces), WIDTH, dtype=torch.float64)
+    mask = torch.ones(2, sum(pieces))
+    mask[1, :3] = 0  # left padding
+    X, parts = entry(x, mask), []
+    total, state, kept, start = module.over_tokens(), None, None, 0
+    for size in pieces:
+        now = slice(start, start + size)
+        wide, state = entry(x[:, now], mask[:, : start + size], state, keep=True)
+        assert (wide - X[:, now]).abs().max() < 1e-14
+        out, kept = total(module(wide), mask[:, : start + size], kept, keep=True)
+        parts.append(out)
+        assert kept[0].shape == state[0].shape == (2, 3, WIDTH), "one channel is kept, not the state"
+        start += size
+    want = whole(module, X, mask=mask)
+    assert (torch.cat(parts, 1) - want).abs().max() < 1e-13
+    assert (want[1, 3:] - whole(module, entry(x[1:, 3:]))[0]).abs().max() < 1e-13, "as if it were not padded"
 
 
 @pytest.mark.parametrize("compress", ["channel", "token"])

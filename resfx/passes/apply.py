@@ -19,7 +19,8 @@ from .graph import dtype, hint, place_module, shape
 from .normalize import resolves
 from .sequence_scope import apply_sequence
 from .site_scope import rewrite_site
-from .wide_scope import Step, TokenAxis, token_axis, wide_runs, widen
+from .wide_plan import Step, TokenAxis, token_axis, wide_runs
+from .wide_scope import widen
 
 DEFAULT_FORMS = ("identity", "scaled", "parallel", "projection")
 
@@ -108,10 +109,20 @@ def apply_wide(
         paths = [module_path(application, s.site) for s in run]
         if first:
             _place_stream(run, paths, application.method, tree)
+        _require_stream(paths, name, tree)
         widen(graph, run, paths, tree, name, tokens)
         for step in run:
             step.site.method = step.site.reads = name
     return [step.site.name for run, _ in runs for step in run if step.site in wanted]
+
+
+def _require_stream(paths: list[str], name: str, tree: nn.Module) -> None:
+    needed = [f"{paths[0]}.expand", *(f"{p}.write" for p in paths), f"{paths[-1]}.collapse"]
+    if missing := [p for p in needed if not resolves(tree, p)]:
+        raise VariantError(
+            f"the stream that {name} widened is cut elsewhere in this capture", f"no module {missing[0]}",
+            "name a mixer over positions before it, in one call: mode=[mixer, method]; else call as it was captured",
+        )  # fmt: skip
 
 
 def _place_stream(run: list[Step], paths: list[str], method: Method, tree: nn.Module) -> None:

@@ -136,7 +136,8 @@ def _check_gradients(new: Any, args: Any, kwargs: Any) -> None:
     parameters = {n: p for n, p in new.new_parameters().items() if p.requires_grad}
     values = {n: p.detach().clone().requires_grad_() for n, p in parameters.items()}
     alive: set[str] = set()
-    for _ in range(2):
+    # Two rewrites may put one closed gate behind another: each opens with a step of its own.
+    for _ in range(1 + len(new._resfx.applications)):
         grads = _gradients(new, values, args, kwargs)
         if grads is None:
             return
@@ -153,7 +154,7 @@ def _check_gradients(new: Any, args: Any, kwargs: Any) -> None:
     if not dead:
         return
     raise CheckError(
-        f"{len(dead)} of {len(values)} new parameters get no gradient, at the start or after one step",
+        f"{len(dead)} of {len(values)} new parameters get no gradient, at the start or after a step",
         ", ".join(dead[:4]), "exclude= those sites (their output may not reach the loss), or check=False",
     )  # fmt: skip
 
