@@ -1,4 +1,4 @@
-"""The command line: ``resfx scan | rewrite | export | bench | methods`` over an import path, a config folder or a ``.pt2``."""
+"""The command line: scan, rewrite, export, bench or list methods, over an import path, a config folder or a ``.pt2``."""
 
 from __future__ import annotations
 
@@ -72,7 +72,6 @@ def make_parser() -> argparse.ArgumentParser:
     save.add_argument("--draw", metavar="FILE.svg", help="a picture of the streams")
     onnx = _rewriting(_common(commands.add_parser("export", help="rewrite and write an ONNX file")))
     onnx.add_argument("--out", metavar="FILE.onnx", required=True)
-    onnx.add_argument("--no-check", action="store_true", help="do not hold the file against the eager model")
     bench = _rewriting(_common(commands.add_parser("bench", help="time the model before and after")))
     bench.add_argument("--backends", nargs="+", default=list(BACKENDS), metavar="NAME", help=", ".join(BACKENDS))
     bench.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
@@ -108,6 +107,7 @@ def _rewriting(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     command.add_argument("--start", choices=("preserve", "published"), help="(default: the config's, preserve)")
     command.add_argument("--include", action="append", default=[], metavar="GLOB", help="owners to rewrite")
     command.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="owners to leave alone")
+    command.add_argument("--no-check", action="store_true", help="do not hold the result against the original")
     command.add_argument("--forms", nargs="+", default=DEFAULT_FORMS, choices=FORMS, metavar="FORM",
                          help=", ".join(FORMS))  # fmt: skip
     return command
@@ -184,7 +184,7 @@ def _target(options: argparse.Namespace) -> Target:
 def _rewritten(options: argparse.Namespace, target: Target) -> Any:
     config: Method = options.config
     return rewrite(target.model, config, target.args, target.kwargs, include=options.include,
-                   exclude=options.exclude, forms=tuple(options.forms))  # fmt: skip
+                   exclude=options.exclude, forms=tuple(options.forms), check=not options.no_check)  # fmt: skip
 
 
 def _draw(options: argparse.Namespace, report: Any) -> None:

@@ -141,8 +141,8 @@ def _stream(stream: Stream, places: dict[str, str]) -> str:
 
 
 def methods_of(site: Site) -> list[str]:
-    """The methods that act at a site: mixers of its branch, then what replaced the add."""
-    return [*site.mixers, *([site.method] if site.method else [])]
+    """The methods that act at a site: mixers of its branch, reads at its input, what replaced the add."""
+    return list(dict.fromkeys(m for m in (*site.mixers, site.reads, site.method) if m))
 
 
 def note(site: Site) -> str:

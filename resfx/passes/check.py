@@ -148,14 +148,29 @@ def _check_gradients(new: Any, args: Any, kwargs: Any) -> None:
             n: (v.detach() - 0.1 * g / largest if (g := grads[n]) is not None else v.detach()).requires_grad_()
             for n, v in values.items()
         }
+    alive |= _alive_elsewhere(new, values, args, kwargs)
     dead = sorted(set(values) - alive)
+    if not dead:
+        return
     raise CheckError(
         f"{len(dead)} of {len(values)} new parameters get no gradient, at the start or after one step",
         ", ".join(dead[:4]), "exclude= those sites (their output may not reach the loss), or check=False",
     )  # fmt: skip
 
 
-def _gradients(new: Any, values: dict[str, torch.Tensor], args: Any, kwargs: Any) -> dict[str, Any] | None:
+def _alive_elsewhere(new: Any, values: dict[str, torch.Tensor], args: Any, kwargs: Any) -> set[str]:
+    """Parameters with a gradient once the model has moved: branches or a head that start at zero give none before."""
+    torch.manual_seed(1)
+    moved = {n: p.detach() + 0.05 * torch.randn_like(p) for n, p in new.named_parameters() if p.is_floating_point()}
+    moved |= {n: (v.detach() + 0.05 * torch.randn_like(v)).requires_grad_() for n, v in values.items()}
+    grads = _gradients(new, moved, args, kwargs, list(values)) or {}
+    return {n for n, g in grads.items() if g is not None and bool(g.ne(0).any())}
+
+
+def _gradients(
+    new: Any, values: dict[str, torch.Tensor], args: Any, kwargs: Any, names: list[str] | None = None
+) -> dict[str, Any] | None:
+    names = list(values) if names is None else names
     torch.manual_seed(0)
     with torch.enable_grad():
         output = torch.func.functional_call(new, values, _fresh(args), _fresh(kwargs))
@@ -164,7 +179,6 @@ def _gradients(new: Any, values: dict[str, torch.Tensor], args: Any, kwargs: Any
             return None
         # A plain sum is blind behind a norm; any fixed uneven weighting is not.
         terms = [(t.float() * torch.cos(torch.arange(t.numel(), device=t.device)).view(t.shape)).sum() for t in floats]
-        grads = torch.autograd.grad(
-            torch.stack([t.cpu() for t in terms]).sum(), list(values.values()), allow_unused=True
-        )
-    return dict(zip(values, grads, strict=True))
+        loss = torch.stack([t.cpu() for t in terms]).sum()
+        grads = torch.autograd.grad(loss, [values[n] for n in names], allow_unused=True)
+    return dict(zip(names, grads, strict=True))

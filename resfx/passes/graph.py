@@ -49,15 +49,6 @@ def owner(node: fx.Node) -> str:
     return re.sub(r"@\d+", "", path).removeprefix("L['self'].") if isinstance(path, str) else ""
 
 
-def owner_class(node: fx.Node) -> str:
-    """Class name of the owner, without its module path."""
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    cls = next(reversed(stack.values()))[1]
-    return cls.rsplit(".", 1)[-1] if isinstance(cls, str) else cls.__name__
-
-
 def source_line(node: fx.Node) -> str:
     """``file.py:line`` of the user's code that made the node; ``""`` if the capture does not know."""
     trace = node.meta.get("stack_trace") or ""

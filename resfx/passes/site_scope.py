@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from ..report import Site
+from .graph import hint
 
 
 def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, method: str) -> fx.Node:
@@ -82,7 +83,25 @@ def _from_rows(graph: fx.Graph, site: Site, node: fx.Node) -> fx.Node:
     if site.axis == -1:
         return node
     moved = graph.call_function(torch.movedim, (node, -1, site.axis))
-    return graph.call_method("contiguous", (moved,))
+    order = _memory_order(site.node)
+    if order == sorted(order):
+        return graph.call_method("contiguous", (moved,))
+    back = [order.index(i) for i in range(len(order))]
+    dense = graph.call_method("contiguous", (graph.call_function(torch.permute, (moved, order)),))
+    return graph.call_function(torch.permute, (dense, back))
+
+
+def _memory_order(node: fx.Node) -> list[int]:
+    """Axes from the slowest to the fastest in memory. A convolution rounds otherwise on another layout."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return []
+    steps = [hint(s) or 0 for s in value.stride()]
+    sizes = [hint(s) for s in value.shape]
+    # The place of an axis of size one is free: it stays where it is written.
+    order = sorted((i for i, n in enumerate(sizes) if n != 1), key=lambda i: -steps[i])
+    moving = iter(order)
+    return [i if n == 1 else next(moving) for i, n in enumerate(sizes)]
 
 
 def _out_of_place(node: fx.Node) -> None:

@@ -19,23 +19,20 @@ from . import operators as ops
 from .features import describe_site
 from .graph import dtype, owner, same_shape, source_line
 from .index import Index
-
-INTEGER = "integer arithmetic"
-BROADCAST = "operands of different shapes: a mask, bias or position term, broadcast"
-CONSTANT = "one operand is the same for every input: a position, type or bias term"
-NO_PATH = "neither operand was computed from the other: a sum of branches"
-SAME_SOURCE = "both operands rotate or gate the same tensor"
-ELEMENTWISE = "the branch is elementwise: a polynomial, a gate or a recurrent update"
-FOREIGN = "the shortcut only reaches the branch through another stream: a shared term added to it"
-REINJECTED = "the first state of the stream, added again"
-MERGED = "several plain convolutions of one tensor, summed: re-parameterised as one"
-NESTED_SCALED = "a scaled term inside another branch"
-OVERWRITTEN = "an in-place add whose overwritten operand is read again"
-
-REMEDIES = {
-    NO_PATH: "if it is residual, check that the branch starts from the same tensor as the shortcut",
-    OVERWRITTEN: "write x = x + f instead of x += f",
-}
+from .reasons import (
+    BROADCAST,
+    CONSTANT,
+    ELEMENTWISE,
+    FOREIGN,
+    INTEGER,
+    MERGED,
+    NESTED_SCALED,
+    NO_PATH,
+    OVERWRITTEN,
+    REINJECTED,
+    REMEDIES,
+    explain,
+)
 
 
 @dataclass
@@ -80,7 +77,7 @@ class Detector:
                     self._accept(found)
                     return
                 reason = reason or found
-        self._refuse(node, reason or NO_PATH)
+        self._refuse(node, explain(node, self._operands(node), reason or NO_PATH, self.index))
 
     def _implausible(self, node: fx.Node) -> str | None:
         kind, index = dtype(node), self.index
@@ -119,30 +116,14 @@ class Detector:
         for shortcut, branch in orders:
             if projected := self._projection(node, shortcut, branch):
                 yield projected
-        yield next((r for r in (ELEMENTWISE, FOREIGN) if r in reasons), self._unrelated(left, right))
+        yield next(
+            (r for r in (ELEMENTWISE, FOREIGN) if r in reasons),
+            CONSTANT if self.index.constant[left] or self.index.constant[right] else NO_PATH,
+        )
 
     @staticmethod
     def _why_not(found: Branch) -> str:
         return ELEMENTWISE if found.reached else FOREIGN if found.foreign else NO_PATH
-
-    def _unrelated(self, left: fx.Node, right: fx.Node) -> str:
-        index = self.index
-        if index.constant[left] or index.constant[right]:
-            return CONSTANT
-        if index.role[left] == index.role[right] == "scale":
-            sources = [{index.strip(x) for x in self._two_up(n)} for n in (left, right)]
-            if sources[0] & sources[1]:
-                return SAME_SOURCE
-        return NO_PATH
-
-    def _two_up(self, node: fx.Node) -> list[fx.Node]:
-        """Operands, and through one concatenation (rotary halves) their operands."""
-        found = []
-        for x in self.index.data[node]:
-            found.append(x)
-            if self.index.name[x] in ("cat", "stack", "neg", "flatten", "reshape", "view"):
-                found += [z for y in self.index.data[x] for z in [y, *self.index.data[y]]]
-        return found
 
     # -- walking -------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,12 @@ class BasicBlock(nn.Module):
 
     def __init__(self, a: int, b: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.conv2, self.bn2 = _conv(a, b, 3, stride), nn.BatchNorm2d(b), _conv(b, b), nn.BatchNorm2d(b)
+        self.conv1, self.bn1, self.conv2, self.bn2 = (
+            _conv(a, b, 3, stride),
+            nn.BatchNorm2d(b),
+            _conv(b, b),
+            nn.BatchNorm2d(b),
+        )
         self.relu = nn.ReLU(inplace=True)
         change = a != b or stride > 1
         self.downsample = nn.Sequential(_conv(a, b, 1, stride), nn.BatchNorm2d(b)) if change else None
@@ -51,7 +56,9 @@ class Bottleneck(nn.Module):
         m = b // 2
         self.body = nn.Sequential(_conv(a, m, 1), nn.BatchNorm2d(m), nn.ReLU(), _conv(m, m, 3, stride, groups),
                                   nn.BatchNorm2d(m), nn.ReLU(), _conv(m, b, 1), nn.BatchNorm2d(b))  # fmt: skip
-        self.se = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(b, 4, 1), nn.ReLU(), nn.Conv2d(4, b, 1), nn.Sigmoid())
+        self.se = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(b, 4, 1), nn.ReLU(), nn.Conv2d(4, b, 1), nn.Sigmoid()
+        )
         self.downsample = _conv(a, b, 1, stride) if a != b or stride > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +70,12 @@ class Bottleneck(nn.Module):
 class PreActBlock(nn.Module):
     def __init__(self, a: int, b: int, stride: int = 1) -> None:
         super().__init__()
-        self.bn1, self.conv1, self.bn2, self.conv2 = nn.BatchNorm2d(a), _conv(a, b, 3, stride), nn.BatchNorm2d(b), _conv(b, b)
+        self.bn1, self.conv1, self.bn2, self.conv2 = (
+            nn.BatchNorm2d(a),
+            _conv(a, b, 3, stride),
+            nn.BatchNorm2d(b),
+            _conv(b, b),
+        )
         self.shortcut = _conv(a, b, 1, stride) if a != b or stride > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -220,7 +232,11 @@ class MacaronLayer(nn.Module):
         super().__init__()
         self.f1, self.f2, self.attn = _mlp(), _mlp(), Attention()
         self.norms = nn.ModuleList(nn.LayerNorm(D) for _ in range(5))
-        self.up, self.dw, self.down = nn.Conv1d(D, 2 * D, 1), nn.Conv1d(D, D, 3, padding=1, groups=D), nn.Conv1d(D, D, 1)
+        self.up, self.dw, self.down = (
+            nn.Conv1d(D, 2 * D, 1),
+            nn.Conv1d(D, D, 3, padding=1, groups=D),
+            nn.Conv1d(D, D, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         n = self.norms
@@ -270,7 +286,11 @@ class Windows(nn.Module):
 class WindowNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.patch, self.merge, self.blocks = nn.Conv2d(3, D, 4, 4), nn.Linear(4 * D, D), nn.ModuleList(Windows(s) for s in (0, 2, 0))
+        self.patch, self.merge, self.blocks = (
+            nn.Conv2d(3, D, 4, 4),
+            nn.Linear(4 * D, D),
+            nn.ModuleList(Windows(s) for s in (0, 2, 0)),
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.patch(image).permute(0, 2, 3, 1)
@@ -336,7 +356,13 @@ class Gated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.h, self.t, self.zr, self.new, self.hh = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(2 * D, 2 * D), nn.Linear(D, D), nn.Linear(D, D)
+        self.h, self.t, self.zr, self.new, self.hh = (
+            nn.Linear(D, D),
+            nn.Linear(D, D),
+            nn.Linear(2 * D, 2 * D),
+            nn.Linear(D, D),
+            nn.Linear(D, D),
+        )
 
     def forward(self, x: Tensor, state: Tensor) -> Tensor:
         t = torch.sigmoid(self.t(x))
@@ -381,7 +407,12 @@ class Latents(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queries, self.cross, self.self_attn, self.mlp = nn.Parameter(torch.randn(1, 3, D)), Attention(), Attention(), _mlp()
+        self.queries, self.cross, self.self_attn, self.mlp = (
+            nn.Parameter(torch.randn(1, 3, D)),
+            Attention(),
+            Attention(),
+            _mlp(),
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(D) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -394,7 +425,11 @@ class Latents(nn.Module):
 class ClassToken(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.patch, self.cls, self.pos = nn.Conv2d(3, D, 8, 8), nn.Parameter(torch.zeros(1, 1, D)), nn.Parameter(torch.randn(1, 17, D))
+        self.patch, self.cls, self.pos = (
+            nn.Conv2d(3, D, 8, 8),
+            nn.Parameter(torch.zeros(1, 1, D)),
+            nn.Parameter(torch.randn(1, 17, D)),
+        )
         self.layers = nn.ModuleList(Layer() for _ in range(2))
 
     def forward(self, image: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ def main() -> None:
     from .table import ENTRIES
 
     kept: dict[str, Any] = json.loads(STORE.read_text()) if STORE.exists() else {}
-    chosen = [e.name for e in ENTRIES if not options.names or any(fnmatch.fnmatch(e.name, n) for n in options.names)]
+    globs = options.names or ["*"]
+    chosen = dict.fromkeys(e.name for g in globs for e in ENTRIES if fnmatch.fnmatchcase(e.name, g))
     todo = [n for n in chosen if options.redo or options.names or n not in kept]
     STORE.parent.mkdir(exist_ok=True)
     for name, result in _results(todo, options):

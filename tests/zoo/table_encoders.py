@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one line an architecture
 """Encoders, encoder-decoders, vision, audio and pairs of towers of transformers. Lines as in ``table_text``."""
 
 TABLE = """
@@ -112,22 +113,21 @@ BigBirdPegasusModel | BigBirdPegasusEncoderLayer 2; BigBirdPegasusDecoderLayer 3
 SwitchTransformersModel | SwitchTransformersLayerSelfAttention 1; SwitchTransformersLayerFF 1; SwitchTransformersLayerCrossAttention 1 | 2
 LayoutLMv3Model | LayoutLMv3SelfOutput 1; LayoutLMv3Output 1 | 1 | {"coordinate_size": 4, "shape_size": 8, "input_size": 32, "_inputs": {"bbox": "zeros 2 7 4"}}
 LiltModel | LiltSelfOutput 1; LiltOutput 1 | ? | {"channel_shrink_ratio": 2, "hidden_size": 48, "_inputs": {"bbox": "zeros 2 7 4"}}
-BrosModel | BrosSelfOutput 1; BrosOutput 1 | 1 | {"_inputs": {"bbox": (2, 7, 4)}}
+BrosModel | BrosSelfOutput 1; BrosOutput 1 | 1 | {"hidden_size": 128, "_inputs": {"bbox": (2, 7, 4)}}
 LongT5Model | LongT5LayerLocalSelfAttention 1; LongT5LayerSelfAttention 1; LongT5LayerFF 1; LongT5LayerCrossAttention 1 | 2 | {"local_radius": 3}
 LEDModel | LEDEncoderLayer 2; LEDDecoderLayer 3 | 2 | {"attention_window": 4}
 LongformerModel | LongformerSelfOutput 1; LongformerOutput 1 | 1 | {"attention_window": 4}
 FSMTModel | EncoderLayer 2; DecoderLayer 3 | 2
 LukeModel | LukeSelfOutput 1; LukeOutput 1 | 1 | {"entity_vocab_size": 20, "entity_emb_size": 16}
-RoCBertModel | RoCBertSelfOutput 1; RoCBertOutput 1 | 1 | {"pronunciation_vocab_size": 20, "shape_vocab_size": 20, "_inputs": {"input_shape_ids": "ids 2 7", "input_pronunciation_ids": "ids 2 7"}}
+RoCBertModel | RoCBertSelfOutput 1; RoCBertOutput 1 | 1 | {"pronunciation_vocab_size": 99, "shape_vocab_size": 99, "_inputs": {"input_shape_ids": "ids 2 7", "input_pronunciation_ids": "ids 2 7"}}
 XmodModel | XmodSelfOutput 1; XmodOutput 1 | ? | {"default_language": "en_XX"}
 LxmertModel | LxmertAttentionOutput 1; LxmertOutput 1 | ? | {"l_layers": 1, "x_layers": 1, "r_layers": 1, "visual_feat_dim": 8, "_inputs": {"visual_feats": (2, 3, 8), "visual_pos": (2, 3, 4)}}
 ViltModel | ViltLayer 2 | 1 | {"image_size": 32}
-UdopModel | UdopLayerSelfAttention 1; UdopLayerCrossAttention 1; UdopLayerFF 1 | 2 | {"_inputs": {"bbox": "zeros 2 7 4", "pixel_values": None}}
 DecisionTransformerModel | DecisionTransformerGPT2Block 2 | 1 | {"state_dim": 5, "act_dim": 3, "max_ep_len": 20, "_inputs": {"states": (2, 4, 5), "actions": (2, 4, 3), "rewards": (2, 4, 1), "returns_to_go": (2, 4, 1), "timesteps": "zeros 2 4", "attention_mask": "ones 2 4"}}
 FunnelModel | FunnelRelMultiheadAttention 1; FunnelPositionwiseFFN 1 | ? | {"block_sizes": [1, 1], "num_decoder_layers": 1, "_inputs": {"input_ids": "ids 2 8"}}
 # vision
-ConvNextModel | ConvNextLayer 1 | 4 | {"depths": [1, 1, 2, 1], "hidden_sizes": [16, 16, 32, 32], "patch_size": 4, "image_size": 64}
-ConvNextV2Model | ConvNextV2Layer 1 | 4 | {"depths": [1, 1, 2, 1], "hidden_sizes": [16, 16, 32, 32], "patch_size": 4, "image_size": 64}
+ConvNextModel | ConvNextLayer 1 | 4 | {"num_hidden_layers": ..., "depths": [1, 1, 2, 1], "hidden_sizes": [16, 16, 32, 32], "patch_size": 4, "image_size": 64}
+ConvNextV2Model | ConvNextV2Layer 1 | 4 | {"num_hidden_layers": ..., "depths": [1, 1, 2, 1], "hidden_sizes": [16, 16, 32, 32], "patch_size": 4, "image_size": 64}
 DINOv3ConvNextModel | DINOv3ConvNextLayer 1 | 4 | {"depths": [1, 1, 2, 1], "hidden_sizes": [16, 16, 32, 32], "_inputs": {"pixel_values": (2, 3, 64, 64)}}
 SwinModel | SwinLayer 2 | 2 | {"num_heads": [2, 4], "depths": [2, 2], "embed_dim": 16, "patch_size": 4, "window_size": 4}
 Swinv2Model | Swinv2Layer 2 | 2 | {"num_heads": [2, 4], "depths": [2, 2], "embed_dim": 16, "patch_size": 4, "window_size": 4}
@@ -139,7 +139,6 @@ GLPNModel | GLPNLayer 2 | 4 | {"num_attention_heads": [1, 2, 4, 4], "hidden_size
 PvtModel | PvtLayer 2 | 4 | {"num_attention_heads": [1, 2, 4, 4], "hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "image_size": 64}
 PvtV2Model | PvtV2BlockLayer 2 | 4 | {"num_attention_heads": [1, 2, 4, 4], "hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "image_size": 64}
 PoolFormerModel | PoolFormerLayer 2 | 4 | {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "patch_size": ..., "_inputs": {"pixel_values": (2, 3, 64, 64)}}
-CvtModel | CvtLayer 2 | ? | {"num_heads": [1, 2, 4], "embed_dim": [16, 32, 32], "depth": [1, 1, 1], "_inputs": {"pixel_values": (2, 3, 32, 32)}}
 FocalNetModel | FocalNetLayer 2 | 4 | {"embed_dim": 16, "depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 128], "patch_size": 4}
 LevitModel | LevitResidualLayer 1 | ? | {"num_attention_heads": [2, 2, 2], "hidden_sizes": [16, 32, 48], "depths": [1, 1, 1], "key_dim": [8, 8, 8], "image_size": 64, "patch_size": 16}
 ResNetModel | ResNetBottleNeckLayer[shortcut=Identity] 1; ResNetBottleNeckLayer[shortcut=ResNetShortCut] projection | 4 | {"embedding_size": 16, "hidden_sizes": [16, 16, 32, 32], "depths": [2, 1, 1, 1], "_inputs": {"pixel_values": (2, 3, 64, 64)}}
@@ -148,7 +147,7 @@ BitModel | BitPreActivationBottleneckLayer[downsample] projection; BitPreActivat
 MobileViTModel | MobileViTInvertedResidual[use_residual] 1; MobileViTTransformerLayer 2 | ? | {"image_size": 64, "patch_size": 2, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 24, 32, 40, 48], "num_attention_heads": 4}
 MobileViTV2Model | MobileViTV2InvertedResidual[use_residual] 1; MobileViTV2TransformerLayer 2 | ? | {"image_size": 64, "patch_size": 2}
 MobileNetV1Model | none | 0 | {"image_size": 32}
-SwiftFormerModel | SwiftFormerConvEncoder 1; SwiftFormerLocalRepresentation 1; SwiftFormerEfficientAdditiveAttention 1; SwiftFormerEncoderBlock 2 | ? | {"image_size": 64, "depths": [1, 1, 1, 1], "embed_dims": [16, 16, 32, 32]}
+SwiftFormerModel | SwiftFormerConvEncoder 1; SwiftFormerLocalRepresentation 1; SwiftFormerEfficientAdditiveAttention 1; SwiftFormerEncoderBlock 2 | ? | {"image_size": 64, "depths": [2, 1, 1, 1], "embed_dims": [16, 16, 32, 32]}
 HGNetV2Backbone | HGNetV2BasicLayer[residual] 1 | ? | {"_inputs": {"pixel_values": (2, 3, 64, 64)}}
 VideoMAEModel | VideoMAELayer 2 | 1 | {"num_frames": 2, "tubelet_size": 1, "_inputs": {"pixel_values": (1, 2, 3, 32, 32)}}
 TimesformerModel | TimesformerLayer 3 | 1 | {"num_frames": 2, "_inputs": {"pixel_values": (1, 2, 3, 32, 32)}}

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one line an architecture
 """Decoders with a language head. A line: model | adds of each class of block | streams (1) | changes.
 
 The adds are read from the ``forward`` of the class named, as the model is built here: a decoder without encoder
@@ -140,26 +141,23 @@ XLMRobertaXLForCausalLM | XLMRobertaXLSelfOutput 1; XLMRobertaXLOutput 1
 XLNetLMHeadModel | XLNetRelativeAttention 1; XLNetFeedForward 1
 xLSTMForCausalLM | xLSTMBlock 2
 # head sizes that the shared small values do not fit
-AXK1ForCausalLM | AXK1DecoderLayer 2 | 1 | {"num_key_value_heads": 4}
+AXK1ForCausalLM | AXK1DecoderLayer 2 | 1 | {"num_key_value_heads": 4, "head_dim": 4}
 AXK2ForCausalLM | AXK2DecoderLayer 2 | 1 | {"num_key_value_heads": 4, "head_dim": 4}
 CodeGenForCausalLM | CodeGenBlock 1 | 1 | {"rotary_dim": 4}
 DeepseekV2ForCausalLM | DeepseekV2DecoderLayer 2 | 1 | {"num_key_value_heads": 4, "head_dim": 4}
-DeepseekV3ForCausalLM | DeepseekV3DecoderLayer 2 | 1 | {"num_key_value_heads": 4}
+DeepseekV3ForCausalLM | DeepseekV3DecoderLayer 2 | 1 | {"num_key_value_heads": 4, "head_dim": 4}
 Glm4MoeLiteForCausalLM | Glm4MoeLiteDecoderLayer 2 | 1 | {"num_key_value_heads": 4, "head_dim": 4}
 GlmMoeDsaForCausalLM | GlmMoeDsaDecoderLayer 2 | 1 | {"num_key_value_heads": 4, "head_dim": 4}
 GPTJForCausalLM | GPTJBlock 1 | 1 | {"rotary_dim": 4}
 GPTNeoForCausalLM | GPTNeoBlock 2 | 1 | {"attention_types": [[["global", "local"], 1]]}
-LongcatFlashForCausalLM | LongcatFlashDecoderLayer identity identity identity identity parallel | 1 | {"num_key_value_heads": 4}
+LongcatFlashForCausalLM | LongcatFlashDecoderLayer identity identity identity identity parallel | 1 | {"num_key_value_heads": 4, "head_dim": 4}
 Mamba2ForCausalLM | Mamba2Block 1 | 1 | {"num_heads": 8, "head_dim": 8}
 MiniCPM3ForCausalLM | MiniCPM3DecoderLayer 2 | 1 | {"num_key_value_heads": 4, "head_dim": 4}
-DbrxForCausalLM | DbrxNormAttentionNorm 1; DbrxBlock 1 | 1 | {"attn_config": {"kv_n_heads": 2}, "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}}
 Dots1ForCausalLM | Dots1DecoderLayer 2 | 1 | {"n_shared_experts": 1}
 BambaForCausalLM | BambaDecoderLayer 2 | 1 | {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1}
-GraniteMoeHybridForCausalLM | GraniteMoeHybridDecoderLayer 2 | 1 | {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1}
+GraniteMoeHybridForCausalLM | GraniteMoeHybridDecoderLayer 2 | 1 | {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1}
 Lfm2MoeForCausalLM | Lfm2MoeDecoderLayer 2 | 1 | {"layer_types": ["conv", "full_attention"]}
 Zamba2ForCausalLM | Zamba2MambaDecoderLayer 1 | ? | {"num_hidden_layers": 3, "layers_block_type": ["mamba", "mamba", "hybrid"]}
-CohereCompassForCausalLM | CohereCompassDecoderLayer identity parallel
 ReformerModelWithLMHead | none | 0 | {"is_decoder": True, "attn_layers": ["local", "local"], "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16]}
-MusicgenForCausalLM | MusicgenDecoderLayer 2
 Emu3ForCausalLM | Emu3DecoderLayer 2
 """

@@ -5,6 +5,7 @@ One shared table of small values covers most families; a family's own line in th
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 
 from torch import nn
@@ -39,7 +40,8 @@ def tiny_config(cls: type, changes: dict[str, Any], nested: bool = False) -> Any
     """
     default = cls()
     fields = set(vars(default)) | set(getattr(cls, "attribute_map", {}))
-    values = {k: v for k, v in SMALL.items() if k in fields} | changes
+    values = {k: v for k, v in SMALL.items() if k in fields and isinstance(getattr(default, k, None), (int, NoneType))}
+    values |= changes
     for name in getattr(cls, "sub_configs", {}):
         part = getattr(default, name, None)
         if hasattr(part, "to_dict"):
