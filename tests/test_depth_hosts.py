@@ -67,10 +67,21 @@ def loss_of(outputs):
     return sum((t * torch.cos(torch.arange(t.numel(), dtype=t.dtype) + 1).view(t.shape)).sum() for t in terms)
 
 
-EXACT = pairs("denseformer-gpt2", "attnres-llama", "attnres-block-t5", "delta-bert", "delta-block-gpt_neox",
-              "depth-read-t5", "depth-read-full-vit", "depth-read-stream-gemma2", "elc-bert", "elc-normalized-gpt2",
-              "elc-weighted-qwen3", "dca-gpt_neox", "dca-1-bart", "dca-gpt2", "mudd-gpt2", "mudd-t5", "mudd-bert",
-              "mudd-prepost-qwen3", "vertical-vit")  # fmt: skip
+EXACT = pairs(
+    "denseformer-gpt2",
+    "attnres-llama",
+    "attnres-block-t5",
+    "delta-bert",
+    "depth-read-full-vit",
+    "depth-read-stream-gemma2",
+    "elc-bert",
+    "elc-weighted-nanogpt",
+    "dca-gpt_neox",
+    "dca-1-falcon",
+    "mudd-gpt2",
+    "mudd-bert",
+    "vertical-vit",
+)
 
 
 @pytest.mark.parametrize(("method", "host"), EXACT)
@@ -84,7 +95,7 @@ def test_start_is_exact_in_eval_and_training_at_other_sizes_too(method, host):
     assert all(s.reads == METHODS[method].name for s in new.report.sites)
 
 
-@pytest.mark.parametrize(("method", "host"), pairs("attnres-llama", "mudd-gpt2", "dca-gpt_neox", "elc-bert"))
+@pytest.mark.parametrize(("method", "host"), pairs("attnres-llama", "mudd-gpt2", "elc-bert"))
 def test_a_training_step_at_the_start_is_the_hosts(method, host):
     model, new, inputs = pair(method, host)
     results = []
@@ -102,8 +113,7 @@ def test_a_training_step_at_the_start_is_the_hosts(method, host):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()) + 1e-7)
 
 
-HALF = pairs("denseformer-bert", "attnres-gpt2", "delta-llama", "depth-read-qwen3", "elc-weighted-nanogpt", "dca-llama",
-             "mudd-gpt_neox", "vertical-gpt2")  # fmt: skip
+HALF = pairs("denseformer-bert", "attnres-gpt2", "depth-read-nanogpt", "dca-llama", "mudd-gpt_neox")
 
 
 @pytest.mark.parametrize(("method", "host"), HALF)
@@ -116,8 +126,9 @@ def test_start_is_exact_in_bfloat16(method, host):
     assert equal(model(**inputs), new(**inputs))
 
 
-LEARN = pairs("denseformer-gpt2", "attnres-llama", "delta-bert", "depth-read-nanogpt", "elc-bert", "dca-gpt_neox",
-              "mudd-nanogpt", "vertical-vit")  # fmt: skip
+LEARN = pairs(
+    "denseformer-gpt2", "attnres-llama", "delta-bert", "depth-read-nanogpt", "elc-bert", "dca-gpt_neox", "mudd-nanogpt"
+)
 
 
 @pytest.mark.parametrize(("method", "host"), LEARN)
@@ -180,7 +191,7 @@ def test_inductor_agrees():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("method", "host"), pairs("mudd-gpt2", "depth-read-full-llama", hosts=CAUSAL))
+@pytest.mark.parametrize(("method", "host"), pairs("mudd-gpt2", hosts=CAUSAL))
 def test_generate_with_a_cache_is_generate_without(method, host, moved):
     """Reads see one token at a time: decoding in steps is prefill, also once the reads have learned."""
     _, new, _ = moved
@@ -198,7 +209,7 @@ def test_save_and_load(method, host, moved, tmp_path):
     assert equal(new(**inputs), again(**inputs))
 
 
-@pytest.mark.parametrize(("method", "host"), pairs("attnres-nanogpt", "mudd-nanogpt"))
+@pytest.mark.parametrize(("method", "host"), pairs("mudd-nanogpt"))
 def test_onnx_runtime_agrees(method, host, moved, tmp_path):
     _, new, inputs = moved
     path = tmp_path / "model.onnx"
