@@ -26,6 +26,11 @@ def keeps_one_node() -> bool:
     return not torch.compiler.is_dynamo_compiling() and _opaque.get()
 
 
+def transforming() -> bool:
+    """Whether a ``torch.func`` transform or forward-mode differentiation is at work: plain torch is right there."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type that reductions run in: float32 for half types, else the type itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
