@@ -174,7 +174,14 @@ def test_broadcast_operands_go_through_the_formula():
     x, f, b, v, m, _ = args
     out = delta_shortcut(x, f[:1], b[:1], v, m)
     assert torch.equal(out, delta_formula(x, f[:1], b[:1], v, m, None, 1e-10, True))
-    assert all(g.shape == t.shape for g, t in zip(gradients(out, (f, b, m)), (f, b, m), strict=True))
+    wanted = gradients(out, (f, b, m))
+    assert all(g.shape == t.shape for g, t in zip(wanted, (f, b, m), strict=True))
+    for mixed in (m, None):
+        leaves = (f, b) if mixed is None else (f, b, m)
+        node = torch.ops.resfx.delta_shortcut(x, f[:1], b[:1], v, mixed, None, 1e-10, True)
+        plain = delta_formula(x, f[:1], b[:1], v, mixed, None, 1e-10, True)
+        for a, e in zip(gradients(node, leaves), gradients(plain, leaves), strict=True):
+            torch.testing.assert_close(a, e)
 
 
 def test_a_vanishing_branch_is_finite():
@@ -183,3 +190,10 @@ def test_a_vanishing_branch_is_finite():
         f[1] = 0
     out = delta_shortcut(x, f, b, v, m)
     assert torch.equal(out[1], x[1]) and all(g.isfinite().all() for g in gradients(out, (x, f, b, v, m)))
+
+
+def test_the_operator_of_the_gradients():
+    (x, f, b, v, m, _), _ = operands("interpolated", (4, 6))
+    given = [t.detach() for t in (x, x, f, b, v)]
+    for mix in (m.detach(), None, torch.rand(6, dtype=torch.float64)):
+        torch.library.opcheck(torch.ops.resfx.delta_shortcut_gradients.default, (*given, mix, False, 1e-10, True))

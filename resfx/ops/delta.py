@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._operators import accumulator, keeps_one_node, transforming
+from ._operators import accumulator, keeps_one_node, transforming, triton_kernels
 
 
 def delta_formula(
@@ -163,7 +163,8 @@ class _Delta(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grads = delta_gradients(grad, *ctx.saved_tensors, ctx.total, ctx.eps2, ctx.add)
+        x, f, beta, v, mix = ctx.saved_tensors
+        grads = delta_gradients(grad, x, f, beta, v, mix, ctx.total, ctx.eps2, ctx.add)
         return (*grads, grad if ctx.total else None, None, None)
 
 
@@ -171,8 +172,10 @@ class _Delta(torch.autograd.Function):
 def _delta_op(
     x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None, eps2: float, add: bool
 ) -> Tensor:
-    form = delta_eager if _canonical(x, f, beta, v, mix, total) else delta_formula
-    return form(x, f, beta, v, mix, total, eps2, add)
+    if not _canonical(x, f, beta, v, mix, total):
+        return delta_formula(x, f, beta, v, mix, total, eps2, add)
+    kernels = triton_kernels("delta", x)
+    return (kernels.forward if kernels else delta_eager)(x, f, beta, v, mix, total, eps2, add)
 
 
 @_delta_op.register_fake
@@ -182,4 +185,35 @@ def _(
     return delta_formula(x, f, beta, v, mix, total, eps2, add)
 
 
-_delta_op.register_autograd(_Delta.backward, setup_context=_Delta.setup_context)
+@torch.library.custom_op("resfx::delta_shortcut_gradients", mutates_args=())
+def _gradients_op(
+    grad: Tensor, x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: bool, eps2: float, add: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    kernels = triton_kernels("delta", x)
+    *grads, gmix = (kernels.gradients if kernels else delta_gradients)(grad, x, f, beta, v, mix, total, eps2, add)
+    return (*grads, x.new_empty(0) if gmix is None else gmix)
+
+
+@_gradients_op.register_fake
+def _(
+    grad: Tensor, x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: bool, eps2: float, add: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gx, gf, gbeta, gv = (torch.empty_like(t) for t in (x, f, beta, v))
+    return gx, gf, gbeta, gv, x.new_empty(0) if mix is None else torch.empty_like(mix)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Of the registered operator: open torch where it is differentiated again, and for broadcast operands."""
+    x, f, beta, v, mix = tensors = ctx.saved_tensors
+    if not _canonical(x, f, beta, v, mix, None):
+        total = torch.zeros_like(grad) if ctx.total else None
+        call = lambda x, f, beta, v, mix=None: delta_formula(x, f, beta, v, mix, total, ctx.eps2, ctx.add)
+        pull: Any = torch.func.vjp(call, *(t for t in tensors if t is not None))[1]
+        return (*pull(grad), *(() if mix is not None else (None,)), grad if ctx.total else None, None, None)
+    if not x.is_cuda or torch.is_grad_enabled():
+        return _Delta.backward(ctx, grad)
+    *grads, gmix = torch.ops.resfx.delta_shortcut_gradients(grad, *tensors, ctx.total, ctx.eps2, ctx.add)
+    return (*grads, None if mix is None else gmix, grad if ctx.total else None, None, None)
+
+
+_delta_op.register_autograd(_backward, setup_context=_Delta.setup_context)
