@@ -76,10 +76,9 @@ class Runtime:
         if self.source.shared:
             return self._run_shared(tree, args, kwargs)
         call = flatten_call(bind(self.source.signature, args, kwargs), self.source.varying)
-        mode = _mode(tree, call)
-        variant = self._find(tree, call, mode)
+        variant = self._find(tree, call)
         if variant is None:
-            variant, call = self._add(tree, args, kwargs, mode)
+            variant, call = self._add(tree, args, kwargs)
         with torch.set_grad_enabled(torch.is_grad_enabled()):
             leaves = variant.run(tree, *call.leaves, *variant.capture.constants)
         capture = variant.capture
@@ -92,9 +91,11 @@ class Runtime:
         """The variant that a call fits, captured if there is none; it is not run."""
         if self.source.shared:
             return self._shared(tree)
-        found = self._find(call, _mode(tree, call))
+        found = self._find(tree, call)
         if found is None:
             found = realise(tree, self.source.capture(tree, call), self.applications)
+            if not found.capture.accepts(call.leaves):
+                found.capture.accepts = _exactly(call.leaves)
             self.adopt(found, tree, call)
         return found
 
@@ -132,30 +133,24 @@ class Runtime:
         self.adopt(variant, tree, None)
         return variant
 
-    def _find(self, tree: nn.Module, call: Call, mode: tuple[Any, ...]) -> Variant | None:
+    def _find(self, tree: nn.Module, call: Call) -> Variant | None:
         # A compiled call takes the settings it was traced with, as torch.compile does of any config.
         settings = () if torch.compiler.is_dynamo_compiling() else _settings(tree)
+        mode = _mode(tree, call)
         for variant in self.variants:
             if variant.fits(call, mode, settings):
                 return variant
         return None
 
     @_never_traced
-    def _add(
-        self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: tuple[Any, ...]
-    ) -> tuple[Variant, Call]:
+    def _add(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Variant, Call]:
         call = self.source.call(args, kwargs)
+        mode = _mode(tree, call)
         for variant in self.variants:
             if variant.mode == mode and variant.template is not None:
                 self.source.varying |= varied(variant.template, call.template) or set()
         call = self.source.call(args, kwargs)
-        found = self._find(tree, call, mode)
-        if found is None:
-            found = realise(tree, self.source.capture(tree, call), self.applications)
-            if not found.capture.accepts(call.leaves):
-                found.capture.accepts = _exactly(call.leaves)
-            self.adopt(found, tree, call)
-        return found, call
+        return self.variant_of(tree, call), call
 
 
 def realise(tree: nn.Module, capture: Capture, applications: Sequence[Application]) -> Variant:

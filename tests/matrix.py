@@ -154,9 +154,9 @@ def main() -> None:
             print(f"{time.perf_counter() - started:5.0f} s  {lines[-1]}", flush=True)
             head = [
                 "# Methods x hosts x lowerings", "",
-                "Made by `make matrix`. `bit`: equal bit for bit at the preserving start. The other columns run with the",
-                "new parameters moved off their start: 20 steps of training lower a loss, `torch.compile` (aot_eager, whole",
-                "graph, dynamic sizes) and ONNX Runtime agree with eager, a save loads, cached and uncached generation agree.",
+                "Made by `make matrix`. `bit`: equal bit for bit at the preserving start. Other columns run with the",
+                "new parameters moved off it: 20 steps of training lower a loss, `torch.compile` (aot_eager, whole graph,",
+                "dynamic sizes) and ONNX Runtime agree with eager, a save loads, cached and whole generation agree.",
                 "", f"{total - bad} of {total} cells hold.", "",
                 "| method | host | " + " | ".join(CHECKS) + " |", "|---" * (2 + len(CHECKS)) + "|",
             ]  # fmt: skip
