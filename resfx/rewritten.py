@@ -92,7 +92,7 @@ class Runtime:
         """The variant that a call fits, captured if there is none; it is not run."""
         if self.source.shared:
             return self._shared(tree)
-        found = self._find(call, _mode(tree, call))
+        found = self._find(tree, call, _mode(tree, call))
         if found is None:
             found = realise(tree, self.source.capture(tree, call), self.applications)
             self.adopt(found, tree, call)
