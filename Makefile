@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint zoo matrix bench clean
+.PHONY: demo test lint zoo matrix clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,12 @@ demo: $(READY)
 
 test: $(READY)
 	$(RUN) -m pytest
+
+zoo: $(READY)
+	$(RUN) -m tests.zoo
+
+matrix: $(READY)
+	$(RUN) -m tests.matrix
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

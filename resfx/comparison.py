@@ -141,7 +141,7 @@ def comparison_text(result: Comparison) -> str:
         text += (
             f"ratio: after / before, of medians over {rounds} rounds or more, the two models in turns.\n"
             f"nodes: operators run (eager), of the graph (others). peak: {setting['memory']}, parameters not counted.\n"
-            "first step: with capture, compilation or export."
+            "first step: with capture, compilation or export. threads are torch's; ONNX Runtime has its own."
         )
     reasons = [(r.backend, r.mode, r.reason) for r in result.rows if r.reason]
     return text + (f"\n\nnot measured\n{table(reasons, indent=2)}" if reasons else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +144,12 @@ class Report:
             "skips": [s.to_dict() for s in self.skips], "streams": [s.to_dict() for s in self.streams],
             "new_parameters": dict(self.new_parameters),
         }  # fmt: skip
+
+    def draw(self, path: str | os.PathLike[str]) -> None:
+        """Write a picture of the streams to an ``.svg`` file."""
+        from .picture import draw
+
+        draw(self, path)
 
     def __str__(self) -> str:
         from .tables import report_text

@@ -50,10 +50,12 @@ class Variant:
     report: Report
     template: Template | None = None
     mode: tuple[Any, ...] = ()
+    settings: tuple[Any, ...] = ()
 
-    def fits(self, call: Call, mode: tuple[Any, ...]) -> bool:
-        """Whether the graph was captured for calls like this one."""
-        return self.mode == mode and self.template == call.template and self.capture.accepts(call.leaves)
+    def fits(self, call: Call, mode: tuple[Any, ...], settings: tuple[Any, ...]) -> bool:
+        """Whether the graph was captured for calls like this one; no ``settings`` fit any."""
+        same = self.mode == mode and (not settings or settings == self.settings)
+        return same and self.template == call.template and self.capture.accepts(call.leaves)
 
 
 @dataclass(eq=False)
@@ -74,10 +76,9 @@ class Runtime:
         if self.source.shared:
             return self._run_shared(tree, args, kwargs)
         call = flatten_call(bind(self.source.signature, args, kwargs), self.source.varying)
-        mode = _mode(tree, call)
-        variant = self._find(call, mode)
+        variant = self._find(tree, call)
         if variant is None:
-            variant, call = self._add(tree, args, kwargs, mode)
+            variant, call = self._add(tree, args, kwargs)
         with torch.set_grad_enabled(torch.is_grad_enabled()):
             leaves = variant.run(tree, *call.leaves, *variant.capture.constants)
         capture = variant.capture
@@ -86,12 +87,24 @@ class Runtime:
             restore(value, state, leaves, call.objects)
         return build(capture.output, leaves, call.objects)
 
+    def variant_of(self, tree: nn.Module, call: Call) -> Variant:
+        """The variant that a call fits, captured if there is none; it is not run."""
+        if self.source.shared:
+            return self._shared(tree)
+        found = self._find(tree, call)
+        if found is None:
+            found = realise(tree, self.source.capture(tree, call), self.applications)
+            if not found.capture.accepts(call.leaves):
+                found.capture.accepts = _exactly(call.leaves)
+            self.adopt(found, tree, call)
+        return found
+
     def adopt(self, variant: Variant, tree: nn.Module, call: Call | None) -> None:
         """Take in the variant that a rewrite was made from."""
         if call is None:
             variant.mode = _flags(tree)
         else:
-            variant.template, variant.mode = call.template, _mode(tree, call)
+            variant.template, variant.mode, variant.settings = call.template, _mode(tree, call), _settings(tree)
         self.variants.append(variant)
         self.first = self.first or variant.report
 
@@ -120,28 +133,24 @@ class Runtime:
         self.adopt(variant, tree, None)
         return variant
 
-    def _find(self, call: Call, mode: tuple[Any, ...]) -> Variant | None:
+    def _find(self, tree: nn.Module, call: Call) -> Variant | None:
+        # A compiled call takes the settings it was traced with, as torch.compile does of any config.
+        settings = () if torch.compiler.is_dynamo_compiling() else _settings(tree)
+        mode = _mode(tree, call)
         for variant in self.variants:
-            if variant.fits(call, mode):
+            if variant.fits(call, mode, settings):
                 return variant
         return None
 
     @_never_traced
-    def _add(
-        self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], mode: tuple[Any, ...]
-    ) -> tuple[Variant, Call]:
+    def _add(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Variant, Call]:
         call = self.source.call(args, kwargs)
+        mode = _mode(tree, call)
         for variant in self.variants:
             if variant.mode == mode and variant.template is not None:
                 self.source.varying |= varied(variant.template, call.template) or set()
         call = self.source.call(args, kwargs)
-        found = self._find(call, mode)
-        if found is None:
-            found = realise(tree, self.source.capture(tree, call), self.applications)
-            if not found.capture.accepts(call.leaves):
-                found.capture.accepts = _exactly(call.leaves)
-            self.adopt(found, tree, call)
-        return found, call
+        return self.variant_of(tree, call), call
 
 
 def realise(tree: nn.Module, capture: Capture, applications: Sequence[Application]) -> Variant:
@@ -174,6 +183,12 @@ def _mode(tree: nn.Module, call: Call) -> tuple[Any, ...]:
     kinds = tuple([(leaf.dtype, leaf.device) for leaf in call.leaves])
     cast = tuple([(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)])
     return _flags(tree), kinds, cast
+
+
+def _settings(tree: nn.Module) -> tuple[Any, ...]:
+    """The plain values of the model's ``config``: its forward may read them, so a change is another capture."""
+    values = vars(config) if hasattr(config := getattr(tree, "config", None), "__dict__") else {}
+    return tuple([(k, v) for k, v in values.items() if isinstance(v, (bool, int, float, str)) or v is None])
 
 
 def _flags(tree: nn.Module) -> tuple[bool, ...]:

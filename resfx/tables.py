@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -30,6 +31,21 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = (), align: str 
     sides = align.ljust(columns, "<")
     text = ["  ".join(f"{line[i]:{sides[i]}{widths[i]}}" for i in kept).rstrip() for line in lines]
     return "\n".join(" " * indent + line if line else line for line in text)
+
+
+def methods_table(markdown: bool = False) -> str:
+    """Every method: its name, its config, where it acts, and the first line of the file that defines it."""
+    from .ops.method import methods
+
+    rows = [
+        (name, cls.__name__, getattr(cls(), "scope", ""), (sys.modules[cls.__module__].__doc__ or "").split("\n")[0])
+        for name, cls in methods().items()
+    ]
+    header = ("mode", "config", "scope", "what it does")
+    if not markdown:
+        return table(rows, header)
+    lines = [f"| `{n}` | `resfx.{c}` | {s} | {text} |" for n, c, s, text in rows]
+    return "\n".join([f"| {' | '.join(header)} |", "|---|---|---|---|", *lines])
 
 
 def plural(count: int, noun: str) -> str:
@@ -111,20 +127,22 @@ def _headline(report: Report) -> str:
 def _stream(stream: Stream, places: dict[str, str]) -> str:
     rows = []
     for fold in folds(stream):
-        count = len(fold.blocks)
+        blocks = len(fold.blocks)
         for i, site in enumerate(fold.sites):
-            owner = fold.name + _below(site.owner, site.block) if count > 1 else site.owner
+            owner = fold.name + _below(site.owner, site.block) if blocks > 1 else site.owner
             how = " + ".join(methods_of(site))
-            repeat = f"x {count} blocks" if count > 1 and i == 0 else ""
+            repeat = f"x {blocks} blocks" if blocks > 1 and i == 0 else ""
             rows.append((owner or "(root)", site.kind, site.form, places[site.line], how, note(site), repeat))
     width = f"width {stream.width}" if stream.width is not None else "width unknown"
-    title = f"stream {stream.number}: {plural(len(stream.sites), 'site')}, {width}"
+    mixers = sum(s.form == "mixer" for s in stream.sites)
+    count = plural(len(stream.sites) - mixers, "site") + (f" and {plural(mixers, 'mixer')}" if mixers else "")
+    title = f"stream {stream.number}: {count}, {width}"
     return title + "\n" + table(rows, ("owner", "kind", "form", "source", "method", "note", ""), indent=2)
 
 
 def methods_of(site: Site) -> list[str]:
-    """The methods that act at a site: mixers of its branch, then what replaced the add."""
-    return [*site.mixers, *([site.method] if site.method else [])]
+    """The methods that act at a site: mixers of its branch, reads at its input, what replaced the add."""
+    return list(dict.fromkeys(m for m in (*site.mixers, site.reads, site.method) if m))
 
 
 def note(site: Site) -> str:

@@ -68,5 +68,5 @@ def test_the_cause_is_named(model: nn.Module, found: str, remedy: str) -> None:
 
 
 def test_arguments_that_do_not_fit() -> None:
-    with pytest.raises((TypeError, CaptureError), match="arguments|missing|unexpected"):
+    with pytest.raises((TypeError, CaptureError), match=r"arguments|missing|unexpected"):
         resfx.scan(Block(), (torch.randn(2, 4), 1, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 
@@ -42,6 +43,12 @@ class Stack(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
+
+
+@functools.cache
+def plain() -> nn.Module:
+    """A rewritten model that no test changes for good."""
+    return stack()
 
 
 def stack(mode="ddl", **changes):
@@ -85,9 +92,11 @@ def check_host(name: str, tmp_path) -> None:
             with torch.no_grad():
                 want, before = new(**call), model(**call)
             got = dict(zip(made.outputs, run(path, feeds), strict=True))
+            want, before = ((x if isinstance(x, dict) else {"output": x}) for x in (want, before))
             for output, value in got.items():
                 torch.testing.assert_close(torch.from_numpy(value), want[output], rtol=1e-4, atol=1e-5)
-            assert (want["logits"] - before["logits"]).abs().max() > 1e-3  # the rewrite acts
+            first = next(iter(got))
+            assert (want[first] - before[first]).abs().max() > 1e-3  # the rewrite acts
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "vit", "t5"])
@@ -95,10 +104,20 @@ def test_hosts(name, tmp_path):
     check_host(name, tmp_path)
 
 
+# Mixtral's experts are an operator of transformers that ONNX has no translation for; Whisper's time axis is not one
+# that may vary, though the trace leaves it open.
+NOT_LOWERED = ("mixtral", "whisper")
+
+
 @pytest.mark.matrix
 @pytest.mark.parametrize("name", [h.name for h in HOSTS if h.name not in ("gpt2", "llama", "bert", "vit", "t5")])
 def test_all_hosts(name, tmp_path):
-    check_host(name, tmp_path)
+    if name not in NOT_LOWERED:
+        check_host(name, tmp_path)
+        return
+    with pytest.raises(ExportError, match="cannot lower"):
+        to_onnx(rewritten(name)[1], tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_masks_and_losses(tmp_path):
@@ -106,7 +125,7 @@ def test_masks_and_losses(tmp_path):
     randomise(new)  # the example gives one tensor as ids and as labels: still two inputs
     ids = tokens(2, 7)
     example = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "use_cache": False}
-    made = to_onnx(new, tmp_path / "m.onnx", kwargs=example)
+    made = to_onnx(new, tmp_path / "m.onnx", kwargs=example, check=False)
     assert list(made.inputs) == ["input_ids", "attention_mask", "labels"]
     assert made.outputs == {"loss": (), "logits": ("batch", "sequence", 89)}
     mask = torch.ones(3, 6, dtype=torch.long)
@@ -119,12 +138,15 @@ def test_masks_and_losses(tmp_path):
     torch.testing.assert_close(torch.from_numpy(logits), want.logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.matrix
 def test_decoding_with_a_cache(tmp_path):
     new = rewritten("llama")[1]
     randomise(new)
     with torch.no_grad():
         cache = new(input_ids=tokens(2, 7)).past_key_values
-    made = to_onnx(new, tmp_path / "m.onnx", kwargs={"input_ids": tokens(2, 1, 3), "past_key_values": cache})
+    made = to_onnx(
+        new, tmp_path / "m.onnx", kwargs={"input_ids": tokens(2, 1, 3), "past_key_values": cache}, check=False
+    )
     assert made.inputs["past_key_values.layers.0.keys"] == ("batch", 2, "past_sequence", 8)
     assert "present_key_values.layers.0.keys" in made.outputs
     with torch.no_grad():
@@ -162,12 +184,12 @@ def test_one_body_per_way_of_use(tmp_path):
     assert sorted(f.overload for f in model.functions) == ["mix_add", "total_add"]
     assert sorted(n.overload for n in fused_nodes(made.path)) == ["mix_add", "total_add"]
     # One way of use needs no overload: then onnx.reference runs the file as it is.
-    made = to_onnx(stack(), tmp_path / "m.onnx")
+    made = to_onnx(plain(), tmp_path / "m.onnx", check=False)
     assert [f.overload for f in onnx.load(made.path).functions] == [""]
 
 
 def test_the_body_is_what_runs(tmp_path):
-    made = to_onnx(stack(), tmp_path / "m.onnx")
+    made = to_onnx(plain(), tmp_path / "m.onnx", check=False)
     model = onnx.load(made.path)
     del model.functions[:]
     bare = tmp_path / "bare.onnx"
@@ -198,13 +220,19 @@ def delta_oracle(x, f, beta, v, mix, total, eps2: float, add: bool) -> torch.Ten
     return (x if not add else x + f if total is None else total.double()) + update
 
 
-@pytest.mark.parametrize(
-    ("names", "add"),
-    [((), False), ((), True), (("mix",), True), (("mix", "total"), True), (("total",), True)],
-    ids=["published", "erase", "interpolate", "scaled", "scaled erase"],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_body_against_the_equation(names, add, dtype, tmp_path):
+WAYS = {
+    "published": ((), False),
+    "erase": ((), True),
+    "interpolate": (("mix",), True),
+    "scaled": (("mix", "total"), True),
+    "scaled erase": (("total",), True),
+}
+HALF_AND_DOUBLE = [(w, d) for w in ("published", "scaled") for d in (torch.float16, torch.bfloat16, torch.float64)]
+
+
+@pytest.mark.parametrize(("way", "dtype"), [*((w, torch.float32) for w in WAYS), *HALF_AND_DOUBLE], ids=str)
+def test_body_against_the_equation(way, dtype, tmp_path):
+    names, add = WAYS[way]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     x, f = torch.randn(2, 3, 8).to(dtype), torch.randn(2, 3, 8).to(dtype)
     beta, v = torch.rand(2, 3, 1, dtype=wide), torch.randn(2, 3, 1, dtype=wide)
@@ -235,13 +263,13 @@ def test_every_record_matches_its_operator():
 
 
 def test_standard_profile_has_standard_nodes_only(tmp_path):
-    made = to_onnx(stack(), tmp_path / "m.onnx", profile="standard")
+    made = to_onnx(plain(), tmp_path / "m.onnx", profile="standard")
     assert made.nodes["resfx"] == 0 and not onnx.load(made.path).functions
 
 
 def test_any_model(tmp_path):
     path, x = tmp_path / "m.onnx", batch()
-    assert to_onnx(Stack().eval(), path, (x,)).nodes["resfx"] == 0
+    assert to_onnx(Stack().eval(), path, (x,), check="onnxruntime").nodes["resfx"] == 0
     traced = resfx.rewrite(torch.fx.symbolic_trace(Stack().eval()), "ddl", (x,))
     assert to_onnx(traced, path, (x,)).nodes["resfx"] == 2
     axes = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
@@ -265,10 +293,10 @@ def test_outputs_of_any_structure(tmp_path):
 
 
 def test_axes_as_asked(tmp_path):
-    new, path = stack(), tmp_path / "m.onnx"
+    new, path = plain(), tmp_path / "m.onnx"
     still = to_onnx(new, path, dynamic=False)
     assert still.inputs == {"x": (3, 5, 16)} and still.notes
-    assert to_onnx(new, path, dynamic={"x": {0: "rows"}}).outputs == {"output": ("rows", 5, 16)}
+    assert to_onnx(new, path, dynamic={"x": {0: "rows"}}, check=False).outputs == {"output": ("rows", 5, 16)}
     assert to_onnx(new, path, (batch(1),)).inputs == {"x": ("batch", "sequence", 16)}
     with pytest.raises(ExportError, match="fixes its size to 16"):
         to_onnx(new, path, dynamic={"x": {2: "width"}})
@@ -287,8 +315,7 @@ def test_the_model_is_not_changed(tmp_path):
 
 
 def test_weights_keep_their_names(tmp_path):
-    new = stack()
-    made = to_onnx(new, tmp_path / "m.onnx")
+    made = to_onnx(plain(), tmp_path / "m.onnx", check=False)
     names = {i.name for i in onnx.load(made.path).graph.initializer}
     assert {"blocks.0.down.bias", "resfx.ddl.blocks.1.add0.mix"} <= names
     assert b".py" not in made.path.read_bytes()  # no paths of the machine that made it
@@ -304,7 +331,7 @@ def test_external_data(tmp_path, monkeypatch):
     moved = folder.rename(tmp_path / "there")
     np.testing.assert_array_equal(run(moved / "m.onnx", {"x": batch()})[0], want)
     randomise(new)
-    again = to_onnx(new, moved / "m.onnx", external_data=True)
+    again = to_onnx(new, moved / "m.onnx", external_data=True, check=False)
     assert np.abs(run(again.path, {"x": batch()})[0] - want).max() > 1e-3
     assert to_onnx(new, tmp_path / "one.onnx", external_data=False, check=False).data is None
 
@@ -314,8 +341,8 @@ def contents(folder) -> dict[str, bytes]:
 
 
 def test_a_failed_check_leaves_everything_as_it_was(tmp_path, monkeypatch):
-    new = stack()
-    to_onnx(new, tmp_path / "old.onnx", external_data=True)
+    new = plain()
+    to_onnx(new, tmp_path / "old.onnx", external_data=True, check=False)
     before = contents(tmp_path)
     monkeypatch.setitem(verify.TOLERANCE, torch.float32, -1.0)
     for path in (tmp_path / "old.onnx", tmp_path / "new.onnx", tmp_path / "a" / "b" / "new.onnx"):
@@ -327,7 +354,7 @@ def test_a_failed_check_leaves_everything_as_it_was(tmp_path, monkeypatch):
 
 def test_a_failed_move_puts_the_old_files_back(tmp_path, monkeypatch):
     new = stack()
-    to_onnx(new, tmp_path / "m.onnx", external_data=True)
+    to_onnx(new, tmp_path / "m.onnx", external_data=True, check=False)
     before, replace = contents(tmp_path), lowering.os.replace
 
     def full(source, target):
@@ -338,7 +365,7 @@ def test_a_failed_move_puts_the_old_files_back(tmp_path, monkeypatch):
     monkeypatch.setattr(lowering.os, "replace", full)
     randomise(new)
     with pytest.raises(OSError, match="no space"):
-        to_onnx(new, tmp_path / "m.onnx", external_data=True)
+        to_onnx(new, tmp_path / "m.onnx", external_data=True, check=False)
     assert contents(tmp_path) == before
 
 
@@ -348,7 +375,7 @@ def test_a_wrong_body_is_caught(tmp_path, monkeypatch):
     monkeypatch.setattr(lowering, "fused_operators", lambda: {("resfx", "DeltaShortcut"): wrong})
     for backend in (True, "reference"):
         with pytest.raises(ExportError, match="disagrees"):
-            to_onnx(stack(), tmp_path / "m.onnx", check=backend)
+            to_onnx(plain(), tmp_path / "m.onnx", check=backend)
     assert not list(tmp_path.iterdir())
 
 
@@ -363,7 +390,7 @@ def test_types_without_kernels(tmp_path):
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_missing_packages(package, tmp_path, monkeypatch):
-    new = stack()
+    new = plain()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingPackageError, match=rf"needs the package '{package}'[\s\S]*resfx\[onnx\]"):
         to_onnx(new, tmp_path / "m.onnx")
@@ -373,7 +400,7 @@ def test_missing_packages(package, tmp_path, monkeypatch):
 def test_bad_options(tmp_path):
     for option in ({"opset": 26}, {"opset": 17}, {"profile": "fast"}, {"check": "cuda"}):
         with pytest.raises(ValueError, match=next(iter(option))):
-            to_onnx(stack(), tmp_path / "m.onnx", **option)
+            to_onnx(plain(), tmp_path / "m.onnx", **option)
 
 
 def test_session_errors(tmp_path, monkeypatch):
@@ -381,7 +408,7 @@ def test_session_errors(tmp_path, monkeypatch):
 
     with pytest.raises(ExportError, match="no such file"):
         session(tmp_path / "none.onnx")
-    made = to_onnx(stack(), tmp_path / "m.onnx", check=False)
+    made = to_onnx(plain(), tmp_path / "m.onnx", check=False)
     (tmp_path / "cut.onnx").write_bytes(made.path.read_bytes()[:-50])
     with pytest.raises(ExportError, match=r"cut\.onnx[\s\S]*damaged"):
         session(tmp_path / "cut.onnx")
@@ -429,3 +456,24 @@ def test_gradients_of_the_torch_operator(mix, total, add):
         return torch.ops.resfx.delta_shortcut(x, f, beta, v, mix, total, 1e-3, add)
 
     assert torch.autograd.gradcheck(call, tensors)
+
+
+def test_one_tensor_given_twice_is_two_inputs_of_a_capture():
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stack = Stack()
+
+        def forward(self, x, y):
+            return self.stack(x) - y
+
+    model, x, y = Pair().eval(), batch(), batch(3, 5) + 1
+    new = resfx.rewrite(model, "ddl", (x, x))
+    assert torch.equal(new(x, y), model(x, y))
+
+
+def test_new_modules_start_in_the_mode_of_the_model():
+    new = resfx.rewrite(Stack().eval(), "ddl", (batch(),))
+    assert not any(m.training for m in new.modules())
+    new.eval()(batch())
+    assert len(new.variants) == 1

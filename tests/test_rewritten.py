@@ -308,3 +308,12 @@ def test_a_part_runs_its_rewritten_adds():
     assert torch.equal(new.lm_head(hidden), new(**inputs).logits)
     with pytest.raises(resfx.errors.NoSitesError):
         new.part("lm_head")
+
+
+def test_a_changed_config_is_another_capture():
+    new = copy.deepcopy(rewritten("gpt2")[1])
+    ids = tokens(2, 7)
+    assert new(ids).past_key_values is not None
+    new.config.use_cache = False
+    assert new(ids).past_key_values is None
+    assert rewritten("gpt2")[0].config.use_cache, "the original's config is its own"

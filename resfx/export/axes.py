@@ -18,8 +18,10 @@ def sizes_of(program: torch.export.ExportedProgram) -> list[list[Any]]:
 
 
 def _size(size: Any) -> Any:
-    expression = size if isinstance(size, int) else size.node.expr
-    return expression if isinstance(size, int) or not expression.is_number else int(expression)
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression) if expression.is_number else expression
 
 
 def axis_names(

@@ -19,7 +19,7 @@ import torch
 from ..errors import ExportError, ResfxError, require
 from .axes import axis_names, other_example, rename_axes
 from .operators import DOMAIN, attach_bodies, fused_operators, translation_table
-from .repairs import expand_rotary_caches, own_names
+from .repairs import expand_rotary_caches, own_names, share_heads
 from .trace import FlatModel, flatten_model, trace
 from .verify import verify, wants_reference
 
@@ -97,6 +97,7 @@ def to_onnx(
     asked = f"cannot lower {type(flat.source.model).__name__} to ONNX"
     with _translating(asked):
         program = trace(flat, dynamic, fused)
+        share_heads(program)
         names = axis_names(program, flat.inputs, dynamic)
         lowered = _lower(program, flat, opset)
     expand_rotary_caches(lowered.model)
@@ -141,7 +142,7 @@ def _translating(asked: str) -> Iterator[None]:
     except ResfxError:
         raise
     except Exception as error:
-        causes = [error]
+        causes: list[BaseException] = [error]
         while causes[-1].__cause__ is not None:
             causes.append(causes[-1].__cause__)
         raise ExportError(

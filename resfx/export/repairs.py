@@ -1,8 +1,10 @@
-"""Mending what the exporter's optimiser gets wrong."""
+"""Mending what the exporter and its optimiser get wrong."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
 
 from ..errors import require
 
@@ -33,6 +35,15 @@ def _expanded(ir: Any, before: Any, x: Any, cache: Any) -> Any:
     before.prepend([ones, batch, target, expand])
     expand.outputs[0].type = cache.type
     return expand.outputs[0]
+
+
+def share_heads(program: torch.export.ExportedProgram) -> None:
+    """Say that queries share a key head where attention only broadcasts it: the exporter has no other way."""
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    for node in program.graph_module.graph.find_nodes(op="call_function", target=attention):
+        heads = [value.meta["val"].shape[-3] for value in node.args[:3]]
+        if heads[0] != heads[1] == heads[2] == 1:
+            node.kwargs = {**node.kwargs, "enable_gqa": True}
 
 
 def own_names(model: Any, prefix: str) -> None:

@@ -94,9 +94,11 @@ def flatten_model(
         tree.eval()
     call = source.call(*example)
     call.leaves = _two_rows(call.leaves)
-    applications = tree._resfx.applications if isinstance(tree, Rewritten) else []
-    with _operators(fused):
-        variant = realise(tree, source.capture(tree, call), applications)
+    if isinstance(tree, Rewritten):
+        variant = tree._resfx.variant_of(tree, call)
+    else:
+        with _operators(fused):  # the model may call them itself
+            variant = realise(tree, source.capture(tree, call), [])
     inputs = dict(_names(call.template, ""))
     return FlatModel(source, tree, call, variant, _plain(call, source, inputs))
 

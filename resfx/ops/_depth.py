@@ -122,13 +122,14 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None
         weights: ``(n,)``, or ``(..., n)`` for weights of each token's own.
         base: ``(..., d)``; kept bit for bit where every weight is zero.
     """
-    wide = accumulator(sources[0].dtype)
+    dtype = sources[0].dtype if base is None else base.dtype
+    wide = accumulator(dtype)
     weights = weights.to(wide)
     total = weights[..., 0, None] * sources[0].to(wide)
     for j in range(1, len(sources)):
         total = total + weights[..., j, None] * sources[j].to(wide)
-    total = total.to(sources[0].dtype)
-    return total if base is None else base + total.to(base.dtype)
+    total = total.to(dtype)
+    return total if base is None else base + total
 
 
 def rms_scores(sources: Sequence[Tensor], query: Tensor, eps: float) -> Tensor:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import importlib.util
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
+from torch import Tensor
 
 _opaque: contextvars.ContextVar[bool] = contextvars.ContextVar("resfx_opaque", default=False)
 
@@ -24,6 +27,22 @@ def opaque_operators() -> Iterator[None]:
 def keeps_one_node() -> bool:
     """Whether to call the registered operator. Under ``torch.compile`` the open formula is the fast one."""
     return not torch.compiler.is_dynamo_compiling() and _opaque.get()
+
+
+def transforming() -> bool:
+    """Whether a ``torch.func`` transform or forward-mode differentiation is at work: plain torch is right there."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def triton_kernels(name: str, x: Tensor) -> ModuleType | None:
+    """The Triton kernels of an operator, ``_<name>_triton.py``; ``None`` where they cannot run on ``x``.
+
+    The one place that imports Triton, when the first CUDA tensor comes.
+    """
+    if not x.is_cuda or importlib.util.find_spec("triton") is None:
+        return None
+    kernels = importlib.import_module(f"{__package__}._{name}_triton")
+    return kernels if kernels.supported(x) else None
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

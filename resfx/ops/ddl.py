@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ._operators import accumulator
 from .delta import delta_shortcut
 from .method import Method, Place
+from .wide import WideStream, factory_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,15 @@ class DDL(Method):
         mix_per_channel: one ``s`` per feature instead of one per site.
         context: what gates where a branch has no opening norm: ``"auto"`` normalises the stream itself (root mean
             square, no parameters), ``"host"`` leaves such sites alone.
+        value_channels: ``d_v``. More than one makes the state a matrix ``(d, d_v)`` with a target per channel
+            (section 4); the paper reports 4. What follows is for that state, see :mod:`resfx.ops.expanded_ddl`.
+        compress: what a branch reads is compressed over value channels, ``"channel"``, or over channels and the last
+            ``token_kernel`` tokens, ``"token"``.
+        share_compressor: one compressor per ``"block"`` (the authors' code) or per ``"sublayer"`` (the paper).
+        embed_conv: the state enters through a causal convolution over tokens; it starts as equal channels.
+        token_kernel: taps of both convolutions over tokens.
+        write_only: leave out what is erased, ``x + beta v k``: the control for the value of erasing.
+        recompute: keep state and gates for the backward pass, and none of what lies between.
     """
 
     name: ClassVar[str] = "ddl"
@@ -60,12 +71,20 @@ class DDL(Method):
     preserve: Literal["interpolate", "erase"] = "interpolate"
     mix_per_channel: bool = False
     context: Literal["auto", "host"] = "auto"
+    value_channels: int = 1
+    compress: Literal["channel", "token"] = "channel"
+    share_compressor: Literal["block", "sublayer"] = "block"
+    embed_conv: bool = False
+    token_kernel: int = 4
+    write_only: bool = False
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for field, allowed in (
             ("target", ("context", "stream", "sublayer", "constant")), ("eps_rule", ("sum", "mean")),
             ("preserve", ("interpolate", "erase")), ("context", ("auto", "host")),
+            ("compress", ("channel", "token")), ("share_compressor", ("block", "sublayer")),
         ):  # fmt: skip
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be one of {allowed}, not {getattr(self, field)!r}")
@@ -75,6 +94,21 @@ class DDL(Method):
             raise ValueError(f"eps must be positive, not {self.eps}")
         if self.gate_hidden < 0:
             raise ValueError(f"gate_hidden must be 0 (one layer) or a width, not {self.gate_hidden}")
+        self._check_channels()
+
+    def _check_channels(self) -> None:
+        if not isinstance(self.value_channels, int) or self.value_channels < 1:
+            raise ValueError(f"value_channels must be a positive integer, not {self.value_channels!r}")
+        if self.token_kernel < 2:
+            raise ValueError(f"token_kernel must be at least 2, not {self.token_kernel}")
+        if self.value_channels > 1:
+            object.__setattr__(self, "scope", "wide")
+            if self.target == "constant":
+                raise ValueError("target='constant' is the same for every value channel: they would never differ")
+            return
+        for field in ("compress", "share_compressor", "embed_conv", "token_kernel", "write_only", "recompute"):
+            if getattr(self, field) != getattr(type(self), field):
+                raise ValueError(f"{field}={getattr(self, field)!r} needs value_channels of at least 2")
 
     @classmethod
     def repository(cls, **changes: Any) -> DDL:
@@ -84,26 +118,42 @@ class DDL(Method):
     def refuse(self, place: Place) -> str | None:
         if place.context_width is None and self.context == "host":
             return "the branch has no normalised context to gate from"
+        if self.over_tokens and place.rank != 3:
+            return "a convolution over tokens needs a stream of shape (batch, tokens, d)"
         return None
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether the rewritten stream reads earlier tokens."""
+        return self.value_channels > 1 and (self.embed_conv or self.compress == "token")
 
     def build(self, place: Place) -> nn.Module:
         return DeltaSite(self, place)
 
+    def build_stream(self, places: Sequence[Place]) -> WideStream:
+        from .expanded_ddl import build_stream
+
+        return build_stream(self, places)
+
 
 class DeltaSite(nn.Module):
-    """One residual add as a delta shortcut. Parameters per site: ``2d + 2`` in the paper's form, and ``s``."""
+    """One residual add as a delta shortcut. Parameters per site: ``2d + 2`` in the paper's form, and ``s``.
 
-    def __init__(self, config: DDL, place: Place) -> None:
+    Args:
+        values: targets per row, one per value channel.
+    """
+
+    def __init__(self, config: DDL, place: Place, values: int = 1) -> None:
         super().__init__()
         self.config = config
-        factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
+        factory = factory_of(place)
         d, c = place.width, place.context_width or place.width
         self.eps2 = config.eps**2 * (d if config.eps_rule == "mean" else 1)
         self.erase = config.start == "preserve" and config.preserve == "erase"
         self.gate = _gate(c, config, factory)
         sources = {"context": c, "stream": d, "sublayer": d}
         self.target = (
-            nn.Linear(sources[config.target], 1, bias=config.target_bias, **factory)
+            nn.Linear(sources[config.target], values, bias=config.target_bias, **factory)
             if config.target in sources
             else None
         )
@@ -125,7 +175,7 @@ class DeltaSite(nn.Module):
             nn.init.constant_(last.bias, math.log(p / (1 - p)))
 
     def gates(self, x: Tensor, f: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``beta`` and ``v``, each ``(..., 1)``, in float32 unless the config says otherwise."""
+        """``beta (..., 1)`` and ``v (..., values)``, in float32 unless the config says otherwise."""
         config = self.config
         if c is None:
             c = nn.functional.rms_norm(x, x.shape[-1:])

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._operators import accumulator, keeps_one_node
+from ._operators import accumulator, keeps_one_node, transforming, triton_kernels
 
 
 def delta_formula(
     x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None, eps2: float, add: bool
 ) -> Tensor:
-    """See :func:`delta_shortcut`."""
+    """:func:`delta_shortcut` step by step: what every other form is held against."""
     wide = accumulator(x.dtype)
     xw, fw = x.to(wide), f.to(wide)
     scale = torch.rsqrt((fw * fw).sum(-1, keepdim=True) + eps2)
@@ -69,14 +69,113 @@ def delta_shortcut(
     """
     if keeps_one_node():
         return torch.ops.resfx.delta_shortcut(x, f, beta, v, mix, total, eps2, add)
-    return delta_formula(x, f, beta, v, mix, total, eps2, add)
+    if transforming() or torch.compiler.is_exporting() or not _canonical(x, f, beta, v, mix, total):
+        return delta_formula(x, f, beta, v, mix, total, eps2, add)
+    if x.is_cuda and not torch.compiler.is_compiling():
+        return torch.ops.resfx.delta_shortcut(x, f, beta, v, mix, total, eps2, add)
+    return _Delta.apply(x, f, beta, v, mix, total, eps2, add)
+
+
+def _canonical(x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None) -> bool:
+    """Whether no operand is broadcast or promoted but as :func:`delta_shortcut` says."""
+    same = x.shape == f.shape and x.dtype == f.dtype
+    gates = beta.shape == v.shape == (*x.shape[:-1], 1)
+    mixed = mix is None or mix.ndim == 0 or mix.shape == x.shape[-1:]
+    return same and gates and mixed and (total is None or (total.shape == x.shape and total.dtype == x.dtype))
+
+
+def delta_eager(
+    x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None, eps2: float, add: bool
+) -> Tensor:
+    """:func:`delta_formula` in fewer passes over memory, for eager mode; the last sum rounds once, not twice."""
+    wide = accumulator(x.dtype)
+    fw = f.to(wide)
+    scale = torch.rsqrt(torch.linalg.vector_norm(fw, dim=-1, keepdim=True).square() + eps2)
+    p = (fw * x.to(wide)).sum(-1, keepdim=True) * scale
+    weight = beta.to(wide) * (v.to(wide) - p) * scale
+    if mix is not None:
+        weight = mix.to(wide) * (weight - 1)
+    if add and total is None:
+        return (x + f).addcmul_(weight, fw)
+    return torch.addcmul((total if add else x).to(wide), weight, fw).to(x.dtype)  # type: ignore[union-attr]
+
+
+def delta_gradients(
+    grad: Tensor, x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: bool, eps2: float, add: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of :func:`delta_formula` for ``x, f, beta, v, mix``, in closed form.
+
+    For Inductor: the sums over a row are computed again, not saved, and are written otherwise than in the formula so
+    that the two are not merged (a saved number per row is a loop of its own); every number per row that is returned
+    is a sum over the row, for the same reason.
+    """
+    compiling = torch.compiler.is_compiling()
+    wide = accumulator(x.dtype)
+    g, xw, fw, b = grad.to(wide), x.to(wide), f.to(wide), beta.to(wide)
+    if compiling or torch.is_grad_enabled():  # the norm has no second derivative at zero
+        squares = fw.square().sum(-1, keepdim=True)
+    else:
+        squares = torch.linalg.vector_norm(fw, dim=-1, keepdim=True).square()
+    scale = torch.rsqrt(squares + eps2)
+    p = (xw * fw).sum(-1, keepdim=True) * scale
+    error = v.to(wide) - p
+    weight, gf = b * error * scale, g * fw
+    gmix = None
+    if mix is not None:
+        weight, m = weight - 1, mix.to(wide)
+    if mix is None or (mix.ndim == 0 and not compiling):
+        a = gf.sum(-1, keepdim=True)
+        if mix is not None:
+            gmix, a, weight = (a * weight).sum(), m * a, m * weight
+    else:
+        gmix = (gf * weight).sum(-1).sum() if mix.ndim == 0 else (gf * weight).sum_to_size(mix.shape)
+        weight, gf = m * weight, m * gf
+        a = gf.sum(-1, keepdim=True)
+    across = -a * b * scale * scale  # for f . x
+    along = across * (error - p) * scale  # for |f|^2, twice
+    if compiling:
+        gbeta, gv = (gf * (error * scale)).sum(-1, keepdim=True), (gf * (b * scale)).sum(-1, keepdim=True)
+    else:
+        gbeta, gv = a * error * scale, a * b * scale
+    plain = add and not total
+    gx = across * fw if add and total else torch.addcmul(g, across, fw)
+    gf = torch.addcmul(g, weight, g) if plain else weight * g
+    gf = torch.addcmul(torch.addcmul(gf, across, xw), along, fw)
+    gmix = None if mix is None or gmix is None else gmix.to(mix.dtype)
+    return gx.to(x.dtype), gf.to(f.dtype), gbeta.to(beta.dtype), gv.to(v.dtype), gmix
+
+
+class _Delta(torch.autograd.Function):
+    """The formula with its gradients in closed form; plain torch, so they can be differentiated again."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None, eps2: float, add: bool
+    ) -> Tensor:
+        forward = delta_formula if torch.compiler.is_compiling() else delta_eager
+        return forward(x, f, beta, v, mix, total, eps2, add)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, total, ctx.eps2, ctx.add = inputs
+        ctx.total = total is not None
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, f, beta, v, mix = ctx.saved_tensors
+        grads = delta_gradients(grad, x, f, beta, v, mix, ctx.total, ctx.eps2, ctx.add)
+        return (*grads, grad if ctx.total else None, None, None)
 
 
 @torch.library.custom_op("resfx::delta_shortcut", mutates_args=())
 def _delta_op(
     x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None, eps2: float, add: bool
 ) -> Tensor:
-    return delta_formula(x, f, beta, v, mix, total, eps2, add)
+    if not _canonical(x, f, beta, v, mix, total):
+        return delta_formula(x, f, beta, v, mix, total, eps2, add)
+    kernels = triton_kernels("delta", x)
+    return (kernels.forward if kernels else delta_eager)(x, f, beta, v, mix, total, eps2, add)
 
 
 @_delta_op.register_fake
@@ -86,18 +185,35 @@ def _(
     return delta_formula(x, f, beta, v, mix, total, eps2, add)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.eps2, ctx.add = inputs
-    ctx.save_for_backward(*tensors)
+@torch.library.custom_op("resfx::delta_shortcut_gradients", mutates_args=())
+def _gradients_op(
+    grad: Tensor, x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: bool, eps2: float, add: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    kernels = triton_kernels("delta", x)
+    *grads, gmix = (kernels.gradients if kernels else delta_gradients)(grad, x, f, beta, v, mix, total, eps2, add)
+    return (*grads, x.new_empty(0) if gmix is None else gmix)
+
+
+@_gradients_op.register_fake
+def _(
+    grad: Tensor, x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: bool, eps2: float, add: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gx, gf, gbeta, gv = (torch.empty_like(t) for t in (x, f, beta, v))
+    return gx, gf, gbeta, gv, x.new_empty(0) if mix is None else torch.empty_like(mix)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    tensors: list[Any] = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
-    with torch.enable_grad():
-        out = delta_formula(*tensors, ctx.eps2, ctx.add)  # type: ignore[call-arg]
-    given = [t for t in tensors if t is not None]
-    grads = iter(torch.autograd.grad(out, given, grad, allow_unused=True))
-    return (*(None if t is None else next(grads) for t in tensors), None, None)
+    """Of the registered operator: open torch where it is differentiated again, and for broadcast operands."""
+    x, f, beta, v, mix = tensors = ctx.saved_tensors
+    if not _canonical(x, f, beta, v, mix, None):
+        total = torch.zeros_like(grad) if ctx.total else None
+        call = lambda x, f, beta, v, mix=None: delta_formula(x, f, beta, v, mix, total, ctx.eps2, ctx.add)
+        pull: Any = torch.func.vjp(call, *(t for t in tensors if t is not None))[1]
+        return (*pull(grad), *(() if mix is not None else (None,)), grad if ctx.total else None, None, None)
+    if not x.is_cuda or torch.is_grad_enabled():
+        return _Delta.backward(ctx, grad)
+    *grads, gmix = torch.ops.resfx.delta_shortcut_gradients(grad, *tensors, ctx.total, ctx.eps2, ctx.add)
+    return (*grads, None if mix is None else gmix, grad if ctx.total else None, None, None)
 
 
-_delta_op.register_autograd(_backward, setup_context=_save)
+_delta_op.register_autograd(_backward, setup_context=_Delta.setup_context)

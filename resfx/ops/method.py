@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,9 +24,12 @@ class Place:
         width: features of the stream, ``d``.
         context_width: features of the normalised context, or ``None`` where the branch has no opening norm.
         kind: ``attention``, ``mlp``, ``conv`` or ``other``.
-        depth: number of residual adds before this one in its stream.
+        depth: number of residual adds before this one in its stream (for ``wide``: in the widened part).
         dtype: element type for new parameters.
         device: where new parameters live.
+        block: name of the repeated block that the add belongs to.
+        rank: dimensions of the stream, 3 for ``(batch, tokens, d)``; ``None`` if unknown.
+        parallel: whether the branch starts from the same state as the one before, ``(x + f) + g``.
         point: scope ``sequence``: which point of the branch, see :class:`Method`.
         heads: heads of the host's attention, where there is one.
         causal: whether the host reads earlier positions only.
@@ -38,6 +42,9 @@ class Place:
     depth: int
     dtype: torch.dtype
     device: torch.device
+    block: str = ""
+    rank: int | None = None
+    parallel: bool = False
     point: str = ""
     heads: int | None = None
     causal: bool = True
@@ -52,6 +59,8 @@ class Method:
     ``f (..., d)`` and the normalised context ``c (..., d_c)`` or ``None``. A ``forward`` that also takes ``total``
     is given ``x + f`` as the host computes it wherever that is more than a plain add.
 
+    ``wide``: :meth:`build_stream` gives the modules of a stream of ``n`` channels, see
+    :class:`resfx.ops.wide.WideStream`.
     ``sequence``: ``forward(h, mask, state, keep)`` gives ``h (batch, positions, width)`` mixed over the positions; see
     :class:`resfx.ops._streaming.Mixer`. ``points`` says where: ``"stream"`` (a residual sublayer of its own before the
     attention), ``"attention"`` (what the attention reads), ``"q"``, ``"k"``, ``"v"`` (projections, after a norm over
@@ -78,6 +87,10 @@ class Method:
 
     def build(self, place: Place) -> nn.Module:
         """The module for one place."""
+        raise NotImplementedError
+
+    def build_stream(self, places: Sequence[Place]) -> Any:
+        """The modules of a wide stream over consecutive places."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ from .graph import dtype, hint, place_module, shape
 from .normalize import resolves
 from .sequence_scope import apply_sequence
 from .site_scope import rewrite_site
+from .wide_plan import Step, TokenAxis, token_axis, wide_runs
+from .wide_scope import widen
 
 DEFAULT_FORMS = ("identity", "scaled", "parallel", "projection")
 
@@ -81,12 +84,64 @@ def apply_site(
     return [s.name for s in chosen]
 
 
+def apply_wide(
+    graph: fx.Graph, chosen: list[Site], streams: list[Stream], application: Application, tree: nn.Module
+) -> list[str]:
+    """Scope ``wide``: every run of consecutive adds becomes a stream of several channels."""
+    _forbid_claimed(chosen, application)
+    name = application.method.name or type(application.method).__name__
+    first, skips, wanted = application.claimed is None, list[Skip](), set(chosen)
+    runs: list[tuple[list[Step], TokenAxis]] = []
+    for stream in streams:
+        # A mixer over positions that was put between two adds is one more branch of the stream.
+        members = [s for s in stream.sites if s in wanted or s.form == "mixer"]
+        if wanted & set(members):
+            tokens = token_axis(graph, tree, stream)
+            runs += [(run, tokens) for run in wide_runs(graph, tree, members, skips) if wanted & {s.site for s in run}]
+    if first:
+        application.skips += skips
+    if not runs:
+        raise NoSitesError(
+            f"no residual add to rewrite with {name}", "; ".join(dict.fromkeys(s.reason for s in skips)),
+            "; ".join(dict.fromkeys(s.remedy for s in skips if s.remedy)),
+        )  # fmt: skip
+    for run, tokens in runs:
+        paths = [module_path(application, s.site) for s in run]
+        if first:
+            _place_stream(run, paths, application.method, tree)
+        _require_stream(paths, name, tree)
+        widen(graph, run, paths, tree, name, tokens)
+        for step in run:
+            step.site.method = step.site.reads = name
+    return [step.site.name for run, _ in runs for step in run if step.site in wanted]
+
+
+def _require_stream(paths: list[str], name: str, tree: nn.Module) -> None:
+    needed = [f"{paths[0]}.expand", *(f"{p}.write" for p in paths), f"{paths[-1]}.collapse"]
+    if missing := [p for p in needed if not resolves(tree, p)]:
+        raise VariantError(
+            f"the stream that {name} widened is cut elsewhere in this capture", f"no module {missing[0]}",
+            "name a mixer over positions before it, in one call: mode=[mixer, method]; else call as it was captured",
+        )  # fmt: skip
+
+
+def _place_stream(run: list[Step], paths: list[str], method: Method, tree: nn.Module) -> None:
+    places = [dataclasses.replace(place_of(s.site, tree), depth=i, parallel=s.parallel) for i, s in enumerate(run)]
+    stream = method.build_stream(places)
+    place_module(tree, f"{paths[0]}.expand", stream.expand)
+    for path, read, write in zip(paths, stream.reads, stream.writes, strict=True):
+        if read is not None:
+            place_module(tree, f"{path}.read", read)
+        place_module(tree, f"{path}.write", write)
+    place_module(tree, f"{paths[-1]}.collapse", stream.collapse)
+
+
 def apply_depth(
     graph: fx.Graph, chosen: list[Site], streams: list[Stream], application: Application, tree: nn.Module
 ) -> list[str]:
     """Scope ``depth``: reads at the inputs of the chosen sublayers or blocks, stream by stream."""
     _forbid_claimed(chosen, application)
-    method, first, claimed = application.method, application.claimed is None, []
+    method, first, asked, claimed = application.method, application.claimed is None, set(chosen), list[Site]()
     assert isinstance(method, DepthMethod)
 
     def bank(kind: str, site: Site, facts: dict[str, Any] | None) -> str:
@@ -100,7 +155,7 @@ def apply_depth(
         return path if resolves(tree, path) else ""
 
     for stream in streams:
-        wanted = [s for s in stream.sites if s in chosen]
+        wanted = [s for s in stream.sites if s in asked]
         if not wanted:
             continue
         reason = rewrite_stream(graph, stream, wanted, method, bank, tree)
@@ -120,7 +175,10 @@ def apply_depth(
 def _forbid_claimed(chosen: list[Site], application: Application) -> None:
     """A method that replaces adds wants them as they are; reads go beside a replaced add, but not beside two reads."""
     for site in chosen:
-        taken = site.reads if application.method.scope == "depth" else site.method
+        scope = application.method.scope
+        taken = site.reads if scope in ("depth", "wide") else ""
+        if scope != "depth" or site.result is None:  # reads go beside a replaced add that still carries one stream
+            taken = taken or site.method
         if taken:
             raise ConflictError(
                 f"cannot rewrite {site.name} with {application.method.name}",
@@ -129,7 +187,7 @@ def _forbid_claimed(chosen: list[Site], application: Application) -> None:
 
 
 # A scope is one function: (graph, chosen sites, streams, application, tree) -> names of the sites it claimed.
-SCOPES = {"site": apply_site, "depth": apply_depth, "sequence": apply_sequence}
+SCOPES = {"site": apply_site, "depth": apply_depth, "sequence": apply_sequence, "wide": apply_wide}
 
 
 def choose(sites: list[Site], application: Application) -> list[Site]:
@@ -210,6 +268,7 @@ def place_of(site: Site, tree: nn.Module | None) -> Place:
     return Place(
         width=site.width, context_width=context, kind=site.kind, depth=site.depth, dtype=kind or fallback.dtype,
         device=value.device if isinstance(value, torch.Tensor) else fallback.device,
+        block=site.block, rank=value.dim() if isinstance(value, torch.Tensor) else None,
     )  # fmt: skip
 
 

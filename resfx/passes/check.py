@@ -90,8 +90,13 @@ def first_broken_site(new: Any, args: Any, kwargs: Any) -> str | None:
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
-            if isinstance(inputs[0], (list, tuple)):
+            if len(inputs) == 1:  # the read of a wide state
+                plain, output = inputs[0][..., 0, :], output[0]
+                plain = output if isinstance(output, tuple) else plain  # summed over tokens elsewhere
+            elif isinstance(inputs[0], (list, tuple)):
                 plain = inputs[1]
+            elif inputs[0].dim() > inputs[1].dim():  # every channel of a wide state
+                plain = inputs[0] + inputs[1].unsqueeze(-2)
             else:
                 plain = named["total"] if named.get("total") is not None else inputs[0] + inputs[1]
             results = output if isinstance(output, tuple) else (output,)
@@ -104,7 +109,7 @@ def first_broken_site(new: Any, args: Any, kwargs: Any) -> str | None:
     hooks = [
         m.register_forward_hook(look(n), with_kwargs=True)
         for n, m in bank.named_modules()
-        if n.split(".")[-1].rstrip("0123456789") in ("add", "read", "exit")
+        if n.split(".")[-1].rstrip("0123456789") in ("add", "read", "exit", "write")
     ]
     try:
         with torch.no_grad():
@@ -131,7 +136,8 @@ def _check_gradients(new: Any, args: Any, kwargs: Any) -> None:
     parameters = {n: p for n, p in new.new_parameters().items() if p.requires_grad}
     values = {n: p.detach().clone().requires_grad_() for n, p in parameters.items()}
     alive: set[str] = set()
-    for _ in range(2):
+    # Two rewrites may put one closed gate behind another: each opens with a step of its own.
+    for _ in range(1 + len(new._resfx.applications)):
         grads = _gradients(new, values, args, kwargs)
         if grads is None:
             return
@@ -148,7 +154,7 @@ def _check_gradients(new: Any, args: Any, kwargs: Any) -> None:
     if not dead:
         return
     raise CheckError(
-        f"{len(dead)} of {len(values)} new parameters get no gradient, at the start or after one step",
+        f"{len(dead)} of {len(values)} new parameters get no gradient, at the start or after a step",
         ", ".join(dead[:4]), "exclude= those sites (their output may not reach the loss), or check=False",
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ class ShortState:
     """
 
     is_sliding = is_compileable = is_croppable = supports_early_init = False
-    is_initialized = True
+    is_initialized = batch_only = True
 
     def __init__(self, name: str, tensors: list[torch.Tensor]) -> None:
         self.name, self.tensors = name, tensors
@@ -98,7 +98,7 @@ def thread_states(capture: Capture, tree: nn.Module) -> None:
         return
     places = [n for n in capture.graph.nodes if n.op == "placeholder"]
     before = _states_of(given[1], places) if given is not None else {}
-    if given is not None and _holds_tokens(given[1], places) and not before:
+    if given is not None and _holds_tokens(given[1], places) and any(str(n.target) not in before for n in mixers):
         raise VariantError(
             "cannot continue from this cache", "it holds tokens that the inserted mixers have not seen",
             "fill the cache with this model from the first token on",
@@ -109,12 +109,14 @@ def thread_states(capture: Capture, tree: nn.Module) -> None:
         after[name] = _thread(capture, node, mixer.streams, before[name][1] if name in before else [])
     if given is None:
         capture.output = _map_cache(capture.output, after)[0]
+        _order_outputs(capture)
         return
     index = given[0]
     numbers = {name: _number_of(capture.inputs, number) for name, (number, _) in before.items()}
     for name in [n for n in after if n in numbers]:
         capture.states[numbers[name]] = after.pop(name)
     capture.states[index] = _append(capture.states[index], list(after.values()))
+    _order_outputs(capture)
 
 
 def _mixer(tree: nn.Module, node: fx.Node) -> Mixer | None:
@@ -219,6 +221,26 @@ def _map_cache(template: Template, after: dict[str, Template]) -> tuple[Template
             if done:
                 return (*template[:-1], tuple(parts)), True
     return template, False
+
+
+def _order_outputs(capture: Capture) -> None:
+    """Number the graph's outputs in the order in which the templates name them; unnamed ones go."""
+    output = capture.graph.output_node()
+    leaves: tuple[Any, ...] = tuple(output.args[0])  # type: ignore[arg-type]
+    named: list[Any] = []
+
+    def number(template: Template) -> Template:
+        if template[0] in ("tensor", "int"):
+            named.append(leaves[template[1]])
+            return (template[0], len(named) - 1)
+        if template[0] in ("seq", "dict", "node", "object"):
+            return (*template[:-1], tuple([number(part) for part in template[-1]]))
+        return template
+
+    assert capture.output is not None
+    capture.output = number(capture.output)
+    capture.states = [number(state) for state in capture.states]
+    output.args = (tuple(named),)
 
 
 def _refuse_unknown_cache(mixers: Iterable[fx.Node]) -> None:

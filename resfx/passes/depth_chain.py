@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from torch import fx
 
@@ -73,11 +74,12 @@ def chain_of(stream: Stream, index: Index) -> Chain | str:
         if same_shape(state, steps[0].state) is not True or dtype(state) != dtype(steps[0].state):
             return "its states have several shapes or types"
     chain = Chain(steps, end, post_norm)
-    for step in steps:
-        if chain.blocks and chain.blocks[-1][0].sites[0].block == step.sites[0].block:
-            chain.blocks[-1].append(step)
-        else:
-            chain.blocks.append([step])
+    names = [s.sites[0].block for s in steps]
+    again = any(a != b and b in names[: i + 1] for i, (a, b) in enumerate(pairwise(names)))  # layers that share weights
+    for i, step in enumerate(steps):
+        if i == 0 or (names[i] != names[i - 1] and (not again or names[i] == names[0])):
+            chain.blocks.append([])
+        chain.blocks[-1].append(step)
     return chain
 
 

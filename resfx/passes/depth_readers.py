@@ -87,13 +87,16 @@ class Readers:
     def attention(self, sites: list[Site]) -> dict[fx.Node, str] | str:
         """The queries, keys and values of the branch that has attention, or why they cannot be told apart."""
         mine = self._dependents(sites)
-        if not any(s.kind == "attention" for s in sites) or (found := _operands(set(mine), self.index)) is None:
+        if not any(s.kind == "attention" for s in sites) or (parts := _operands(set(mine), self.index)) is None:
             return "the block does not open with attention: there are no q, k and v inputs to tell apart"
-        operands = dict(zip(found[1:4], ROLES, strict=True))
+        operands = dict(zip(parts[1:4], ROLES, strict=True))
         if len(operands) < 3 or not all(n in mine for n in operands):
             return "its attention does not take queries, keys and values from three projections of the stream"
-        if any(ops.is_inplace(n) for n in mine):
-            return "the branch overwrites tensors in place: it cannot be read from several inputs"
+        roles = self._roles(mine, operands)
+        if any(ops.is_inplace(n) and found != ["r"] for n, found in roles.items()):
+            return "it overwrites tensors in place before attention: they cannot be read from several inputs"
+        if any(n.meta.get("resfx") and n.op == "call_module" and len(found) > 1 for n, found in roles.items()):
+            return "a token mixer stands before several of q, k and v: it would need a state for each"
         return operands
 
     def _dependents(self, sites: list[Site]) -> list[fx.Node]:

@@ -56,11 +56,11 @@ class StreamRewriter:
         self.name = method.name or type(method).__name__
         self.sums: dict[tuple[fx.Node, ...], fx.Node] = {}
         self.projected: dict[fx.Node, fx.Node] = {}
-        self.created: set[fx.Node] = set()
+        self.created: set[fx.Node] = set()  # nodes of the rewrite itself keep what they read
         self.shift: tuple[fx.Node, fx.Node] | None = None  # the running sum at the last read, and what it was made to
 
     def run(self, wanted: Collection[Site]) -> int:
-        """Insert every read whose site is wanted, the one at the end belongs to the last site; returns how many."""
+        """Insert every read whose site is wanted (the last site has the one at the end too); returns how many."""
         method, chain = self.method, self.chain
         units = [[s] for s in chain.steps] if method.unit == "sublayer" else chain.blocks
         for step in chain.steps:
@@ -162,7 +162,7 @@ def rewrite_stream(
         return chain
     if (reason := method.refuse_stream(chain.post_norm)) is not None:
         return reason
-    if len(method.targets(False)) > 1:
+    if not {"stream", "input"} & set(method.targets(False)):
         for block in chain.blocks:
             if isinstance(found := Readers(graph, block[0].state, index, ()).attention(block[0].sites), str):
                 return found

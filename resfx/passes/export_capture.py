@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from .diagnose import diagnose
 from .graph import Capture
 from .guards import guard_function
 from .normalize import flatten_graph
-from .structure import Flattener
+from .structure import Flattener, Template
 
 AUTO = torch.export.Dim.AUTO
 
@@ -89,9 +89,20 @@ def _objects(given: dict[str, Any]) -> list[Any]:
 
 
 def image_leaves(call: Call) -> set[int]:
-    """Leaves that are images or maps given as arguments of their own (a cache's tensors are not)."""
+    """Leaves of which only the first axis is open: images or maps given as arguments of their own (a cache's tensors
+    are not), and the tensors of objects that say so of themselves by ``batch_only``."""
     direct = [part[1] for part in call.template[-1] if part[0] == "tensor"]
-    return {i for i in direct if call.leaves[i].dim() >= 4 and call.leaves[i].is_floating_point()}
+    images = {i for i in direct if call.leaves[i].dim() >= 4 and call.leaves[i].is_floating_point()}
+    return images | set(_batch_only(call.template, False))
+
+
+def _batch_only(template: Template, inside: bool) -> Iterator[int]:
+    if template[0] == "tensor" and inside:
+        yield template[1]
+    if template[0] in ("seq", "dict", "node", "object"):
+        inside = inside or (template[0] == "object" and getattr(template[1], "batch_only", False))
+        for part in template[-1]:
+            yield from _batch_only(part, inside)
 
 
 def dynamic_axes(leaf: torch.Tensor, image: bool = False) -> dict[int, Any] | None:

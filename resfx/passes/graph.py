@@ -49,15 +49,6 @@ def owner(node: fx.Node) -> str:
     return re.sub(r"@\d+", "", path).removeprefix("L['self'].") if isinstance(path, str) else ""
 
 
-def owner_class(node: fx.Node) -> str:
-    """Class name of the owner, without its module path."""
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    cls = next(reversed(stack.values()))[1]
-    return cls.rsplit(".", 1)[-1] if isinstance(cls, str) else cls.__name__
-
-
 def source_line(node: fx.Node) -> str:
     """``file.py:line`` of the user's code that made the node; ``""`` if the capture does not know."""
     trace = node.meta.get("stack_trace") or ""
@@ -98,9 +89,10 @@ def same_shape(a: fx.Node, b: fx.Node) -> bool | None:
 
 def place_module(tree: nn.Module, path: str, module: nn.Module) -> None:
     """Put a module at a dotted path, making the levels between."""
+    root = tree  # in the mode of the whole: eval() on a model in eval mode must not look like another mode
     *parents, name = path.split(".")
     for part in parents:
         if part not in tree._modules:
-            tree.add_module(part, nn.Module())
+            tree.add_module(part, nn.Module().train(root.training))
         tree = tree._modules[part]  # type: ignore[assignment]
-    tree.add_module(name, module)
+    tree.add_module(name, module.train(root.training))

@@ -235,7 +235,7 @@ def apply_sequence(
     """Scope ``sequence``: put the method's mixers at their points of every chosen branch that has them."""
     method, first = application.method, application.claimed is None
     index = _index(graph, tree)
-    attentions = [_attention_of(stream, index) for stream in streams]
+    attentions = [attention_of(stream, index) for stream in streams]
     plans: list[tuple[Site, list[tuple[Point, Place]]]] = []
     for site in chosen:
         branch, guide = Branch(site, streams[site.stream], index), attentions[site.stream]
@@ -280,7 +280,7 @@ def _index(graph: fx.Graph, tree: nn.Module) -> Index:
     return index
 
 
-def _attention_of(stream: Stream, index: Index) -> Attention | None:
+def attention_of(stream: Stream, index: Index) -> Attention | None:
     """The first self-attention of a stream: it tells the direction and the padding of the whole stream."""
     for site in stream.sites:
         if site.kind == "attention" and not site.is_outer:
@@ -334,7 +334,8 @@ def _insert(
     graph: fx.Graph, site: Site, point: Point, path: str, method: str, guide: Attention
 ) -> tuple[fx.Node, fx.Node]:
     """Put a mixer behind a node for some of its readers; returns its call and what the readers get."""
-    node, padding, kwargs, new = point.node, guide.padding, {}, []
+    node, padding, new = point.node, guide.padding, []
+    kwargs: dict[str, Any] = {}
     with graph.inserting_after(_behind_inputs(node)):
         anchor = graph.call_function(_mark)
     with graph.inserting_before(anchor):
@@ -372,8 +373,8 @@ def _join_stream(site: Site, point: Point, call: fx.Node, new: fx.Node, stream: 
     """The mixer's add is one more add of the stream, and the sites that started from the old state read the new."""
     mixer = Site(
         node=new, shortcut=point.node, branch=call, fork=point.node, form="mixer",
-        owner=f"{site.owner}.{key}".strip("."), line=site.line, kind="mixer", axis=site.axis, width=site.width, root=site.root, depth=site.depth,
-        stream=site.stream, block=site.block, mixers=[key],
+        owner=f"{site.owner}.{key}".strip("."), line=site.line, kind="mixer", axis=site.axis,
+        width=site.width, root=site.root, depth=site.depth, stream=site.stream, block=site.block, mixers=[key],
     )  # fmt: skip
     for reader in stream.sites:
         if reader.fork is site.fork and new in (*reader.node.all_input_nodes, *_inputs(reader)):

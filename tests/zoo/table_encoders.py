@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - one line an architecture
 """Encoders, encoder-decoders, vision, audio and pairs of towers of transformers. Lines as in ``table_text``."""
 
 TABLE = """

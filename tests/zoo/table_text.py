@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - one line an architecture
 """Decoders with a language head. A line: model | adds of each class of block | streams (1) | changes.
 
 The adds are read from the ``forward`` of the class named, as the model is built here: a decoder without encoder

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - one line an architecture
 """timm. Lines as in ``table_text``; ``module:Class`` where the entry point fixes its own sizes."""
 
 _VIT = '{"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}'

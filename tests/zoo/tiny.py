@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from .torchvision_stub import import_timm  # noqa: F401 - re-exported for the tables
+from .torchvision_stub import import_timm
 
 _SMALL = {
     99: "vocab_size",

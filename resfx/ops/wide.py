@@ -1,0 +1,103 @@
+"""What the methods with a widened stream share: its shape, entry, read-outs and mixing.
+
+The wide state is one tensor ``(..., n, d)``: channel ``j`` is ``state[..., j, :]``. Every operation is written so
+that equal channels stay equal *exactly*: a mean is one channel plus the mean of differences from it, and a mix
+whose weights sum to one is one channel plus weighted differences. All run elementwise in float32 for half types,
+so that neither autocast nor reduced-precision matrix products touch the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ._operators import accumulator
+from .method import Place
+
+
+@dataclass
+class WideStream:
+    """The modules of one wide stream.
+
+    Attributes:
+        expand: ``forward(x (..., d))`` gives the state ``(..., n, d)`` that enters.
+        reads: per site, ``forward(state)`` gives ``(x, memo)``: what the branch starts from, ``(..., d)``, and
+            whatever the write wants to know of the state. ``None`` shares the read module of the site before.
+        writes: per site, ``forward(state, f, x, c, memo)`` gives the new state from the branch output ``f``, the
+            branch's input ``x`` and its normalised context ``c`` or ``None``.
+        collapse: ``forward(state)`` gives ``(..., d)``: what leaves, and what any other reader on the way gets.
+
+    An ``expand`` that reads earlier tokens is a :class:`resfx.ops._streaming.Mixer`. A read or ``collapse`` that does
+    has a method ``over_tokens()``: it makes a mixer without parameters that follows each call, and keeps its state
+    (``None``: not this one).
+    """
+
+    expand: nn.Module
+    reads: list[nn.Module | None]
+    writes: list[nn.Module]
+    collapse: nn.Module
+
+
+class Expand(nn.Module):
+    """``n`` equal channels; a view, no copy."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(-2).expand(*x.shape[:-1], self.channels, x.shape[-1])
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}"
+
+
+class Readout(nn.Module):
+    """From ``n`` channels to one: ``"mean"``, ``"sum"``, or ``"learned"`` weights that start at the mean."""
+
+    def __init__(self, channels: int, kind: str, factory: dict[str, Any]) -> None:
+        super().__init__()
+        self.channels, self.kind = channels, kind
+        # Kept as the distance from the mean: exactly zero at the start, whatever the number of channels.
+        self.weight = nn.Parameter(torch.zeros(channels, **factory)) if kind == "learned" else None
+
+    def forward(self, state: Tensor) -> Tensor:
+        wide = state.to(accumulator(state.dtype))
+        if self.kind == "sum":
+            return wide.sum(-2).to(state.dtype)
+        first, *others = wide.unbind(-2)
+        out = first
+        for other in others:
+            out = out + (other - first) / self.channels
+        if self.weight is not None:
+            for weight, channel in zip(self.weight.to(wide.dtype).unbind(-1), (first, *others), strict=True):
+                out = torch.addcmul(out, weight, channel)
+        return out.to(state.dtype)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, {self.kind}"
+
+
+def factory_of(place: Place) -> dict[str, Any]:
+    """Type and device for new parameters."""
+    return {"device": place.device, "dtype": place.dtype}
+
+
+def recomputed(recompute: bool, formula: Callable[..., Any], *tensors: Any) -> Any:
+    """``formula(*tensors)``; with ``recompute`` only the tensors are kept for the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(formula, *tensors, use_reentrant=False, preserve_rng_state=False)
+    return formula(*tensors)
+
+
+def weighted_sum(weights: Sequence[Tensor], channels: Sequence[Tensor]) -> Tensor:
+    """Sum of ``weights[j] (..., 1)`` times ``channels[j] (..., d)``, one pass per channel."""
+    out = weights[0] * channels[0]
+    for weight, channel in zip(weights[1:], channels[1:], strict=True):
+        out = torch.addcmul(out, weight, channel)
+    return out

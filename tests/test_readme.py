@@ -1,0 +1,38 @@
+"""The README says what is there: its table of methods, the commands it names, the names it uses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import resfx
+from resfx.ops.method import methods
+from resfx.tables import methods_table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_table_of_methods_is_the_list_of_methods():
+    assert methods_table(markdown=True) in README
+    for cls in methods().values():
+        assert getattr(resfx, cls.__name__) is cls, "a method is a public name"
+
+
+def test_commands_and_names_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE)) <= targets
+    for name in re.findall(r"resfx\.([a-zA-Z_.]+)\(", README):
+        found = resfx
+        for part in name.split("."):
+            found = getattr(found, part)
+
+
+def test_every_method_starts_from_its_name_and_round_trips():
+    from resfx.ops.method import method_of
+
+    for name, cls in methods().items():
+        config = method_of(name)
+        fields = config.to_dict()
+        assert fields.pop("method") == name
+        assert cls(**fields) == config
