@@ -1,7 +1,7 @@
 """Encoders, encoder-decoders, vision, audio and pairs of towers of transformers. Lines as in ``table_text``."""
 
 TABLE = """
-Aimv2Model | Aimv2EncoderLayer 2
+Aimv2Model | Aimv2EncoderLayer 2 | 2
 Aimv2VisionModel | Aimv2EncoderLayer 2
 AlbertModel | AlbertAttention*2 1; AlbertLayer*2 1
 AltCLIPModel | AltRobertaSelfOutput 1; AltRobertaOutput 1; AltCLIPEncoderLayer 2 | 2
@@ -167,7 +167,7 @@ Data2VecAudioModel | Data2VecAudioEncoderLayer 2; Data2VecAudioEncoder 1 | 1 | {
 Wav2Vec2ConformerModel | Wav2Vec2ConformerEncoderLayer 4 | 1 | {"conv_kernel": [10, 3, 3], "conv_stride": [5, 2, 2], "conv_dim": [16, 16, 16], "num_feat_extract_layers": 3}
 Wav2Vec2BertModel | Wav2Vec2BertEncoderLayer 4 | 1 | {"feature_projection_input_dim": 16, "_inputs": {"input_features": (2, 20, 16)}}
 ASTModel | ASTLayer 2 | 1 | {"patch_size": 4, "frequency_stride": 4, "time_stride": 4, "max_length": 24, "_inputs": {"input_values": (2, 24, 16)}}
-SEWModel | SEWEncoderLayer 2; SEWEncoder 1 | ? | {"conv_kernel": [10, 3, 3], "conv_stride": [5, 2, 2], "conv_dim": [16, 16, 16], "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "num_feat_extract_layers": 3}
+SEWModel | SEWEncoderLayer 2; SEWEncoder resampled | ? | {"conv_kernel": [10, 3, 3], "conv_stride": [5, 2, 2], "conv_dim": [16, 16, 16], "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "num_feat_extract_layers": 3}
 PatchTSTModel | PatchTSTEncoderLayer 2 | 1 | {"num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8, "_inputs": {"past_values": (2, 32, 3)}}
 PatchTSMixerModel | FeatureMixerBlock 1; PatchMixerBlock 1 | 1 | {"num_input_channels": 3, "context_length": 32, "patch_length": 8, "patch_stride": 8, "_inputs": {"past_values": (2, 32, 3)}}
 Qwen2AudioEncoder | Qwen2AudioEncoderLayer 2 | 1 | {"max_source_positions": 20, "_inputs": {"input_features": (2, 16, 40)}}

@@ -52,9 +52,9 @@ crossvit_9_240 | CrossAttentionBlock 1; Block 2 | ? | {"img_size": 48, "img_scal
 # mixers
 sequencer2d_s | Sequencer2dBlock 2 | 4 | {"img_size": 32, "layers": (1, 1, 1, 1), "embed_dims": (16, 16, 16, 16), "hidden_sizes": (8, 8, 8, 8)}
 mlp_mixer:MlpMixer | MixerBlock 2 | 1 | {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_blocks": 2}
-resmlp_12_224 | ResBlock 2
-gmixer_12_224 | MixerBlock 2
-gmlp_ti16_224 | SpatialGatingBlock 1
+resmlp_12_224 | ResBlock 2 | 1 | {"img_size": 64}
+gmixer_12_224 | MixerBlock 2 | 1 | {"img_size": 64}
+gmlp_ti16_224 | SpatialGatingBlock 1 | 1 | {"img_size": 64}
 convmixer:ConvMixer | Residual 1 | ? | {"dim": 32, "depth": 2, "patch_size": 4}
 metaformer:MetaFormer | MetaFormerBlock[res_scale1=Identity] 2; MetaFormerBlock[res_scale1=Scale] scaled scaled | ? | {"depths": (1, 1, 1, 1), "dims": (16, 16, 32, 32)}
 poolformer_s12 | MetaFormerBlock 2 | 4
@@ -119,7 +119,7 @@ efficientvit_m0 | ResidualDrop 1 | ?
 lowformer_b0 | ResidualBlock[shortcut] 1 | ?
 cpubone_nano | ResidualBlock[shortcut] 1 | ?
 fastvit_t8 | RepMixerBlock 1; RepMixer 1 | 4 | {"layers": (1, 1, 1, 1), "embed_dims": (16, 16, 32, 32)}
-fastvit_sa12 | RepMixerBlock 1; RepMixer 1; AttentionBlock 2 | 4 | {"layers": (1, 1, 1, 1), "embed_dims": (16, 16, 32, 32)}
+fastvit_sa12 | RepMixerBlock 1; RepMixer 1; AttentionBlock 2; RepConditionalPosEnc 1 | ? | {"layers": (1, 1, 1, 1), "embed_dims": (16, 16, 32, 32)}
 repvit_m0_9 | RepViTBlock 1; RepVitDownsample 1 | ? | {"embed_dim": (16, 16, 32, 32), "depth": (1, 1, 2, 1)}
 mobileone_s0 | none | 0
 repvgg_a0 | none | 0
