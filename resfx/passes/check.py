@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -76,6 +77,13 @@ def _check_output(new: Any, before: nn.Module, args: Any, kwargs: Any) -> None:
         return
     worst = max((difference(a, b) for a, b in zip(want, got, strict=False)), default=float("inf"))
     site = first_broken_site(new, args, kwargs)
+    if site is None and len(want) == len(got) and all(_rounding(a, b) for a, b in zip(want, got, strict=True)):
+        warnings.warn(
+            f"the captured graph of {type(before).__name__} rounds differently from its eager code (by up to {worst:.2g},"
+            " before any rewrite): every rewritten add is exact, the start as a whole is equal to rounding",
+            stacklevel=4,
+        )
+        return
     raise CheckError(
         f"the rewritten {type(new).__name__} does not start where the original stands",
         f"outputs differ by up to {worst:.3g}" + (f"; first at {site}" if site else "; not at a rewritten site"),
@@ -123,6 +131,12 @@ def first_broken_site(new: Any, args: Any, kwargs: Any) -> str | None:
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal bit for bit in value, NaN where NaN is."""
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+
+
+def _rounding(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if not a.is_floating_point() or a.shape != b.shape:
+        return same(a, b)
+    return difference(a, b) <= 64 * torch.finfo(a.dtype).eps * max(1.0, float(a.abs().max()) if a.numel() else 1.0)
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
