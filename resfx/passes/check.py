@@ -79,8 +79,8 @@ def _check_output(new: Any, before: nn.Module, args: Any, kwargs: Any) -> None:
     site = first_broken_site(new, args, kwargs)
     if site is None and len(want) == len(got) and all(_rounding(a, b) for a, b in zip(want, got, strict=True)):
         warnings.warn(
-            f"the captured graph of {type(before).__name__} rounds differently from its eager code (by up to {worst:.2g},"
-            " before any rewrite): every rewritten add is exact, the start as a whole is equal to rounding",
+            f"the captured graph of {type(before).__name__} rounds differently from its eager code, by up to"
+            f" {worst:.2g} before any rewrite: every rewritten add is exact, the start as a whole equal to rounding",
             stacklevel=4,
         )
         return
