@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from ..report import Site
 from . import operators as ops
 from .graph import hint, shape
 from .index import Index
+
+_RESHAPES = frozenset("view reshape flatten unflatten _unsafe_view view_as reshape_as".split())
 
 
 def describe_site(site: Site, region: list[fx.Node], index: Index, root: nn.Module | None) -> None:
@@ -90,19 +93,23 @@ def feature_axis(branch: fx.Node, index: Index, root: nn.Module | None) -> tuple
 
     Negative for the last axis, positive for a channel axis counted from the front.
     """
-    trail: list[fx.Node] = []
+    trail: list[tuple[fx.Node, fx.Node]] = []
     node = branch
-    while index.role[node] in ("pass", "scale", "act", "") and index.data[node] and len(trail) < 40:
-        trail.append(node)
-        varying = [x for x in index.data[node] if not index.constant[x]]
-        node = (varying or index.data[node])[0]
+    while index.data[node] and len(trail) < 40:
+        written_out = index.role[node] == "norm" and index.name[node] in ("mul", "div")
+        if index.role[node] not in ("pass", "part", "scale", "act", "") and not written_out:
+            break
+        varying = [x for x in index.data[node] if not index.constant[x]] or index.data[node]
+        trail.append((node, max(varying, key=_numel)))
+        node = trail[-1][1]
     name = index.name[node]
-    axis = 1 if name in ops.CONV or name in ("batch_norm", "group_norm", "instance_norm") else -1
+    channels = name in ops.CONV or name in ("batch_norm", "group_norm", "instance_norm")
+    axis = 1 if channels or index.role[node] in ("pool", "upsample") else -1
     rank = index.rank(node)
     if rank is not None:
         axis %= rank
-        for step in reversed(trail):
-            axis = _through(step, axis, index)
+        for step, source in reversed(trail):
+            axis = _through(step, source, axis, index)
         sizes = shape(branch)
         assert sizes is not None
         last = axis == len(sizes) - 1
@@ -111,8 +118,13 @@ def feature_axis(branch: fx.Node, index: Index, root: nn.Module | None) -> tuple
     return axis, _width_of_weight(node, root)
 
 
-def _through(node: fx.Node, axis: int, index: Index) -> int:
-    name, before, after = index.name[node], shape(index.data[node][0]), shape(node)
+def _numel(node: fx.Node) -> int:
+    """Elements on the example: of a state and its gate, the state has more."""
+    return math.prod(hint(n) or 1 for n in shape(node) or ())
+
+
+def _through(node: fx.Node, source: fx.Node, axis: int, index: Index) -> int:
+    name, before, after = index.name[node], shape(source), shape(node)
     if before is None or after is None or not after:
         return axis
     if axis >= len(before):
@@ -123,7 +135,7 @@ def _through(node: fx.Node, axis: int, index: Index) -> int:
     if name == "permute":
         order = [int(x) % len(before) for x in _listed(node.args[1:])]
         return order.index(axis)
-    if len(before) == len(after) and hint(before[axis]) == hint(after[axis]):
+    if len(before) == len(after) and (name not in _RESHAPES or hint(before[axis]) == hint(after[axis])):
         return axis
     if axis == len(before) - 1 and hint(before[-1]) == hint(after[-1]):
         return len(after) - 1
@@ -155,3 +167,18 @@ def _width_of_weight(node: fx.Node, root: nn.Module | None) -> int | None:
             if isinstance(value, torch.Tensor) and value.dim() >= 2:
                 return int(value.shape[0])
     return None
+
+
+def settle_axes(sites: list[Site]) -> None:
+    """One feature axis for the adds of one state: a branch that mixes tokens writes to another axis than the rest."""
+    groups: dict[tuple[Any, ...], list[Site]] = {}
+    for site in sites:
+        sizes = shape(site.node)
+        if sizes is not None:
+            groups.setdefault((site.root, tuple(hint(n) for n in sizes)), []).append(site)
+    for (_, sizes), group in groups.items():
+        axes = [s.axis for s in group]
+        if len(set(axes)) > 1:
+            axis = max(sorted(set(axes)), key=axes.count)  # the last axis, where they are even
+            for site in group:
+                site.axis, site.width = axis, sizes[axis]

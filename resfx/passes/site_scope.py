@@ -80,12 +80,10 @@ def _to_rows(graph: fx.Graph, site: Site, node: fx.Node | None) -> fx.Node | Non
 
 
 def _from_rows(graph: fx.Graph, site: Site, node: fx.Node) -> fx.Node:
-    if site.axis == -1:
-        return node
-    moved = graph.call_function(torch.movedim, (node, -1, site.axis))
     order = _memory_order(site.node)
+    moved = node if site.axis == -1 else graph.call_function(torch.movedim, (node, -1, site.axis))
     if order == sorted(order):
-        return graph.call_method("contiguous", (moved,))
+        return node if site.axis == -1 else graph.call_method("contiguous", (moved,))
     back = [order.index(i) for i in range(len(order))]
     dense = graph.call_method("contiguous", (graph.call_function(torch.permute, (moved, order)),))
     return graph.call_function(torch.permute, (dense, back))

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from ..report import Site, Skip
 from . import operators as ops
-from .features import describe_site
+from .features import describe_site, settle_axes
 from .graph import dtype, owner, same_shape, source_line
 from .index import Index
 from .reasons import (
@@ -349,6 +349,7 @@ class Detector:
             site.root, site.depth = self._chain[site.node]
             site.order = counts.get(site.owner, 0)
             counts[site.owner] = site.order + 1
+        settle_axes(self.sites)
         self._nest(dropped)
 
     def _nest(self, dropped: dict[fx.Node, str]) -> None:
