@@ -104,7 +104,14 @@ def main() -> None:
     )
     columns = ("depth", "shape", "backend", "mode", "case", "ratio", "peak_MiB", "median_ms", "quartiles_ms",
                "first_call_s", "parameters")  # fmt: skip
-    write("models", rows, options, head, columns, clock="wall time")
+    write(
+        "-".join(["models", *(b for b in options.backends if b != "eager")]),
+        rows,
+        options,
+        head,
+        columns,
+        clock="wall time",
+    )
 
 
 if __name__ == "__main__":

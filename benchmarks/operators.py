@@ -139,7 +139,8 @@ def main() -> None:
     head = (
         "`ratio` is to the group's baseline (for the delta shortcut one `torch.add` into a given tensor in both modes);"
         " `to_floor` is to the time of moving the bytes that must be moved at the copy bandwidth measured in the same"
-        " rounds. `training` is the forward pass and the gradients of every input. `first_call_s` contains compilation;"
+        " rounds: that of the group's operator, for every case; below 1 where tensors stay in the cache. "
+        "`training` is the forward pass and the gradients of every input. `first_call_s` contains compilation;"
         " a kernel found in the compiler's cache on disk makes it short."
     )
     columns = (
