@@ -9,7 +9,7 @@ READY = $(VENV)/.ready
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[hf,onnx,bench,dev]'
+	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[hf,onnx,bench,triton,dev]'
 	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps timm
 	touch $@
 
@@ -17,7 +17,7 @@ demo: $(READY)
 	$(RUN) -m examples.demo
 
 test: $(READY)
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 zoo: $(READY)
 	$(RUN) -m tests.zoo
