@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint zoo matrix clean
+.PHONY: demo test lint zoo matrix clean bench-operators bench-models bench-scaling
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ zoo: $(READY)
 
 matrix: $(READY)
 	$(RUN) -m tests.matrix
+
+bench-operators bench-models bench-scaling: bench-%: $(READY)
+	$(RUN) -m benchmarks.$*
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

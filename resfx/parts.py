@@ -55,7 +55,7 @@ def _within(application: Application, name: str) -> Application | None:
     inside = [c.removeprefix(f"{name}.") for c in claimed if c.startswith((f"{name}.", f"{name}:"))]
     if not inside:
         return None
-    if application.method.scope != "site":
+    if application.method.scope not in ("site", "sequence"):
         raise VariantError(
             f"cannot run {name!r} alone", f"{application.method.name} reads states across its border",
             "call the whole model",

@@ -155,7 +155,7 @@ def main() -> None:
             head = [
                 "# Methods x hosts x lowerings", "",
                 "Made by `make matrix`. `bit`: equal bit for bit at the preserving start. Other columns run with the",
-                "new parameters moved off it: 20 steps of training lower a loss, `torch.compile` (aot_eager, whole graph,",
+                "new parameters moved off it: 20 training steps lower a loss, `torch.compile` (aot_eager, whole graph,",
                 "dynamic sizes) and ONNX Runtime agree with eager, a save loads, cached and whole generation agree.",
                 "", f"{total - bad} of {total} cells hold.", "",
                 "| method | host | " + " | ".join(CHECKS) + " |", "|---" * (2 + len(CHECKS)) + "|",

@@ -308,3 +308,22 @@ def test_importing_loads_no_optional_package():
     code = f"import sys, resfx; print([m for m in {optional} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Rounding(nn.Module):
+    """Its capture computes something else than its eager code, by one rounding."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.block, self.error = Residual(), error
+
+    def forward(self, x):
+        return self.block(x) * (1 + self.error if torch.compiler.is_exporting() else 1)
+
+
+def test_a_capture_that_rounds_differently_is_told_from_a_broken_rewrite():
+    x = torch.randn(4, 8)
+    with pytest.warns(UserWarning, match="rounds differently from its eager code"):
+        resfx.rewrite(Rounding(2e-7), args=(x,))
+    with pytest.raises(errors.CheckError, match="not at a rewritten site"):
+        resfx.rewrite(Rounding(1e-3), args=(x,))

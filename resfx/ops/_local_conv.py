@@ -57,7 +57,7 @@ class LocalConv(Mixer):
         taps = self.weight.unbind(1)
         mixed = x.narrow(1, 0, size) * taps[0]
         for s in range(1, self.kernel):
-            mixed = mixed + x.narrow(1, s, size) * taps[s]
+            mixed = torch.addcmul(mixed, x.narrow(1, s, size), taps[s])
         if self.bias is not None:
             mixed = mixed + self.bias
         mixed = ACTIVATIONS[self.activation](mixed).to(rows.dtype)

@@ -107,10 +107,11 @@ def delta_gradients(
 
     For Inductor: the sums over a row are computed again, not saved, and are written otherwise than in the formula so
     that the two are not merged (a saved number per row is a loop of its own); every number per row that is returned
-    is a sum over the row, for the same reason.
+    is a sum over the row, for the same reason. For half types, whose conversions cost more than a loop, it is not.
     """
     compiling = torch.compiler.is_compiling()
     wide = accumulator(x.dtype)
+    reduce = compiling and x.dtype == wide
     g, xw, fw, b = grad.to(wide), x.to(wide), f.to(wide), beta.to(wide)
     if compiling or torch.is_grad_enabled():  # the norm has no second derivative at zero
         squares = fw.square().sum(-1, keepdim=True)
@@ -123,7 +124,7 @@ def delta_gradients(
     gmix = None
     if mix is not None:
         weight, m = weight - 1, mix.to(wide)
-    if mix is None or (mix.ndim == 0 and not compiling):
+    if mix is None or (mix.ndim == 0 and not reduce):
         a = gf.sum(-1, keepdim=True)
         if mix is not None:
             gmix, a, weight = (a * weight).sum(), m * a, m * weight
@@ -133,7 +134,7 @@ def delta_gradients(
         a = gf.sum(-1, keepdim=True)
     across = -a * b * scale * scale  # for f . x
     along = across * (error - p) * scale  # for |f|^2, twice
-    if compiling:
+    if reduce:
         gbeta, gv = (gf * (error * scale)).sum(-1, keepdim=True), (gf * (b * scale)).sum(-1, keepdim=True)
     else:
         gbeta, gv = a * error * scale, a * b * scale

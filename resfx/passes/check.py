@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -76,6 +77,13 @@ def _check_output(new: Any, before: nn.Module, args: Any, kwargs: Any) -> None:
         return
     worst = max((difference(a, b) for a, b in zip(want, got, strict=False)), default=float("inf"))
     site = first_broken_site(new, args, kwargs)
+    if site is None and len(want) == len(got) and all(_rounding(a, b) for a, b in zip(want, got, strict=True)):
+        warnings.warn(
+            f"the captured graph of {type(before).__name__} rounds differently from its eager code, by up to"
+            f" {worst:.2g} before any rewrite: every rewritten add is exact, the start as a whole equal to rounding",
+            stacklevel=4,
+        )
+        return
     raise CheckError(
         f"the rewritten {type(new).__name__} does not start where the original stands",
         f"outputs differ by up to {worst:.3g}" + (f"; first at {site}" if site else "; not at a rewritten site"),
@@ -125,6 +133,12 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
 
 
+def _rounding(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if not a.is_floating_point() or a.shape != b.shape:
+        return same(a, b)
+    return difference(a, b) <= 64 * torch.finfo(a.dtype).eps * max(1.0, float(a.abs().max()) if a.numel() else 1.0)
+
+
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     """Largest absolute difference; infinite for other shapes."""
     if a.shape != b.shape or not a.numel():
@@ -133,53 +147,56 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _check_gradients(new: Any, args: Any, kwargs: Any) -> None:
-    parameters = {n: p for n, p in new.new_parameters().items() if p.requires_grad}
-    values = {n: p.detach().clone().requires_grad_() for n, p in parameters.items()}
+    start = {n: p.detach().clone() for n, p in new.new_parameters().items() if p.requires_grad}
+    alive = _learning(new, start, {}, args, kwargs)
+    if len(alive) < len(start):
+        # A branch or a head of the host that starts at zero hides what is behind it: look again with the host moved.
+        torch.manual_seed(1)
+        host = {n: p for n, p in new.named_parameters() if n not in start and p.is_floating_point()}
+        moved = {n: p.detach() + 0.05 * torch.randn_like(p) for n, p in host.items()}
+        alive |= _learning(new, start, moved, args, kwargs)
+    dead = sorted(set(start) - alive)
+    if not dead:
+        return
+    raise CheckError(
+        f"{len(dead)} of {len(start)} new parameters get no gradient, at the start or after a step",
+        ", ".join(dead[:4]), "exclude= those sites (their output may not reach the loss), or check=False",
+    )  # fmt: skip
+
+
+def _learning(
+    new: Any, start: dict[str, torch.Tensor], host: dict[str, torch.Tensor], args: Any, kwargs: Any
+) -> set[str]:
+    """The new parameters that get a gradient at the start or after a step, with the host's parameters as given."""
+    values = {n: v.clone().requires_grad_() for n, v in start.items()}
     alive: set[str] = set()
     # Two rewrites may put one closed gate behind another: each opens with a step of its own.
     for _ in range(1 + len(new._resfx.applications)):
-        grads = _gradients(new, values, args, kwargs)
+        grads = _gradients(new, values, host, args, kwargs)
         if grads is None:
-            return
+            return set(start)
         alive |= {n for n, g in grads.items() if g is not None and bool(g.ne(0).any())}
         if len(alive) == len(values):
-            return
+            break
         largest = max((float(g.abs().max()) for g in grads.values() if g is not None), default=0.0) or 1.0
         values = {
             n: (v.detach() - 0.1 * g / largest if (g := grads[n]) is not None else v.detach()).requires_grad_()
             for n, v in values.items()
         }
-    alive |= _alive_elsewhere(new, values, args, kwargs)
-    dead = sorted(set(values) - alive)
-    if not dead:
-        return
-    raise CheckError(
-        f"{len(dead)} of {len(values)} new parameters get no gradient, at the start or after a step",
-        ", ".join(dead[:4]), "exclude= those sites (their output may not reach the loss), or check=False",
-    )  # fmt: skip
-
-
-def _alive_elsewhere(new: Any, values: dict[str, torch.Tensor], args: Any, kwargs: Any) -> set[str]:
-    """Parameters with a gradient once the model has moved: branches or a head that start at zero give none before."""
-    torch.manual_seed(1)
-    moved = {n: p.detach() + 0.05 * torch.randn_like(p) for n, p in new.named_parameters() if p.is_floating_point()}
-    moved |= {n: (v.detach() + 0.05 * torch.randn_like(v)).requires_grad_() for n, v in values.items()}
-    grads = _gradients(new, moved, args, kwargs, list(values)) or {}
-    return {n for n, g in grads.items() if g is not None and bool(g.ne(0).any())}
+    return alive
 
 
 def _gradients(
-    new: Any, values: dict[str, torch.Tensor], args: Any, kwargs: Any, names: list[str] | None = None
+    new: Any, values: dict[str, torch.Tensor], host: dict[str, torch.Tensor], args: Any, kwargs: Any
 ) -> dict[str, Any] | None:
-    names = list(values) if names is None else names
     torch.manual_seed(0)
     with torch.enable_grad():
-        output = torch.func.functional_call(new, values, _fresh(args), _fresh(kwargs))
+        output = torch.func.functional_call(new, {**host, **values}, _fresh(args), _fresh(kwargs))
         floats = [t for t in tensors_of(output) if t.is_floating_point() and t.requires_grad]
         if not floats or not values:
             return None
         # A plain sum is blind behind a norm; any fixed uneven weighting is not.
         terms = [(t.float() * torch.cos(torch.arange(t.numel(), device=t.device)).view(t.shape)).sum() for t in floats]
         loss = torch.stack([t.cpu() for t in terms]).sum()
-        grads = torch.autograd.grad(loss, [values[n] for n in names], allow_unused=True)
-    return dict(zip(names, grads, strict=True))
+        grads = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
+    return dict(zip(values, grads, strict=True))

@@ -1,0 +1,1 @@
+"""Scripts that measure; each writes JSON and Markdown under ``results/``."""
