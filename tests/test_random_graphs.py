@@ -167,9 +167,11 @@ def _run(plan: list[Step], source: str) -> None:
         given, args = torch.fx.symbolic_trace(model), ((x,) if source == "fx with inputs" else None)
     report = resfx.scan(given, args)
     assert [s.form for s in report.sites] == _want(plan), [(s.name, s.form) for s in report.sites]
-    if report.sites:
+    known = [s for s in report.sites if s.width is not None]
+    assert source == "fx" or known == report.sites  # a graph without shapes may not tell its widths
+    if known:
         new = resfx.rewrite(given, "ddl", args, check=False)
-        assert len(new.report.changed) == len(report.sites)
+        assert len(new.report.changed) == len(known)
         assert torch.equal(new(x), model(x))
 
 

@@ -13,6 +13,7 @@ from . import operators as ops
 from .graph import hint, shape
 from .index import Index
 
+_TURNS = frozenset("transpose permute swapaxes swapdims movedim moveaxis t".split())
 _RESHAPES = frozenset("view reshape flatten unflatten _unsafe_view view_as reshape_as".split())
 
 
@@ -115,6 +116,9 @@ def feature_axis(branch: fx.Node, index: Index, root: nn.Module | None) -> tuple
         last = axis == len(sizes) - 1
         width = sizes[axis]
         return (-1 if last else axis), width if isinstance(width, int) else hint(width)
+    moved = _RESHAPES | _TURNS if axis == 1 else _TURNS
+    if any(index.name[step] in moved for step, _ in trail):
+        return axis, None  # without shapes nobody knows where the features went
     return axis, _width_of_weight(node, root)
 
 
