@@ -214,6 +214,8 @@ def _cell(row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if column == "median_ms" and "failed" in row:
         return f"failed: {row['failed']}"
+    if column == "shape" and value:
+        return " x ".join(map(str, value))
     if isinstance(value, list):
         return " to ".join(f"{v:.3g}" for v in value)
     return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
