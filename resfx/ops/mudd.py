@@ -51,7 +51,7 @@ class MUDD(DepthMethod):
         return [(j,) for j in range(read + 1)] if read else None
 
     def targets(self, last: bool) -> tuple[str, ...]:
-        return ("stream",) if last or self.streams == "r" else tuple(self.streams)
+        return ("stream",) if last else tuple(self.streams)
 
     def build(self, place: Place) -> nn.Module:
         assert isinstance(place, DepthPlace)
