@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 _HEAD = """# The zoo
@@ -72,4 +73,5 @@ def _why(r: dict[str, Any]) -> str:
     if r["captured"] and not _right(r):
         streams = "" if r["streams_want"] in (None, r["streams"]) else f"; {_streams(r)} streams"
         return f"found {_forms(r['found'])}, expected {_forms(r['want'])}{streams}. {r['error']}".replace("|", "/")
-    return (r["error"] or "unknown").replace("|", "/").replace("\n", " ")
+    error = re.sub(r"\S*/site-packages/", "", r["error"] or "unknown")
+    return error.replace("|", "/").replace("\n", " ")
