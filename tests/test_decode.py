@@ -36,11 +36,11 @@ def prompts(batch=4):
     return ids.masked_fill(mask == 0, 0), mask
 
 
-def generated(model, cached: bool, **options):
+def generated(model, cached: bool, count: int = STEPS, **options):
     ids, mask = prompts()
     torch.manual_seed(0)
     return model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=STEPS, min_new_tokens=STEPS, pad_token_id=0,
+        input_ids=ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, pad_token_id=0,
         use_cache=cached, **options,
     )  # fmt: skip
 
@@ -70,6 +70,16 @@ def test_cached_and_uncached_generation_agree_token_for_token(host, method):
     sampled = {"do_sample": True, "temperature": 2.0}
     assert torch.equal(generated(new, True, **sampled), generated(new, False, **sampled))
     assert not torch.equal(greedy, plain), "the mixers must matter for this test to mean anything"
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("method", ["swa", "canon", "conv"])
+@pytest.mark.parametrize("host", ["gpt2", "llama"])
+def test_two_hundred_steps(host, method, beams):
+    new = acting(host, method)
+    options = {"do_sample": False, "num_beams": beams}
+    assert torch.equal(generated(new, True, 200, **options), generated(new, False, 200, **options))
 
 
 def steps(new, ids, mask, sizes, **base):
