@@ -15,7 +15,7 @@ from torch import nn
 
 from .errors import NoSitesError, VariantError
 from .passes.apply import Application
-from .passes.capture import Source
+from .passes.capture import Source, without_self
 from .passes.export_capture import shell_of
 
 
@@ -36,9 +36,8 @@ def part_of(tree: Any, name: str) -> Any:
         if not inner:
             raise NoSitesError(f"cannot make a part of {name!r}", "none of its residual adds was rewritten",
                                "call the submodule itself")  # fmt: skip
-        signature = inspect.signature(type(module).forward)
-        bare = signature.replace(parameters=[p for n, p in signature.parameters.items() if n != "self"])
-        runtime.parts[name] = Runtime(Source(module, type(module), bare, None), inner)
+        signature = without_self(inspect.signature(type(module).forward))
+        runtime.parts[name] = Runtime(Source(module, type(module), signature, None), inner)
     part: Any = shell_of(module, rewritten_class(type(module)))
     part.__dict__.update({k: copy.copy(v) for k, v in module.__dict__.items() if k.endswith("_hooks")})
     part._resfx = runtime.parts[name]

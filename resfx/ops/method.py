@@ -93,9 +93,14 @@ class Method:
         """The modules of a wide stream over consecutive places."""
         raise NotImplementedError
 
+    @property
+    def label(self) -> str:
+        """The method's name, or its class's where it has none."""
+        return self.name or type(self).__name__
+
     def to_dict(self) -> dict[str, Any]:
         """The config as plain data, with the method's name."""
-        return {"method": self.name or type(self).__name__, **dataclasses.asdict(self)}
+        return {"method": self.label, **dataclasses.asdict(self)}
 
 
 @functools.cache

@@ -79,7 +79,7 @@ def apply_site(
         path = module_path(application, site)
         if application.claimed is None:
             place_module(tree, path, application.method.build(place_of(site, tree)))
-        site.method = application.method.name or type(application.method).__name__
+        site.method = application.method.label
         site.result = rewrite_site(graph, site, tree.get_submodule(path), path, site.method)
     return [s.name for s in chosen]
 
@@ -89,7 +89,7 @@ def apply_wide(
 ) -> list[str]:
     """Scope ``wide``: every run of consecutive adds becomes a stream of several channels."""
     _forbid_claimed(chosen, application)
-    name = application.method.name or type(application.method).__name__
+    name = application.method.label
     first, skips, wanted = application.claimed is None, list[Skip](), set(chosen)
     runs: list[tuple[list[Step], TokenAxis]] = []
     for stream in streams:
@@ -145,8 +145,7 @@ def apply_depth(
     assert isinstance(method, DepthMethod)
 
     def bank(kind: str, site: Site, facts: dict[str, Any] | None) -> str:
-        owner = f"{site.owner}." if site.owner else ""
-        path = f"resfx.{application.key}.{owner}{kind}{site.order}"
+        path = module_path(application, site, kind)
         if first and not resolves(tree, path):
             place = place_of(site, tree)
             made = method.build(DepthPlace(**vars(place), **facts)) if facts else method.build_source(place)
@@ -162,7 +161,7 @@ def apply_depth(
         if reason is None:
             claimed += wanted
             for site in wanted:
-                site.reads = method.name or type(method).__name__
+                site.reads = method.label
         elif first:
             remedy = "exclude= this stream, or take another method"
             application.skips += [Skip(s.owner, s.line, reason, remedy, node=s.node) for s in wanted]
@@ -272,7 +271,7 @@ def place_of(site: Site, tree: nn.Module | None) -> Place:
     )  # fmt: skip
 
 
-def module_path(application: Application, site: Site) -> str:
+def module_path(application: Application, site: Site, kind: str = "add") -> str:
     """Where the module of a site lives in the model's tree."""
     owner = f"{site.owner}." if site.owner else ""
-    return f"resfx.{application.key}.{owner}add{site.order}"
+    return f"resfx.{application.key}.{owner}{kind}{site.order}"

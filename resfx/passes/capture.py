@@ -85,8 +85,8 @@ def source_of(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] |
         _propagate_shapes(model, example)
         signature = inspect.signature(type(model).forward)
         frozen = any("aten" in str(n.target) for n in model.graph.nodes)
-        return Source(model, type(model), _without_self(signature), example, model.graph, frozen=frozen)
-    signature = _without_self(inspect.signature(type(model).forward))
+        return Source(model, type(model), without_self(signature), example, model.graph, frozen=frozen)
+    signature = without_self(inspect.signature(type(model).forward))
     dummy: Any = getattr(model, "dummy_inputs", None)
     if example is None and isinstance(dummy, dict):
         example = ((), dict(dummy))
@@ -106,7 +106,8 @@ def _load_program(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
         ) from error
 
 
-def _without_self(signature: inspect.Signature) -> inspect.Signature:
+def without_self(signature: inspect.Signature) -> inspect.Signature:
+    """The signature as a caller of the bound method sees it."""
     return signature.replace(parameters=list(signature.parameters.values())[1:])  # whatever it is called
 
 
@@ -127,7 +128,7 @@ def _propagate_shapes(module: fx.GraphModule, example: tuple[tuple[Any, ...], di
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-    bound = _without_self(inspect.signature(type(module).forward)).bind(*example[0], **example[1])
+    bound = without_self(inspect.signature(type(module).forward)).bind(*example[0], **example[1])
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         FakeTensorProp(module, mode).propagate(*bound.args)

@@ -53,7 +53,7 @@ class StreamRewriter:
 
     def __init__(self, graph: fx.Graph, chain: Chain, method: DepthMethod, bank: Bank, index: Index) -> None:
         self.graph, self.chain, self.method, self.bank, self.index = graph, chain, method, bank, index
-        self.name = method.name or type(method).__name__
+        self.name = method.label
         self.sums: dict[tuple[fx.Node, ...], fx.Node] = {}
         self.projected: dict[fx.Node, fx.Node] = {}
         self.created: set[fx.Node] = set()  # nodes of the rewrite itself keep what they read
