@@ -58,6 +58,16 @@ def test_not_a_model(model):
     says(caught.value)
 
 
+@pytest.mark.parametrize(("wrap", "remedy"), [
+    (torch.jit.script, "scripted from"), (nn.DataParallel, r"\.module"), (torch.compile, "_orig_mod"),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_wrapped_models_say_what_to_pass(wrap, remedy):
+    with pytest.raises(errors.CaptureError, match=remedy) as caught:
+        resfx.rewrite(wrap(nn.Sequential(nn.Linear(8, 8))), "ddl", args=(torch.randn(2, 8),))
+    says(caught.value)
+
+
 def test_damaged_program_file(tmp_path):
     path = tmp_path / "broken.pt2"
     path.write_bytes(b"not a program")
