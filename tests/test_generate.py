@@ -53,7 +53,7 @@ def test_beams_in_a_cache_of_fixed_size_and_a_prompt_in_chunks(host, method):
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["swa", "canon", "conv"])
 @pytest.mark.parametrize("host", ["gpt2", "llama", "qwen3", "gpt_neox"])
 def test_two_hundred_steps(host, method, beams):
     new = acting(host, method)
@@ -63,7 +63,7 @@ def test_two_hundred_steps(host, method, beams):
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["swa", "canon", "conv"])
 def test_two_hundred_steps_of_an_encoder_decoder(method, beams):
     """A left-padded encoder input for four rows; only the decoder's mixers keep anything."""
     new = acting("t5", method)
