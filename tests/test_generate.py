@@ -41,6 +41,20 @@ def test_a_cache_of_fixed_size(host, method):
 
 
 @pytest.mark.matrix
+@pytest.mark.parametrize("method", METHODS)
+def test_steps_that_generate_compiles(method):
+    """What ``generate`` does of itself on a GPU with a cache of fixed size."""
+    from transformers import CompileConfig
+
+    compiled = CompileConfig(backend="aot_eager", mode="default")
+    compiled._compile_all_devices = True
+    new = acting("llama", method)
+    torch._dynamo.reset()
+    got = generated(new, True, do_sample=False, cache_implementation="static", compile_config=compiled)
+    assert torch.equal(got, generated(new, False, do_sample=False))
+
+
+@pytest.mark.matrix
 @pytest.mark.parametrize("host, method", list(cases(CAUSAL, METHODS, ())))
 def test_beams_in_a_cache_of_fixed_size_and_a_prompt_in_chunks(host, method):
     new = acting(host, method)
