@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -112,6 +113,24 @@ def test_experts_keep_their_hidden_features():
     new = resfx.rewrite(model, resfx.Canon(at="CD"), kwargs=inputs)
     assert all(".c_1." in n for n in new.new_parameters())
     assert any("experts" in s.reason for s in new.report.skips)
+
+
+def test_what_a_method_refused_stays_without_a_mixer_in_later_captures():
+    """A method that takes queries alone, of all the points it asks for: training is another capture."""
+    inputs = BY_NAME["qwen3"].inputs(2, 7)
+    new = resfx.rewrite(BY_NAME["qwen3"].make(), OnlyWide(), kwargs=inputs, check=False)
+    assert {n.rsplit(".", 2)[1] for n in new.new_parameters()} == {"q_0"}
+    assert any(s.reason == "too narrow" for s in new.report.skips)
+    with torch.no_grad():
+        torch.testing.assert_close(new.train()(**inputs).logits, new.eval()(**inputs).logits)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnlyWide(resfx.ShortConv):
+    """A method that somebody else wrote."""
+
+    def refuse(self, place):
+        return "too narrow" if place.width < 32 else None
 
 
 class MixerHost(nn.Module):
