@@ -156,12 +156,34 @@ def _check_gradients(new: Any, args: Any, kwargs: Any) -> None:
         moved = {n: p.detach() + 0.05 * torch.randn_like(p) for n, p in host.items()}
         alive |= _learning(new, start, moved, args, kwargs)
     dead = sorted(set(start) - alive)
+    if dead:
+        unused = _unused(new, args, kwargs)
+        dead = [n for n in dead if not n.startswith(unused)]
     if not dead:
         return
     raise CheckError(
         f"{len(dead)} of {len(start)} new parameters get no gradient, at the start or after a step",
         ", ".join(dead[:4]), "exclude= those sites (their output may not reach the loss), or check=False",
     )  # fmt: skip
+
+
+def _unused(new: Any, args: Any, kwargs: Any) -> tuple[str, ...]:
+    """The new modules that got no rows on the example: those of tokens it has none of."""
+    empty: dict[str, bool] = {}
+    hooks = [
+        m.register_forward_hook(
+            lambda _, inputs, out, n=n: empty.__setitem__(n, empty.get(n, True) and not tensors_of(inputs)[0].numel())
+        )
+        for n, m in new.get_submodule("resfx").named_modules()
+        if next(m.parameters(recurse=False), None) is not None
+    ]
+    try:
+        with torch.no_grad():
+            new(*_fresh(args), **_fresh(kwargs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(f"resfx.{n}." for n, nothing in empty.items() if nothing)
 
 
 def _learning(
