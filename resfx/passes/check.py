@@ -15,15 +15,27 @@ from .apply import Application
 from .structure import Flattener
 
 
+class GraphDiffers(Exception):
+    """The captured graph computes otherwise than the eager code, before any rewrite."""
+
+
 def check_rewrite(
-    new: Any, before: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]], applications: Sequence[Application]
+    new: Any,
+    before: nn.Module,
+    example: tuple[tuple[Any, ...], dict[str, Any]],
+    applications: Sequence[Application],
+    exact: bool = False,
 ) -> None:
     """Same output at a preserving start, and a gradient for every new parameter now or after one step.
 
     Runs the original once and the rewritten model up to three times, forward and backward; no state is kept:
     random number generators and buffers are put back, no ``.grad`` is written.
 
+    Args:
+        exact: raise where the graph itself differs from the eager code, so that it can be captured otherwise.
+
     Raises:
+        GraphDiffers: if ``exact``.
         CheckError: naming the first site that breaks, or the parameters without gradient.
     """
     if any(t.is_meta for t in new.parameters()):
@@ -31,7 +43,7 @@ def check_rewrite(
     args, kwargs = example
     with _untouched(new, before):
         if all(a.method.start == "preserve" for a in applications):
-            _check_output(new, before, args, kwargs)
+            _check_output(new, before, args, kwargs, exact)
         _check_gradients(new, args, kwargs)
 
 
@@ -67,7 +79,7 @@ def _fresh(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
-def _check_output(new: Any, before: nn.Module, args: Any, kwargs: Any) -> None:
+def _check_output(new: Any, before: nn.Module, args: Any, kwargs: Any, exact: bool) -> None:
     state = torch.random.get_rng_state()
     with torch.no_grad():
         want = tensors_of(before(*_fresh(args), **_fresh(kwargs)))
@@ -77,11 +89,13 @@ def _check_output(new: Any, before: nn.Module, args: Any, kwargs: Any) -> None:
         return
     worst = max((difference(a, b) for a, b in zip(want, got, strict=False)), default=float("inf"))
     site = first_broken_site(new, args, kwargs)
+    if site is None and exact:
+        raise GraphDiffers
     if site is None and len(want) == len(got) and all(_rounding(a, b) for a, b in zip(want, got, strict=True)):
         warnings.warn(
             f"the captured graph of {type(before).__name__} rounds differently from its eager code, by up to"
             f" {worst:.2g} before any rewrite: every rewritten add is exact, the start as a whole equal to rounding",
-            stacklevel=4,
+            stacklevel=5,
         )
         return
     raise CheckError(
