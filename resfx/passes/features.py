@@ -17,9 +17,7 @@ _TURNS = frozenset("transpose permute swapaxes swapdims movedim moveaxis t".spli
 _RESHAPES = frozenset("view reshape flatten unflatten _unsafe_view view_as reshape_as".split())
 
 
-def describe_site(
-    site: Site, region: list[fx.Node], index: Index, root: nn.Module | None, entry: fx.Node
-) -> None:
+def describe_site(site: Site, region: list[fx.Node], index: Index, root: nn.Module | None, entry: fx.Node) -> None:
     """Fill in ``kind``, ``context``, ``axis`` and ``width`` from the nodes between fork and branch.
 
     Args:

@@ -20,6 +20,7 @@ from .coupled import coupled_form, first_of_pair, only_opens
 from .features import describe_site, opening_norm, settle_axes
 from .graph import dtype, owner, same_shape, source_line
 from .index import Index
+from .projections import projection_form
 from .reasons import (
     BROADCAST,
     CONSTANT,
@@ -123,7 +124,7 @@ class Detector:
             if coupled := coupled_form(self, node, shortcut, branch):
                 yield coupled
         for shortcut, branch in orders:
-            if projected := self._projection(node, shortcut, branch):
+            if projected := projection_form(self, node, shortcut, branch):
                 yield projected
         yield next(
             (r for r in (ELEMENTWISE, FOREIGN) if r in reasons),
@@ -232,63 +233,6 @@ class Detector:
             else:
                 return False
         return terms > 1
-
-    def _projection(self, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Site | None:
-        index = self.index
-        fork, path = self._strip_projection(shortcut)
-        if not path:
-            return None
-        found = self.between(fork, branch)
-        region = set(found.nodes)
-        for i, step in enumerate(path):
-            if step in region:  # the branch starts later on the shortcut's own way: that is the fork
-                fork, path = step, path[:i]
-                found = self.between(fork, branch)
-                break
-        weights = sum(index.role[n] == "weight" for n in path)
-        resampled = any(index.role[n] == "pool" or index.name[n] in ops.REDUCE | ops.RESAMPLE for n in path)
-        if not (weights or resampled) or not (found.reached and found.weighted) or found.sites:
-            return None
-        count = sum(index.role[n] == "weight" for n in found.nodes)
-        bends = any(index.role[n] in ("act", "matmul") for n in found.nodes)
-        if not bends or count <= weights or self._only_upsampled(fork, branch, found) or self._in_cell(node):
-            return None
-        return self.site(node, shortcut, branch, fork, "projection" if weights else "resampled", found)
-
-    def _in_cell(self, node: fx.Node) -> bool:
-        """Whether the add is one of several sums that are concatenated, as the cells of searched networks are."""
-        joins = [u for u in node.users if self.index.name.get(u) == "cat"]
-        return any(sum(self.index.name[x] == "add" for x in self.index.data[u]) > 2 for u in joins)
-
-    def _only_upsampled(self, fork: fx.Node, branch: fx.Node, found: Branch) -> bool:
-        """Whether every way from the fork to the branch goes through an upsampling: a feature pyramid's lateral."""
-        index = self.index
-        reached = {fork}
-        for node in found.nodes:
-            if index.role[node] != "upsample" and any(x in reached for x in index.data[node]):
-                reached.add(node)
-        return branch not in reached
-
-    def _strip_projection(self, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
-        """Up through at most two weighted operators with their norms, affine terms, activations, pooling and
-        padding; and the operators passed, from the add upward."""
-        index, weights, limit = self.index, 0, 2
-        path: list[fx.Node] = []
-        while True:
-            node = index.strip(node)
-            role, name = index.role[node], index.name[node]
-            inputs = [x for x in index.data[node] if not index.constant[x]]
-            if len(inputs) != 1 and not (role == "norm" and inputs):
-                return node, path
-            resamples = role == "pool" or name in ops.REDUCE | ops.RESAMPLE or name == "cat"
-            if role == "weight" and weights < limit:
-                weights += 1
-            elif role == "act" and weights:
-                limit = weights  # an activation may open a shortcut; one between its weights makes it a branch
-            elif not (resamples or role in ("norm", "scale") or name == "add"):
-                return node, path
-            path.append(node)
-            node = inputs[0]
 
     # -- accepting -----------------------------------------------------------------------------------------------
 

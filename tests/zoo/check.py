@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import resfx
-from resfx.export import to_onnx
 from resfx.errors import CaptureError, NoSitesError, ResfxError
+from resfx.export import to_onnx
 from resfx.passes.check import same, tensors_of
 
 from .entry import Entry, expected

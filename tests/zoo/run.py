@@ -22,7 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 STORE, PAGE = ROOT / "build" / "zoo.json", ROOT / "docs" / "zoo.md"
-LIMIT, BATCH = 120, 40  # CPU seconds for one stage of one architecture; architectures for one worker
+LIMIT, BATCH = 120, 160  # CPU seconds for one stage of one architecture; architectures for one worker
 SLACK = 20  # a worker that uses no CPU at all is given up after this many times the limit
 
 
