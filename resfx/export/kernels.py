@@ -1,4 +1,4 @@
-"""The optional CPU kernels for ONNX Runtime: one C++ file, built once per machine by ``python -m resfx kernels``."""
+"""The optional CPU kernels for ONNX Runtime, in ``cpp``: built once per machine by ``python -m resfx kernels``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import ExportError
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCE = Path(__file__).with_name("cpp") / "kernels.cpp"
 # No flag here changes arithmetic: -ffast-math, linked into a library, would flush denormals in the whole process.
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
 COMPILERS = ("c++", "g++", "clang++")
@@ -27,7 +27,9 @@ def kernels_path(native: bool = True) -> Path:
     cache = os.environ.get("RESFX_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "resfx"
     )
-    key = hashlib.sha256(SOURCE.read_bytes())
+    key = hashlib.sha256(
+        b"".join(f.read_bytes() for f in sorted(SOURCE.parent.iterdir()) if f.suffix in (".cpp", ".h"))
+    )
     key.update(" ".join((*FLAGS, platform.system(), platform.machine(), *((_features(),) if native else ()))).encode())
     return Path(cache) / f"kernels-{key.hexdigest()[:16]}.so"
 
