@@ -19,7 +19,7 @@ void windowed_attention(const Call& c) {
   const size_t batch = q.dim(4), rows = batch * heads * size, past = length - size;
   const bool causal = c.kernel.whole[1], chunk = c.kernel.whole[2];
   const size_t window = size_t(c.kernel.whole[0]), left = causal ? window - 1 : window / 2, right = window - 1 - left;
-  const A scale = c.kernel.real[0];
+  const A scale = c.kernel.real[0] != 0 ? A(c.kernel.real[0]) : 1 / std::sqrt(A(dk));
   require(!mask || mask.count() == length || mask.count() == batch * length, "the mask must say yes or no to each key");
   const bool* allowed = static_cast<const bool*>(mask.data);
   const size_t mask_step = mask.count() == length ? 0 : length;

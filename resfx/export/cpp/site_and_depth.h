@@ -110,7 +110,7 @@ void windowed_attention_row(const Call& c) {
   std::vector<const T*> keys = rows_of<T>(given), values = rows_of<T>(last);
   size_t dk = q.dim(1), dv = last[0].dim(1), rows = dk ? q.count() / dk : 0;
   require(given[0].shape == q.shape && last[0].count() == rows * dv, "keys must have the shape of the query");
-  A scale = c.kernel.real[0];
+  A scale = c.kernel.real[0] != 0 ? A(c.kernel.real[0]) : 1 / std::sqrt(A(dk));
   T* ys = c.out<T>(last[0].shape);
   over_rows<A>(c, rows, n * (dk + dv), 2 * dk + dv + n, [&](size_t row, size_t end, A* room) {
     A *sum = room + 2 * dk, *weights = sum + dv;
