@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import torch
@@ -27,6 +27,23 @@ def opaque_operators() -> Iterator[None]:
 def keeps_one_node() -> bool:
     """Whether to call the registered operator. Under ``torch.compile`` the open formula is the fast one."""
     return not torch.compiler.is_dynamo_compiling() and _opaque.get()
+
+
+def one_node(name: str, formula: Callable[..., Tensor], result: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Register ``torch.ops.resfx.<name>``, which is there to be one node of an exported program; no gradients.
+
+    Args:
+        name: of the operator; its ONNX record is in a file ``*_onnx.py``.
+        formula: plain torch, with annotations that ``torch.library.infer_schema`` reads.
+        result: an empty tensor like the result, of the formula's arguments: it decides nothing by sizes, so a trace
+            keeps them all open, as the formula's blocks and pads may not.
+    """
+    schema = torch.library.infer_schema(formula, mutates_args=())
+    operator = torch.library.custom_op(
+        f"resfx::{name}", lambda *args: formula(*args).contiguous(), mutates_args=(), schema=schema
+    )
+    operator.register_fake(result)
+    return operator
 
 
 def transforming() -> bool:
