@@ -292,6 +292,8 @@ def rewritten_class(cls: type) -> type:
     }
     if hasattr(cls, "get_encoder"):
         body["get_encoder"] = _get_encoder
+    if hasattr(cls, "prepare_inputs_for_generation"):
+        body["create_masks_for_generate"] = property(_masks_for_generate)
     return type(cls.__name__, (Rewritten, cls), body)
 
 
@@ -301,3 +303,14 @@ def _get_encoder(self: Any, *args: Any, **kwargs: Any) -> Any:
     name = next((n for n, m in self.named_modules() if m is encoder), "")
     claimed = [c for a in self._resfx.applications for c in a.claimed or []]
     return part_of(self, name) if name and any(c.startswith(f"{name}.") for c in claimed) else encoder
+
+
+def _masks_for_generate(self: Any) -> Callable[..., Any]:
+    """What ``generate()`` makes of a padding mask for a cache of fixed size: nothing where there are mixers.
+
+    They read which positions are padding; the host's own mask of pairs is made of it in the graph.
+    """
+    own = hasattr(self._resfx.source.cls, "create_masks_for_generate")
+    if own or not any(a.method.scope == "sequence" for a in self._resfx.applications):
+        return super(type(self), self).create_masks_for_generate  # type: ignore[misc]
+    return lambda attention_mask=None, **call: attention_mask
