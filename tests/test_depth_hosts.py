@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import randomise
 from hosts import BY_NAME, LAYERS, tokens
+from torch.nn import functional as F
 
 import resfx
 from resfx.ops._depth import DepthPlace, Read
@@ -252,6 +253,40 @@ def test_encoder_and_decoder_are_read_apart():
                for name, (sources, x, _) in calls_of(new, inputs).items()}  # fmt: skip
     assert lengths == {"encoder": {7}, "decoder": {8}}
     assert len(reads_of(new)) == 2 * LAYERS + 3 * LAYERS
+
+
+def test_fused_projections_of_flattened_heads_read_what_is_theirs():
+    """BLOOM: rows of q, k and v lie within each head, and batch and heads are one axis of a biased product."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(0)
+    model = BloomForCausalLM(BloomConfig(vocab_size=89, hidden_size=32, n_layer=LAYERS, n_head=4)).double().eval()
+    inputs = {"input_ids": tokens(2, 7), "use_cache": False}
+    new = resfx.rewrite(model, "mudd", kwargs=inputs)
+    assert equal(model(**inputs), new(**inputs))
+    randomise(new)
+    calls = list(calls_of(new, inputs).values())
+    q, k, v, r = calls[0][2]
+    block = model.transformer.h[1]
+    fused = block.self_attention.query_key_value
+
+    def three(module, args, out):
+        rows = [
+            F.linear(block.input_layernorm(h), fused.weight, fused.bias).unflatten(-1, (4, 3, 8)) for h in (q, k, v)
+        ]
+        return torch.stack([row.unflatten(-1, (4, 3, 8))[..., i, :] for i, row in enumerate(rows)], -2).flatten(-3)
+
+    hook = fused.register_forward_hook(three)
+    seen = []
+    first = block.register_forward_pre_hook(lambda m, a: (r, *a[1:]))
+    last = block.register_forward_hook(lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    with torch.no_grad():
+        model(**inputs)
+    for handle in (hook, first, last):
+        handle.remove()
+    torch.testing.assert_close(calls[1][1], seen[0], rtol=1e-6, atol=1e-6)  # its attention casts to float32
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(new.generate(tokens(2, 5), **options), new.generate(tokens(2, 5), use_cache=False, **options))
 
 
 def test_only_chosen_blocks_read():
