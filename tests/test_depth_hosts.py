@@ -271,9 +271,7 @@ def test_fused_projections_of_flattened_heads_read_what_is_theirs():
     fused = block.self_attention.query_key_value
 
     def three(module, args, out):
-        rows = [
-            F.linear(block.input_layernorm(h), fused.weight, fused.bias).unflatten(-1, (4, 3, 8)) for h in (q, k, v)
-        ]
+        rows = [F.linear(block.input_layernorm(h), fused.weight, fused.bias) for h in (q, k, v)]
         return torch.stack([row.unflatten(-1, (4, 3, 8))[..., i, :] for i, row in enumerate(rows)], -2).flatten(-3)
 
     hook = fused.register_forward_hook(three)
