@@ -17,11 +17,11 @@ from unrolled import Stream
 BLOCKS = 3
 
 
-def deep_host(dtype=torch.float64) -> NanoGPT:
-    """The hand-written host with three blocks, in eval mode."""
+def deep_host(dtype=torch.float64, blocks=BLOCKS) -> NanoGPT:
+    """The hand-written host with more blocks, in eval mode."""
     torch.manual_seed(0)
     model = NanoGPT()
-    model.blocks = nn.ModuleList(Block(WIDTH, HEADS) for _ in range(BLOCKS))
+    model.blocks = nn.ModuleList(Block(WIDTH, HEADS) for _ in range(blocks))
     return model.to(dtype).eval()
 
 

@@ -46,14 +46,14 @@ class DepthMethod(Method):
     every bit in any type, on pre-norm and post-norm hosts alike.
 
     Attributes:
-        checkpoint: recompute the read in the backward pass instead of keeping its intermediate tensors.
+        recompute: run the read again in the backward pass and keep only what it was given, none of what lies between.
     """
 
     scope: ClassVar[str] = "depth"
     unit: ClassVar[Literal["sublayer", "block"]] = "block"
     carries: ClassVar[Literal["outputs", "states"]] = "states"
 
-    checkpoint: bool = False
+    recompute: bool = False
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         """The sources of a read, or ``None`` for no read there.
@@ -99,7 +99,7 @@ class Read(nn.Module):
         self.preserve = config.start == "preserve"
 
     def forward(self, sources: list[Tensor], x: Tensor, recomputed: bool = False) -> Tensor | tuple[Tensor, ...]:
-        if recomputed or not self.config.checkpoint or not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        if recomputed or not self.config.recompute or not torch.is_grad_enabled() or torch.compiler.is_exporting():
             return self.read(sources, x)
         # Parameters are passed, not looked up again: a recomputation may run outside the call that swapped them.
         given = dict(self.named_parameters())
