@@ -155,7 +155,10 @@ def elc(stream, x, bank, start, variant="zero", eps=1e-7):
 
     for block in stream.blocks:
         h = x if len(o) == 1 else average(bank(block))
-        state, output = through(stream, block, h)
+        shortcut = h
+        if variant == "base" and not stream.parallel:  # the second sublayer reads what the first one wrote
+            shortcut = (1 - bank(block)["cut"] if start == "preserve" else 0) * h
+        state, output = through(stream, block, h, shortcut=shortcut)
         o.append(output)
     if variant == "weighted":
         return average(bank(stream.blocks[-1], kind="exit"))

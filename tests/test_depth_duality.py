@@ -149,6 +149,8 @@ def test_depthwise_average_multiplies_once_per_source_and_feature():
     (resfx.DenseFormer(period=3), lambda L, d: sum(i + 1 for i in range(3, L + 1, 3))),
     (resfx.ELC(), lambda L, d: sum(range(2, L + 1))),
     (resfx.ELC(variant="weighted"), lambda L, d: sum(range(2, L + 2))),
+    (resfx.ELC(variant="base"), lambda L, d: sum(range(2, L + 1)) + L),
+    (resfx.ELC(variant="base", start="published"), lambda L, d: sum(range(2, L + 1))),
     (resfx.MUDD(), lambda L, d: sum(d * 4 * n + 16 * n * n + 4 * n for n in range(2, L + 1))
         + d * (L + 1) + (L + 1) ** 2 + L + 1),
     (resfx.MUDD(streams="rv", hidden=5, prepost=True),

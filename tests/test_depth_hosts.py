@@ -24,6 +24,7 @@ METHODS = {
     "depth-read": resfx.DepthRead(window=2, heads=2), "depth-read-full": resfx.DepthRead(window=None, shared=True),
     "depth-read-stream": resfx.DepthRead(window=2, at="stream"), "elc": resfx.ELC(),
     "elc-normalized": resfx.ELC(variant="normalized"), "elc-weighted": resfx.ELC(variant="weighted"),
+    "elc-base": resfx.ELC(variant="base"),
     "dca": resfx.DCA(), "dca-1": resfx.DCA(k=1), "mudd": resfx.MUDD(), "mudd-prepost": resfx.MUDD(prepost=True),
     "vertical": resfx.VerticalAttention(),
 }  # fmt: skip
@@ -33,6 +34,7 @@ CAUSAL = [n for n in HOST_NAMES if BY_NAME[n].causal]
 
 def pairs(*chosen, hosts=HOST_NAMES):
     """Every method on every host; those not chosen run with ``-m matrix`` only."""
+    assert set(chosen) <= {f"{m}-{h}" for m in METHODS for h in hosts}
     return [
         pytest.param(m, h, id=f"{m}-{h}", marks=[] if f"{m}-{h}" in chosen else pytest.mark.matrix)
         for m in METHODS
@@ -80,6 +82,7 @@ EXACT = pairs(
     "depth-read-stream-gemma2",
     "elc-bert",
     "elc-weighted-nanogpt",
+    "elc-base-t5",
     "dca-gpt_neox",
     "dca-1-falcon",
     "mudd-gpt2",

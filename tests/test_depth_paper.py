@@ -29,6 +29,7 @@ CASES = {
     "elc": (resfx.ELC, ref.elc, {}),
     "elc-normalized": (resfx.ELC, ref.elc, {"variant": "normalized"}),
     "elc-weighted": (resfx.ELC, ref.elc, {"variant": "weighted"}),
+    "elc-base": (resfx.ELC, ref.elc, {"variant": "base"}),
     "dca": (resfx.DCA, ref.dca, {}),
     "dca-1": (resfx.DCA, ref.dca, {"k": 1}),
     "dca-2": (resfx.DCA, ref.dca, {"k": 2}),
@@ -51,6 +52,7 @@ BY_DEFAULT = """
     delta-vit-preserve delta-block-t5-preserve delta-null-qwen3-published
     denseformer-llama-preserve denseformer-2-bert-published denseformer-1x3-vit-published
     elc-vit-preserve elc-bert-preserve elc-normalized-gpt_neox-published elc-weighted-t5-published
+    elc-base-llama-published elc-base-bert-preserve
     dca-gpt2-preserve dca-gpt_neox-published dca-1-t5-preserve dca-2-bert-preserve dca-printed-qwen3-published
     mudd-gpt2-preserve mudd-bert-published mudd-rq-gpt_neox-preserve mudd-prepost-t5-preserve mudd-v-llama-published
     depth-read-qwen3-preserve depth-read-full-gpt_neox-published depth-read-stream-bert-preserve

@@ -27,12 +27,14 @@ class DepthPlace(Place):
         sources: how many sources it is handed.
         last: whether it stands after the last sublayer, before the readers of the stream's end.
         outputs: how many tensors it returns.
+        sublayers: how many the unit behind the read has; parallel ones count once.
     """
 
     read: int
     sources: int
     last: bool
     outputs: int
+    sublayers: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class DepthMethod(Method):
         raise NotImplementedError
 
     def targets(self, last: bool) -> tuple[str, ...]:
-        """Who reads the result: ``"stream"`` (shortcut and all), ``"input"`` (the branch, not the shortcut), or
+        """Who reads the result: ``"stream"`` (shortcut and all), ``"input"`` (the branch) and ``"shortcut"``, or
         ``"q"``, ``"k"``, ``"v"`` (the attention's projections) and ``"r"`` (every other reader, the shortcut too);
         ``"qr"`` is both."""
         return ("stream",)
