@@ -188,17 +188,25 @@ def dca(stream, x, bank, start, k=None, form="live"):
     return grn(p["b"][0], p["w"][0])
 
 
-def mudd(stream, x, bank, start, streams="qkvr", prepost=False, hidden=None, eps=1e-6):
+def mudd(
+    stream, x, bank, start, streams="qkvr", prepost=False, hidden=None, dilation=1, period=1, window=None, eps=1e-6
+):
     states, last = [x], len(stream.blocks)
     inputs = dict.fromkeys("qkvr", x)
     for i, block in enumerate(stream.blocks, 1):
         x, _ = through(stream, block, *(inputs[s] for s in "qkvr"))
         states.append(x)
+        inputs = dict.fromkeys("qkvr", x)
+        if i % period:
+            continue
         names = "r" if i == last else streams
         p = bank(block, kind="exit") if i == last else bank(stream.blocks[i])
         weights = F.gelu(rms(x, eps) @ p["expand.weight"].T) @ p["weigh.weight"].T
-        weights = weights.unflatten(-1, (len(names), i + 1)) + p["static"]
-        stack = torch.stack(states)
+        chosen = [s for j, s in enumerate(states) if (i - j) % dilation == 0]
+        if window is not None and len(states) > window:
+            chosen = [states[0], *states[len(states) - window :]]
+        stack = torch.stack(chosen)
+        weights = weights.unflatten(-1, (len(names), len(chosen))) + p["static"]
         if prepost:
             stack = rms(stack, eps) * p["gain"]
         mixed = torch.einsum("btcn,nbtd->cbtd", weights, stack)
@@ -206,7 +214,7 @@ def mudd(stream, x, bank, start, streams="qkvr", prepost=False, hidden=None, eps
             mixed = x + p["scale"] * rms(mixed, eps)
         elif start == "preserve":
             mixed = x + mixed
-        inputs = dict.fromkeys("qkvr", x) | dict(zip(names, mixed, strict=True))
+        inputs |= dict(zip(names, mixed, strict=True))
     return inputs["r"]
 
 

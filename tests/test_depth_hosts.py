@@ -52,15 +52,21 @@ def pair(method, host):
 
 
 @pytest.fixture
-def moved(method, host):
-    """The pair with its new parameters off their start, for one test."""
+def kept(method, host):
+    """The pair at its start; new parameters that a test moves are put back."""
     model, new, inputs = pair(method, host)
     saved = {n: p.detach().clone() for n, p in new.new_parameters().items()}
-    randomise(new)
     yield model, new, inputs
     with torch.no_grad():
         for name, parameter in new.new_parameters().items():
             parameter.copy_(saved[name])
+
+
+@pytest.fixture
+def moved(kept):
+    """The pair with its new parameters off their start, for one test."""
+    randomise(kept[1])
+    return kept
 
 
 def equal(a, b):
@@ -145,6 +151,20 @@ def test_every_new_parameter_acts_and_learns(method, host, moved):
     parameters = new.new_parameters()
     for name, grad in zip(parameters, torch.autograd.grad(loss_of(new(**inputs)), parameters.values()), strict=True):
         assert grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize(("method", "host"), LEARN)
+def test_two_steps_from_the_start_reach_every_new_parameter(method, host, kept):
+    """A zero in front of a parameter holds its gradient back for one step, and no longer."""
+    _, new, inputs = kept
+    parameters, reached = new.new_parameters(), set()
+    for _ in range(2):
+        grads = torch.autograd.grad(loss_of(new(**inputs)), parameters.values())
+        with torch.no_grad():
+            for (name, parameter), grad in zip(parameters.items(), grads, strict=True):
+                parameter -= 1e-2 * grad / (grad.abs().max() + 1e-12)
+                reached |= {name} if grad.abs().max() > 0 else set()
+    assert reached == set(parameters)
 
 
 @pytest.mark.parametrize(("method", "host"), LEARN)

@@ -37,6 +37,8 @@ CASES = {
     "mudd": (resfx.MUDD, ref.mudd, {}),
     "mudd-v": (resfx.MUDD, ref.mudd, {"streams": "v"}),
     "mudd-rq": (resfx.MUDD, ref.mudd, {"streams": "rq", "hidden": 7}),
+    "mudd-2x2": (resfx.MUDD, ref.mudd, {"dilation": 2, "period": 2}),
+    "mudd-window": (resfx.MUDD, ref.mudd, {"window": 2}),
     "mudd-prepost": (resfx.MUDD, ref.mudd, {"prepost": True}),
     "depth-read": (resfx.DepthRead, ref.depth_read, {"window": 2, "heads": 4}),
     "depth-read-full": (resfx.DepthRead, ref.depth_read, {"window": None, "dim": 8}),
@@ -55,6 +57,7 @@ BY_DEFAULT = """
     elc-base-llama-published elc-base-bert-preserve
     dca-gpt2-preserve dca-gpt_neox-published dca-1-t5-preserve dca-2-bert-preserve dca-printed-qwen3-published
     mudd-gpt2-preserve mudd-bert-published mudd-rq-gpt_neox-preserve mudd-prepost-t5-preserve mudd-v-llama-published
+    mudd-2x2-vit-preserve mudd-window-bert-published
     depth-read-qwen3-preserve depth-read-full-gpt_neox-published depth-read-stream-bert-preserve
     depth-read-shared-t5-preserve depth-read-1-llama-published
     vertical-gpt2-preserve vertical-content-vit-published
