@@ -27,12 +27,14 @@ class DepthPlace(Place):
         sources: how many sources it is handed.
         last: whether it stands after the last sublayer, before the readers of the stream's end.
         outputs: how many tensors it returns.
+        sublayers: how many the unit behind the read has; parallel ones count once.
     """
 
     read: int
     sources: int
     last: bool
     outputs: int
+    sublayers: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +48,14 @@ class DepthMethod(Method):
     every bit in any type, on pre-norm and post-norm hosts alike.
 
     Attributes:
-        checkpoint: recompute the read in the backward pass instead of keeping its intermediate tensors.
+        recompute: run the read again in the backward pass and keep only what it was given, none of what lies between.
     """
 
     scope: ClassVar[str] = "depth"
     unit: ClassVar[Literal["sublayer", "block"]] = "block"
     carries: ClassVar[Literal["outputs", "states"]] = "states"
 
-    checkpoint: bool = False
+    recompute: bool = False
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         """The sources of a read, or ``None`` for no read there.
@@ -65,7 +67,7 @@ class DepthMethod(Method):
         raise NotImplementedError
 
     def targets(self, last: bool) -> tuple[str, ...]:
-        """Who reads the result: ``"stream"`` (shortcut and all), ``"input"`` (the branch, not the shortcut), or
+        """Who reads the result: ``"stream"`` (shortcut and all), ``"input"`` (the branch) and ``"shortcut"``, or
         ``"q"``, ``"k"``, ``"v"`` (the attention's projections) and ``"r"`` (every other reader, the shortcut too);
         ``"qr"`` is both."""
         return ("stream",)
@@ -99,7 +101,7 @@ class Read(nn.Module):
         self.preserve = config.start == "preserve"
 
     def forward(self, sources: list[Tensor], x: Tensor, recomputed: bool = False) -> Tensor | tuple[Tensor, ...]:
-        if recomputed or not self.config.checkpoint or not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        if recomputed or not self.config.recompute or not torch.is_grad_enabled() or torch.compiler.is_exporting():
             return self.read(sources, x)
         # Parameters are passed, not looked up again: a recomputation may run outside the call that swapped them.
         given = dict(self.named_parameters())
