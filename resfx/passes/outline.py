@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import operator
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,7 +154,7 @@ class _Body:
         if key not in functions:
             kind = "block" if self.segment.block else "part"
             name = f"{kind}_{len(functions)}"
-            source = code.src.replace("def forward(self, ", f"def {name}(", 1).replace("def forward(self", f"def {name}(")
+            source = re.sub(r"def forward\(self(, )?", f"def {name}(", code.src, count=1)
             scope: dict[str, Any] = dict(code.globals)
             exec(_compiled(source, f"<resfx {name} {id(functions)}>"), scope)
             functions[key] = scope[name]
@@ -172,7 +173,8 @@ def _axes(node: fx.Node) -> list[tuple[int, Any]]:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return []
-    return [(i, size.node.expr) for i, size in enumerate(value.shape) if isinstance(size, torch.SymInt)]
+    sizes: list[Any] = list(value.shape)
+    return [(i, size.node.expr) for i, size in enumerate(sizes) if isinstance(size, torch.SymInt)]
 
 
 def _needed(graph: fx.Graph, bodies: dict[Segment, _Body], home: dict[fx.Node, Segment]) -> set[fx.Node]:
@@ -206,8 +208,8 @@ def _main(graph: fx.Graph, home: dict[fx.Node, Segment], parts: dict[Segment, Ou
                 main.output(fx.node.map_arg(node.args[0], value))
             elif node.op != "get_attr":
                 env[node] = main.node_copy(node, value)
-        elif segment not in done:
-            done.add(segment)
+        elif part.segment not in done:
+            done.add(part.segment)
             stub = _stub(f"segment_{len(stubs)}")
             stubs[stub] = part
             result = main.call_function(stub, tuple(argument(part, n) for n in part.inputs))
@@ -245,14 +247,18 @@ def _writes(segment: Segment, inputs: list[fx.Node]) -> tuple[list[int], bool]:
     repeats = True
     for node in segment.nodes:
         for target, statistic in _targets(node):
-            while target in inside and target.op != "call_module" and target.all_input_nodes:
-                if not _is_view(target):
-                    break
-                target = target.all_input_nodes[0]
-            if target not in inside:
+            base = _base(target, inside)
+            if base not in inside:
                 repeats = repeats and statistic
-                written += [i for i, n in enumerate(inputs) if n is target]
+                written += [i for i, n in enumerate(inputs) if n is base]
     return sorted(set(written)), repeats
+
+
+def _base(node: fx.Node, inside: set[fx.Node]) -> fx.Node:
+    """The tensor that a node is a view of, as far as this segment sees."""
+    while node in inside and node.op != "call_module" and node.all_input_nodes and _is_view(node):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _targets(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:

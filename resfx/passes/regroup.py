@@ -42,13 +42,14 @@ def block_names(sites: Iterable[Site]) -> list[str]:
     return [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
 
 
-def segments_of(graph: fx.Graph, sites: Iterable[Site], scopes: Mapping[str, str]) -> list[Segment]:
+def segments_of(graph: fx.Graph, names: list[str], scopes: Mapping[str, str]) -> list[Segment]:
     """The segments of a graph in order.
 
     Args:
+        names: of the repeated blocks.
         scopes: scope by the name that a method left on the nodes it made.
     """
-    labels = _labels(graph, block_names(sites), scopes)
+    labels = _labels(graph, names, scopes)
     found: list[Segment] = []
     last: tuple[str, str] | None = None
     for node in graph.nodes:
