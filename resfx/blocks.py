@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .errors import ResfxError
+from .ops._chunks import compiling_chunks
 from .passes.host_checkpoint import host_function, is_recomputing
 from .passes.outline import Key, Outlined, Regrouped, outline
 from .passes.regroup import segments_of
@@ -107,6 +109,7 @@ class Blocks:
         every, recompute: every how many blocks activations are recomputed, 0 for none, and what does it.
         functions: functions of segments by their code.
         compiled: what ``torch.compile`` made of them.
+        chunks: functions of chunks of long lists, by length.
         regrouped: the graphs of variants, regrouped.
         runners: what runs a variant by a plan.
     """
@@ -116,6 +119,7 @@ class Blocks:
     recompute: Callable[..., Any] | None = None
     functions: dict[Key, Callable[..., Any]] = field(default_factory=dict)
     compiled: dict[Callable[..., Any], Callable[..., Any]] = field(default_factory=dict)
+    chunks: dict[tuple[Callable[..., Any], int], Callable[..., Any]] = field(default_factory=dict)
     regrouped: dict[Any, Regrouped] = field(default_factory=dict)
     runners: list[tuple[Any, Plan, Callable[..., Any]]] = field(default_factory=list)
 
@@ -171,8 +175,25 @@ class Blocks:
             return _recomputing(function, plan.recompute, part.written)
 
         run = self.regrouped[variant].bind(wrap)
+        if plan.compiled:
+            run = self._chunking(run)
         self.runners.append((variant, plan, run))
         return run
+
+    def _chunking(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        def chunking(*args: Any, **kwargs: Any) -> Any:
+            with compiling_chunks(self._compiled_chunk):
+                return run(*args, **kwargs)
+
+        return chunking
+
+    def _compiled_chunk(self, function: Callable[..., Any], size: int) -> Callable[..., Any]:
+        if (function, size) not in self.chunks:
+            # Compiled code is kept per code object, up to a limit: every size has one of its own.
+            code = function.__code__.replace(co_name=f"{function.__name__}_{size}")
+            own = FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
+            self.chunks[function, size] = own
+        return self._compiled(self.chunks[function, size])
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if function not in self.compiled:

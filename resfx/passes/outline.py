@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..ops._chunks import SIZES
 from . import operators as ops
 from .regroup import Segment
 
@@ -70,7 +71,7 @@ def outline(graph: fx.Graph, segments: Sequence[Segment], functions: dict[Key, C
         functions: those that exist; equal code is found here and shared, new code is added.
     """
     home = {node: segment for segment in segments for node in segment.nodes}
-    parts = {s: Outlined(s) for s in segments if sum(n not in home or _counts(n) for n in s.nodes) >= _SMALL}
+    parts = {s: Outlined(s) for s in segments if _worth_a_function(s)}
     bodies = {s: _Body(s, home) for s in parts}
     needed = _needed(graph, bodies, home)
     for segment, part in parts.items():
@@ -81,8 +82,11 @@ def outline(graph: fx.Graph, segments: Sequence[Segment], functions: dict[Key, C
     return _main(graph, home, parts)
 
 
-def _counts(node: fx.Node) -> bool:
-    return getattr(node.target, "__name__", "") not in ("getitem", "sym_size.int")
+def _worth_a_function(segment: Segment) -> bool:
+    if segment.read:  # a long one is compiled in chunks, by itself
+        lists = [a for n in segment.nodes if n.op == "call_module" for a in n.args if isinstance(a, (list, tuple))]
+        return all(len(sources) <= SIZES[0] for sources in lists)
+    return sum(ops.operator_name(n) not in ("getitem", "sym_size") for n in segment.nodes) >= _SMALL
 
 
 class _Body:

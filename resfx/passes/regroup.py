@@ -29,10 +29,12 @@ class Segment:
 
     Attributes:
         block: qualified name of the block's module; ``""`` outside.
+        read: whether it is a read over depth.
         nodes: in order; inputs, parameters and sizes known from the graph's inputs belong to no segment.
     """
 
     block: str
+    read: bool = False
     nodes: list[fx.Node] = field(default_factory=list)
 
 
@@ -57,7 +59,7 @@ def segments_of(graph: fx.Graph, names: list[str], scopes: Mapping[str, str]) ->
             continue
         if labels[node] != last:
             last = labels[node]
-            found.append(Segment(last[0] if last[0] != READ else ""))
+            found.append(Segment("", True) if last[0] == READ else Segment(last[0]))
         found[-1].nodes.append(node)
     return found
 
