@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ._chunks import chunked_sum, cut, is_cut, run_chunk, with_chunks
 from ._operators import accumulator
 from .method import Method, Place
 
@@ -105,7 +106,7 @@ class Read(nn.Module):
             return self.read(sources, x)
         # Parameters are passed, not looked up again: a recomputation may run outside the call that swapped them.
         given = dict(self.named_parameters())
-        call = lambda p, s, y: torch.func.functional_call(self, p, (s, y, True))
+        call = with_chunks(lambda p, s, y: torch.func.functional_call(self, p, (s, y, True)))
         return checkpoint(call, given, sources, x, use_reentrant=False, preserve_rng_state=False)
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -127,6 +128,8 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None
     dtype = sources[0].dtype if base is None else base.dtype
     wide = accumulator(dtype)
     weights = weights.to(wide)
+    if is_cut(sources):
+        return chunked_sum(sources, weights, base).to(dtype)
     total = weights[..., 0, None] * sources[0].to(wide)
     for j in range(1, len(sources)):
         total = total + weights[..., j, None] * sources[j].to(wide)
@@ -136,6 +139,8 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None
 
 def rms_scores(sources: Sequence[Tensor], query: Tensor, eps: float) -> Tensor:
     """``query . RMSNorm(source_j)`` as ``(..., n)``, in float32 for half types: a product and a scale per source."""
+    if is_cut(sources):
+        return torch.cat([run_chunk(rms_scores, sources[part], query, eps) for part in cut(len(sources))], -1)
     wide = accumulator(sources[0].dtype)
     query = query.to(wide)
     scores = []
