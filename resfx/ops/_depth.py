@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ._chunks import chunked_sum, cut, is_cut, run_chunk, with_chunks
-from ._operators import accumulator
+from ._operators import accumulator, fused
 from .method import Method, Place
 
 
@@ -125,6 +125,11 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None
         weights: ``(n,)``, or ``(..., n)`` for weights of each token's own.
         base: ``(..., d)``; kept bit for bit where every weight is zero.
     """
+    return _weighted_sum(list(sources), weights, base)
+
+
+def weighted_sum_formula(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None) -> Tensor:
+    """:func:`weighted_sum` step by step."""
     dtype = sources[0].dtype if base is None else base.dtype
     wide = accumulator(dtype)
     weights = weights.to(wide)
@@ -150,6 +155,40 @@ def rms_scores(sources: Sequence[Tensor], query: Tensor, eps: float) -> Tensor:
     return torch.stack(scores, -1)
 
 
+def attention_read(
+    sources: Sequence[Tensor],
+    query: Tensor,
+    base: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    eps: float,
+    relative: bool = False,
+) -> Tensor:
+    """``base + gate sum_j a_j sources[j]`` with ``a = softmax_j(query . RMSNorm(source_j))`` (AttnRes, eq. 2-4).
+
+    Args:
+        sources: ``n`` tensors ``(..., d)``.
+        query: ``(d,)``, with the gain of the norm.
+        base: ``(..., d)``; kept bit for bit where all weights are zero.
+        gate: ``()``.
+        eps: of the norm.
+        relative: weigh with ``n a_j - 1`` instead: zero where all scores are equal.
+
+    Returns:
+        ``(..., d)`` in the type of the base, or of the sources; float32 inside for half types.
+    """
+    return _attention_read(list(sources), query, base, gate, eps, relative)
+
+
+def attention_read_formula(
+    sources: Sequence[Tensor], query: Tensor, base: Tensor | None, gate: Tensor | None, eps: float, relative: bool
+) -> Tensor:
+    """:func:`attention_read` step by step."""
+    logits = rms_scores(sources, query, eps)
+    weights = relative_softmax(logits) - 1 if relative else logits.softmax(-1)
+    return weighted_sum_formula(sources, weights if gate is None else weights * gate, base)
+
+
 def relative_softmax(logits: Tensor) -> Tensor:
     """``n softmax(logits)``: exactly 1 everywhere where all ``n`` logits are equal, for every ``n``."""
     e = torch.exp(logits - logits.amax(-1, keepdim=True))
@@ -166,3 +205,7 @@ def in_blocks(read: int, size: int, partial: bool = True) -> list[tuple[int, ...
     """The start, then outputs ``1..read`` in groups of ``size``; the last group may be unfinished."""
     groups = [tuple(range(i, min(i + size, read + 1))) for i in range(1, read + 1, size)]
     return [(0,), *(g for g in groups if partial or len(g) == size)]
+
+
+_weighted_sum = fused("weighted_sum", weighted_sum_formula)
+_attention_read = fused("attention_read", attention_read_formula)
