@@ -19,6 +19,7 @@ class Site:
         kind: ``attention``, ``mlp``, ``conv`` or ``other``, from the operators of the branch.
         form: ``identity``, ``scaled``, ``parallel``, ``projection`` or ``resampled``.
         line: ``file:line`` in the user's source.
+        lane: which of two coupled streams that began at one tensor (reversible blocks).
         stream: number of the stream it belongs to.
         block: qualified name of the repeated block it belongs to.
         inside: the site whose branch contains this one.
@@ -50,6 +51,7 @@ class Site:
     alpha: float = 1
     root: fx.Node | None = None
     depth: int = 0
+    lane: int = 0
     stream: int = 0
     block: str = ""
     inside: Site | None = field(default=None)

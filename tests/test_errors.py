@@ -337,20 +337,28 @@ def test_importing_loads_no_optional_package():
     assert done.stdout.strip() == "[]"
 
 
-class Rounding(nn.Module):
-    """Its capture computes something else than its eager code, by one rounding."""
+class Differs(nn.Module):
+    """Computes something else while it is traced than in eager mode."""
 
-    def __init__(self, error):
+    def __init__(self, error, traced):
         super().__init__()
-        self.block, self.error = Residual(), error
+        self.block, self.error, self.traced = Residual(), error, traced
 
     def forward(self, x):
-        return self.block(x) * (1 + self.error if torch.compiler.is_exporting() else 1)
+        return self.block(x) * (1 + self.error if self.traced() else 1)
 
 
 def test_a_capture_that_rounds_differently_is_told_from_a_broken_rewrite():
     x = torch.randn(4, 8)
     with pytest.warns(UserWarning, match="rounds differently from its eager code"):
-        resfx.rewrite(Rounding(2e-7), args=(x,))
+        resfx.rewrite(Differs(2e-7, torch.compiler.is_compiling), args=(x,))
     with pytest.raises(errors.CheckError, match="not at a rewritten site"):
-        resfx.rewrite(Rounding(1e-3), args=(x,))
+        resfx.rewrite(Differs(1e-3, torch.compiler.is_compiling), args=(x,))
+
+
+def test_a_model_that_computes_otherwise_while_exported_is_captured_as_it_is(tmp_path):
+    model, x = Differs(1e-3, torch.compiler.is_exporting), torch.randn(4, 8)
+    new = resfx.rewrite(model, args=(x,))
+    assert torch.equal(new(x), model(x))
+    resfx.save(new, tmp_path / "saved")
+    assert torch.equal(resfx.load(tmp_path / "saved", model)(x), model(x))

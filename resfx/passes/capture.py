@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class Source:
         traced: the graph comes from ``torch.fx.symbolic_trace``: any call, but one graph per training mode.
         frozen: the graph has types and devices as literals.
         varying: integer fields of stateful arguments seen to vary between calls.
+        as_eager: code that behaves otherwise while it is exported is captured as it behaves in eager mode.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Source:
     traced: bool = False
     frozen: bool = False
     varying: set[tuple[type, str]] = field(default_factory=set)
+    as_eager: bool = False
 
     @property
     def shared(self) -> bool:
@@ -60,6 +63,9 @@ class Source:
         if self.traced:
             return Capture(_trace(shell_of(tree, self.cls)), [])
         assert call is not None
+        if self.as_eager:
+            with contextlib.suppress(CaptureError):  # the way it takes in eager mode may not be traceable
+                return capture_call(tree, self.cls, self.signature, call, as_eager=True)
         return capture_call(tree, self.cls, self.signature, call)
 
 
