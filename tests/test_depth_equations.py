@@ -183,8 +183,8 @@ def test_reads_commute_with_permutations_of_tokens(method):
     lambda: DCA(form="dead"), lambda: DCA(k=0), lambda: DCA(w_std=-1), lambda: MUDD(streams="x"),
     lambda: MUDD(streams="qq"), lambda: MUDD(streams=""),
     lambda: MUDD(window=0), lambda: MUDD(window=2, dilation=2), lambda: ELC(variant="one-hot"),
-    lambda: DepthRead(window=0),    lambda: DepthRead(at="output"), lambda: DepthRead(dim=6, heads=4), lambda: DeltaAttnRes(query="one"),
-    lambda: VerticalAttention(routing="dynamic"),
+    lambda: DepthRead(window=0), lambda: DepthRead(at="output"), lambda: DepthRead(dim=6, heads=4),
+    lambda: DeltaAttnRes(query="one"), lambda: VerticalAttention(routing="dynamic"),
 ])  # fmt: skip
 def test_bad_options_are_refused(bad):
     with pytest.raises(ValueError, match=r"must|divide"):
