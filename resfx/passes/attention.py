@@ -19,6 +19,9 @@ CROSS = "cross-attention: its keys come from another stream"
 WINDOWED = "attention over windows or pooled positions: its sequence is not the stream's"
 UNREADABLE = "a padding mask that is not (batch, positions)"
 NOT_ROWS = "the stream is not (batch, sequence, features)"
+REMEDIES = {
+    UNREADABLE: "a mask of (batch, positions), one text to a row: a mask of pairs does not say what is padding",
+}
 
 _SCORE_STEPS = frozenset("mul div add sub masked_fill where to _to_copy clamp dropout tanh type_as".split())
 _COMPARISONS = frozenset(["le", "lt", "ge", "gt"])
