@@ -74,11 +74,16 @@ class MLP:
 
 @dataclass
 class Stream:
-    """One residual stream: its blocks, each a list of branches. ``parallel`` blocks start both from one state."""
+    """One residual stream: its blocks, each a list of branches. ``parallel`` blocks start both from one state.
+
+    Attributes:
+        padding: the mask that its attention heeds, ``(batch, positions)``, if the inputs have one.
+    """
 
     name: str
     blocks: list[list[Attention | MLP]]
     parallel: bool = False
+    padding: Tensor | None = None
 
 
 Pathway = Callable[[Stream, Tensor], Tensor]
@@ -133,9 +138,12 @@ def _merge(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(-2)
 
 
-def _mix(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float | None = None, bias: Tensor | None = None):
+def _mix(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float | None = None, bias: Tensor | None = None,
+         keep: Tensor | None = None):  # fmt: skip
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     scores = scores if bias is None else scores + bias
+    if keep is not None:  # finite: a padded row that may read nothing stays a number
+        scores = scores.masked_fill(keep[:, None, None] == 0, -1e300)
     if causal:
         future = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
@@ -155,24 +163,24 @@ def _rows(conv: nn.Module, at: int, of: int) -> Callable[[Tensor], Tensor]:
 
 
 def _gpt2(model: Any, inputs: dict[str, Any], pathway: Pathway) -> Tensor:
-    body, ids = model.transformer, inputs["input_ids"]
+    body, ids, keep = model.transformer, inputs["input_ids"], inputs.get("attention_mask")
     blocks: list[list[Attention | MLP]] = []
     for i, layer in enumerate(body.h):
         owner, attn, mlp = f"transformer.h.{i}", layer.attn, layer.mlp
 
         def attend(q, k, v, attn=attn):
-            return attn.c_proj(_merge(_mix(_heads(q), _heads(k), _heads(v), causal=True)))
+            return attn.c_proj(_merge(_mix(_heads(q), _heads(k), _heads(v), causal=True, keep=keep)))
 
         blocks.append([
             Attention(layer.ln_1, tuple(_rows(attn.c_attn, j, 3) for j in range(3)), attend, owner=owner),
             MLP(layer.ln_2, (mlp.c_fc,), lambda a, mlp=mlp: mlp.c_proj(mlp.act(a)), owner=owner),
         ])  # fmt: skip
     x = body.wte(ids) + body.wpe(torch.arange(ids.shape[1]))
-    return model.lm_head(body.ln_f(pathway(Stream("", blocks), x)))
+    return model.lm_head(body.ln_f(pathway(Stream("", blocks, padding=keep), x)))
 
 
 def _llama(model: Any, inputs: dict[str, Any], pathway: Pathway) -> Tensor:
-    body, ids = model.model, inputs["input_ids"]
+    body, ids, keep = model.model, inputs["input_ids"], inputs.get("attention_mask")
     x = body.embed_tokens(ids)
     cos, sin = body.rotary_emb(x, torch.arange(ids.shape[1]).unsqueeze(0))
     blocks: list[list[Attention | MLP]] = []
@@ -188,7 +196,7 @@ def _llama(model: Any, inputs: dict[str, Any], pathway: Pathway) -> Tensor:
             q, k, v = (z.unflatten(-1, (-1, size)).transpose(1, 2) for z in (q, k, v))
             q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
             k, v = (z.repeat_interleave(q.shape[1] // z.shape[1], 1) for z in (k, v))
-            return attn.o_proj(_merge(_mix(q, k, v, causal=True)))
+            return attn.o_proj(_merge(_mix(q, k, v, causal=True, keep=keep)))
 
         blocks.append([
             Attention(
@@ -200,14 +208,14 @@ def _llama(model: Any, inputs: dict[str, Any], pathway: Pathway) -> Tensor:
             MLP(layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj),
                 lambda gate, up, mlp=mlp: mlp.down_proj(F.silu(gate) * up), owner=owner),
         ])  # fmt: skip
-    return model.lm_head(body.norm(pathway(Stream("", blocks), x)))
+    return model.lm_head(body.norm(pathway(Stream("", blocks, padding=keep), x)))
 
 
 _qwen3 = _llama
 
 
 def _gpt_neox(model: Any, inputs: dict[str, Any], pathway: Pathway) -> Tensor:
-    body, ids = model.gpt_neox, inputs["input_ids"]
+    body, ids, keep = model.gpt_neox, inputs["input_ids"], inputs.get("attention_mask")
     x = body.embed_in(ids)
     cos, sin = body.rotary_emb(x, torch.arange(ids.shape[1]).unsqueeze(0))
     blocks: list[list[Attention | MLP]] = []
@@ -219,24 +227,24 @@ def _gpt_neox(model: Any, inputs: dict[str, Any], pathway: Pathway) -> Tensor:
 
         def attend(q, k, v, attn=attn):
             q, k = _rotate(_heads(q), cos, sin), _rotate(_heads(k), cos, sin)
-            return attn.dense(_merge(_mix(q, k, _heads(v), causal=True)))
+            return attn.dense(_merge(_mix(q, k, _heads(v), causal=True, keep=keep)))
 
         blocks.append([
             Attention(layer.input_layernorm, tuple(partial(project, at=j) for j in range(3)), attend, owner=owner),
             MLP(layer.post_attention_layernorm, (mlp.dense_h_to_4h,),
                 lambda a, mlp=mlp: mlp.dense_4h_to_h(mlp.act(a)), owner=owner),
         ])  # fmt: skip
-    return model.lm_head(body.final_layer_norm(pathway(Stream("", blocks, parallel=True), x)))
+    return model.lm_head(body.final_layer_norm(pathway(Stream("", blocks, parallel=True, padding=keep), x)))
 
 
 def _bert(model: Any, inputs: dict[str, Any], pathway: Pathway) -> Tensor:
-    ids, e = inputs["input_ids"], model.bert.embeddings
+    ids, e, keep = inputs["input_ids"], model.bert.embeddings, inputs.get("attention_mask")
     blocks: list[list[Attention | MLP]] = []
     for i, layer in enumerate(model.bert.encoder.layer):
         owner, attn = f"bert.encoder.layer.{i}", layer.attention
 
         def attend(q, k, v, attn=attn):
-            return attn.output.dense(_merge(_mix(_heads(q), _heads(k), _heads(v), causal=False)))
+            return attn.output.dense(_merge(_mix(_heads(q), _heads(k), _heads(v), causal=False, keep=keep)))
 
         one = attn.self
         blocks.append([
@@ -247,7 +255,7 @@ def _bert(model: Any, inputs: dict[str, Any], pathway: Pathway) -> Tensor:
         ])  # fmt: skip
     x = e.word_embeddings(ids) + e.token_type_embeddings(torch.zeros_like(ids))
     x = e.LayerNorm(x + e.position_embeddings(torch.arange(ids.shape[1])))
-    return model.cls(pathway(Stream("", blocks), x))
+    return model.cls(pathway(Stream("", blocks, padding=keep), x))
 
 
 def _vit(model: Any, inputs: dict[str, Any], pathway: Pathway) -> Tensor:
@@ -269,13 +277,19 @@ def _vit(model: Any, inputs: dict[str, Any], pathway: Pathway) -> Tensor:
 
 
 def _t5(model: Any, inputs: dict[str, Any], pathway: Pathway) -> Tensor:
-    encoded = _t5_stack(model.encoder, "encoder", inputs["input_ids"], None, pathway)
-    decoded = _t5_stack(model.decoder, "decoder", inputs["decoder_input_ids"], encoded, pathway)
+    keep = inputs.get("attention_mask")
+    encoded = _t5_stack(model.encoder, "encoder", inputs["input_ids"], None, keep, pathway)
+    decoded = _t5_stack(model.decoder, "decoder", inputs["decoder_input_ids"], encoded, keep, pathway)
     return model.lm_head(decoded * model.model_dim**-0.5 if model.config.scale_decoder_outputs else decoded)
 
 
-def _t5_stack(stack: Any, name: str, ids: Tensor, encoded: Tensor | None, pathway: Pathway) -> Tensor:
-    """An encoder, or a decoder that also reads what was encoded: keys and values of its cross-attention are fixed."""
+def _t5_stack(
+    stack: Any, name: str, ids: Tensor, encoded: Tensor | None, keep: Tensor | None, pathway: Pathway
+) -> Tensor:
+    """An encoder, or a decoder that also reads what was encoded: keys and values of its cross-attention are fixed.
+
+    ``keep`` masks the encoder's positions.
+    """
     size, decoder = ids.shape[1], encoded is not None
     bias = stack.block[0].layer[0].SelfAttention.compute_bias(size, size)
     blocks: list[list[Attention | MLP]] = []
@@ -292,7 +306,7 @@ def _t5_stack(stack: Any, name: str, ids: Tensor, encoded: Tensor | None, pathwa
 
             def attend(q, k, v, attn=attn, cross=cross):
                 mixed = _mix(_heads(q), _heads(k), _heads(v), causal=decoder and not cross, scale=1,
-                             bias=None if cross else bias)  # fmt: skip
+                             bias=None if cross else bias, keep=keep if cross or not decoder else None)  # fmt: skip
                 return attn.o(_merge(mixed))
 
             keys, values = (
@@ -301,4 +315,6 @@ def _t5_stack(stack: Any, name: str, ids: Tensor, encoded: Tensor | None, pathwa
             branches.append(Attention(part.layer_norm, (attn.q, keys, values), attend, owner=owner,
                                       causal=decoder, cross=cross))  # fmt: skip
         blocks.append(branches)
-    return stack.final_layer_norm(pathway(Stream(name, blocks), stack.embed_tokens(ids)))
+    return stack.final_layer_norm(
+        pathway(Stream(name, blocks, padding=None if decoder else keep), stack.embed_tokens(ids))
+    )
