@@ -146,8 +146,9 @@ class Blocks:
         if not (compiled or names):
             return variant.run
         for known, plan, run in self.runners:
-            same = plan.compiled == compiled and plan.recomputed == names and plan.recompute is recompute
-            if known is variant and same:
+            same = known is variant and plan.compiled == compiled and plan.recomputed == names
+            # A tracer does not tell two functions apart; it takes the one that was first asked for.
+            if same and (plan.recompute is recompute or torch.compiler.is_compiling()):
                 return run
         return never_traced(self._add)(variant, Plan(compiled, names, recompute))
 
