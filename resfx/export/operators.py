@@ -144,7 +144,12 @@ def _translation(record: FusedOperator) -> Callable[..., Any]:
         numbers |= {n: derive(given) for n, derive in record.derived.items()}
         if "stash_type" in record.schema.attributes and "stash_type" not in numbers:
             numbers["stash_type"] = _stash_type(next(_main(record, given)))
-        return node(*_inputs(record, given), **numbers)
+        inputs, count = _inputs(record, given), len(record.schema.inputs)
+        if record.schema.inputs[-1].option == _variadic(record):
+            # By name: the exporter takes all positions for a variadic input, those of other inputs too.
+            numbers[record.schema.inputs[-1].name] = tuple(inputs[count - 1 :])
+            del inputs[count - 1 :]
+        return node(*inputs, **numbers)
 
     # The exporter reads the signature to sort tensors from numbers, and passes every argument.
     parameters = [
