@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ._operators import keeps_one_node, one_node
 from ._streaming import Mixer, State, last, readable
+from .method import Method, Place
 from .window import reach
 
 ACTIVATIONS = ("none", "silu")
@@ -45,6 +48,37 @@ _node = one_node(
     _convolution,
     lambda x, weight, *_: x.new_empty(x.shape[0], x.shape[1] - weight.shape[1] + 1, x.shape[2]),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalConvMethod(Method):
+    """What the methods that insert :class:`LocalConv` have in common; they differ in where, and in their defaults."""
+
+    scope: ClassVar[str] = "sequence"
+
+    kernel: int = 4
+    bias: bool = False
+    activation: str = "none"
+    residual: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel < 1:
+            raise ValueError(f"kernel must be at least 1 position, not {self.kernel}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {tuple(ACTIVATIONS)}, not {self.activation!r}")
+        if self.start == "preserve" and not self.residual and self.activation != "none":
+            raise ValueError(
+                f"{self.activation}(conv(x)) is not the identity for any weights: "
+                "residual=True, activation='none' or start='published'"
+            )
+
+    def build(self, place: Place) -> nn.Module:
+        return LocalConv(
+            place.width, self.kernel, bias=self.bias, activation=self.activation, residual=self.residual,
+            causal=place.causal, identity=self.start == "preserve",
+            factory={"device": place.device, "dtype": place.dtype},
+        )  # fmt: skip
 
 
 class LocalConv(Mixer):
