@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ._operators import accumulator
+from ._grouped_read import MOST, grouped_read
+from ._operators import accumulator, transforming
 from .method import Method, Place
 
 
@@ -141,6 +142,59 @@ def rms_scores(sources: Sequence[Tensor], query: Tensor, eps: float) -> Tensor:
         s = source.to(wide)
         scores.append((s * query).sum(-1) * torch.rsqrt((s * s).mean(-1) + eps))
     return torch.stack(scores, -1)
+
+
+def attention_read(
+    sources: Sequence[Tensor],
+    query: Tensor,
+    base: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    eps: float,
+    relative: bool = False,
+) -> Tensor:
+    """``base + gate sum_j a_j sources[j]`` with ``a = softmax_j(query . RMSNorm(source_j))`` (arXiv 2603.15031, eq. 2-4).
+
+    Args:
+        sources: ``n`` tensors ``(..., d)``.
+        query: ``(d,)``, with the gain of the norm.
+        base: ``(..., d)``; kept bit for bit where all weights are zero.
+        gate: ``()``.
+        eps: of the norm.
+        relative: weigh with ``n a_j - 1`` instead: zero where all scores are equal.
+
+    Returns:
+        ``(..., d)`` in the type of the base, or of the sources; float32 inside for half types.
+    """
+    return _open_read(list(sources), query, base, gate, eps, relative)
+
+
+def attention_read_formula(
+    sources: Sequence[Tensor], query: Tensor, base: Tensor | None, gate: Tensor | None, eps: float, relative: bool
+) -> Tensor:
+    """:func:`attention_read` step by step."""
+    logits = rms_scores(sources, query, eps)
+    weights = relative_softmax(logits) - 1 if relative else logits.softmax(-1)
+    return weighted_sum(sources, weights if gate is None else weights * gate, base)
+
+
+def _open_read(
+    sources: Sequence[Tensor], query: Tensor, base: Tensor | None, gate: Tensor | None, eps: float, relative: bool
+) -> Tensor:
+    """:func:`attention_read` in plain torch: many sources are compiled in groups."""
+    compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and not transforming()
+    if compiling and len(sources) > MOST and (gate is None or not relative) and _alike(sources, base):
+        read = grouped_read(sources, query, gate, eps, relative)
+        return read if base is None else base + read
+    return attention_read_formula(sources, query, base, gate, eps, relative)
+
+
+def _alike(sources: Sequence[Tensor], base: Tensor | None) -> bool:
+    """Whether all have one shape and type, and no source comes twice."""
+    first, *others = sources if base is None else (*sources, base)
+    return len({id(s) for s in sources}) == len(sources) and all(
+        s.shape == first.shape and s.dtype == first.dtype for s in others
+    )
 
 
 def relative_softmax(logits: Tensor) -> Tensor:
