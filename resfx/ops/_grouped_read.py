@@ -8,6 +8,7 @@ groups of :data:`GROUP` sources, and its backward pass needs one group at a time
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,9 @@ from ._operators import accumulator
 GROUP = 8  # sources that share one loop
 MOST = 10  # sources of a read that is compiled as one loop, and together with the norm behind it
 
-_region = torch.compiler.nested_compile_region(max_reuse_entries=2**16)  # the groups are few, whatever the count
+_LIMIT = {"max_reuse_entries": 2**16}  # the groups are few, whatever the count
+_known = inspect.signature(torch.compiler.nested_compile_region).parameters
+_region = torch.compiler.nested_compile_region(**{k: v for k, v in _LIMIT.items() if k in _known})  # not in torch 2.11
 Running = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """Of the sources so far, in float32 for half types: ``sum e^(l - m) s``, ``m``, ``sum e^(l - m)``, and ``sum s``."""
 
