@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._operators import accumulator, transforming
+from ._operators import accumulator, keeps_one_node, one_node, transforming
 
 
 def spread(x: Tensor, channels: int) -> Tensor:
@@ -53,6 +53,9 @@ def combine(state: Tensor, weights: Tensor, unit: Tensor | float | None = 1.0, l
     Returns:
         ``(..., d)`` in the type of ``state``.
     """
+    if keeps_one_node():
+        given = unit if isinstance(unit, Tensor) or unit in (None, 1) else weights.new_tensor(unit)
+        return _combine_node(state, weights, given if isinstance(given, Tensor) else None, lead, unit is not None)
     if _is_open():
         return combine_formula(state, weights, unit, lead)
     return _Combine.apply(state, weights, unit, lead)
@@ -105,6 +108,8 @@ def mix(state: Tensor, f: Tensor, write: Tensor, matrix: Tensor | None, unit: bo
     Returns:
         ``(..., n, d)`` in the type of ``state``.
     """
+    if keeps_one_node():
+        return _mix_node(state, f, write, matrix, unit)
     if _is_open():
         return mix_formula(state, f, write, matrix, unit)
     return _Mix.apply(state, f, write, matrix, unit)
@@ -169,6 +174,8 @@ def delta_write(
         eps2: added to the squared norm of ``f``.
         erase: whether what the state holds along ``f`` is taken off.
     """
+    if keeps_one_node():
+        return _delta_node(state, f, beta, v, mix, eps2, add, erase)
     if _is_open():
         return delta_write_formula(state, f, beta, v, mix, eps2, add, erase)
     return _DeltaWrite.apply(state, f, beta, v, mix, eps2, add, erase)
@@ -280,3 +287,14 @@ def total(terms: Sequence[Tensor]) -> Tensor:
 def _is_open() -> bool:
     """Whether to write the plain formula into the graph: transforms see through it, and exporters know it."""
     return transforming() or torch.compiler.is_exporting()
+
+
+def _combine_given(state: Tensor, weights: Tensor, unit: Tensor | None, lead: int, centred: bool) -> Tensor:
+    return combine_formula(state, weights, (1.0 if unit is None else unit) if centred else None, lead)
+
+
+_combine_node = one_node(
+    "combine_channels", _combine_given, lambda state, *_: state.new_empty(*state.shape[:-2], state.shape[-1])
+)
+_mix_node = one_node("mix_channels", mix_formula, lambda state, *_: state.new_empty(state.shape))
+_delta_node = one_node("delta_write", delta_write_formula, lambda state, *_: state.new_empty(state.shape))

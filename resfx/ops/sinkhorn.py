@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._operators import transforming
+from ._operators import keeps_one_node, one_node, transforming
 
 _RANGE = 40.0  # exp(-2 * 40) is still a normal float32 number
 _STRIDE = 4.0  # the most that a Newton step scales a column, as a logarithm
@@ -55,16 +55,24 @@ def sinkhorn(logits: Tensor, iterations: int = 20, newton: int = 0) -> Tensor:
 
 def sinkhorn_formula(logits: Tensor, iterations: int, newton: int) -> Tensor:
     """:func:`sinkhorn` step by step."""
-    top = logits.amax((-2, -1), keepdim=True).detach()
-    matrix = torch.exp((logits - top).clamp_min(-_RANGE))
-    for _ in range(iterations):
-        matrix = matrix / matrix.sum(-2, keepdim=True)
-        matrix = matrix / matrix.sum(-1, keepdim=True)
+    matrix = (_node if keeps_one_node() else _rounds)(logits, iterations)
     for _ in range(newton):
         step = _solve(matrix, 1 - matrix.sum(-2)).clamp(-_STRIDE, _STRIDE)
         matrix = matrix * torch.exp(step).unsqueeze(-2)
         matrix = matrix / matrix.sum(-1, keepdim=True)
     return matrix
+
+
+def _rounds(logits: Tensor, iterations: int) -> Tensor:
+    top = logits.amax((-2, -1), keepdim=True).detach()
+    matrix = torch.exp((logits - top).clamp_min(-_RANGE))
+    for _ in range(iterations):
+        matrix = matrix / matrix.sum(-2, keepdim=True)
+        matrix = matrix / matrix.sum(-1, keepdim=True)
+    return matrix
+
+
+_node = one_node("sinkhorn", _rounds, lambda logits, _: torch.empty_like(logits))
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
