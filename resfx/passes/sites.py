@@ -168,6 +168,8 @@ class Detector:
         """From a residual add inside a branch: ``True`` if its stream passes through ``fork``, ``False`` if the
         stream is older than ``fork``, else the node where the stream began."""
         root, depth = self.chain[site.node]
+        if (own := self.site_of.get(fork)) is not None and own.lane != site.lane:
+            return False
         if fork in self.chain and self.chain[fork][0] is root and self.chain[fork][1] < depth:
             return True
         if root in self.site_of:  # a projection starts a stream, out of what it projects
