@@ -171,6 +171,10 @@ class Index:
             node = self.data[node][0]
         return node
 
+    def _biased(self, node: fx.Node) -> bool:
+        """Whether an add has a parameter for an operand."""
+        return len(self.data[node]) == 2 and any(self.parametric[x] for x in self.data[node])
+
     def rows(self, node: fx.Node) -> fx.Node | None:
         """The gather by which a node is some rows of a tensor (``x[mask]``), if it is."""
         while self.role[node] == "pass" and self.data[node]:
@@ -184,13 +188,17 @@ class Index:
         return self.newest.get((node, operand), operand)
 
     def strip_scaled(self, node: fx.Node) -> tuple[fx.Node, bool]:
-        """Like :meth:`strip`, also through multiplication by a literal or a parameter; whether one was met."""
+        """Like :meth:`strip`, also through multiplication by a literal or a parameter; whether one was met. Behind
+        one, a parameter may be added too: ``(x + b) * a``."""
         scaled = False
         while True:
             node = self.strip(node)
+            varying = [x for x in self.data[node] if not self.constant[x]]
+            if scaled and self.name[node] == "add" and len(varying) == 1 and self._biased(node):
+                node = varying[0]
+                continue
             if self.role[node] != "scale":
                 return node, scaled
-            varying = [x for x in self.data[node] if not self.constant[x]]
             if len(varying) != 1 or (
                 len(self.data[node]) > 1 and self.name[node] == "div" and node.args[0] is not varying[0]
             ):
