@@ -65,6 +65,8 @@ class Index:
                         resolved.append(x)
                 else:
                     resolved.append(x)
+            if name == "sub" and len(resolved) == 2 and self._averaged(resolved[1], resolved[0]):
+                resolved = resolved[:1]  # a state less its own average is that state, centred
             self.data[node] = resolved
             if name in _VIEWS and inputs:
                 base[node] = base.get(inputs[0], inputs[0])
@@ -103,6 +105,18 @@ class Index:
                 self.role[node] = "norm"
                 self.data[node] = [value, statistic]
                 return
+
+    def _averaged(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether a tensor is an average of ``source``: over a window, padded or not, or over an axis."""
+        source, stack, turns = self.strip(source), [node], 0
+        while stack:
+            x, turns = stack.pop(), turns + 1
+            inputs = [y for y in self.data[x] if not self.constant[y]]
+            averages = self.role[x] in ("pass", "pool") or self.name[x] in ("cat", "repeat", "mean", "pad")
+            if x is not source and (not averages or not inputs or turns > 24):
+                return False
+            stack += inputs if x is not source else []
+        return node is not source
 
     def _uncentred(self, node: fx.Node) -> fx.Node:
         """What a tensor was before its mean was taken off."""
