@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import resfx
 from resfx import errors
+from resfx.passes.check import first_broken_site
 
 
 class Residual(nn.Module):
@@ -53,6 +55,16 @@ def test_model_without_inputs_says_what_to_pass():
 def test_not_a_model(model):
     with pytest.raises(errors.CaptureError) as caught:
         resfx.rewrite(model)
+    says(caught.value)
+
+
+@pytest.mark.parametrize(("wrap", "remedy"), [
+    (torch.jit.script, "scripted from"), (nn.DataParallel, r"\.module"), (torch.compile, "_orig_mod"),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_wrapped_models_say_what_to_pass(wrap, remedy):
+    with pytest.raises(errors.CaptureError, match=remedy) as caught:
+        resfx.rewrite(wrap(nn.Sequential(nn.Linear(8, 8))), "ddl", args=(torch.randn(2, 8),))
     says(caught.value)
 
 
@@ -175,6 +187,21 @@ def test_broken_promises_are_caught_and_the_site_named():
     with pytest.raises(errors.CheckError, match="no gradient"):
         resfx.rewrite(net, Dead(), args=(x,))
     assert resfx.rewrite(net, Lossy(), args=(x,), check=False)(x).shape == x.shape
+
+
+@pytest.mark.parametrize(("mode", "parameter", "site"), [
+    ("ddl", "h.1.add0.mix", "h.1.add0"), ("denseformer", "h.1.read0.weight", "h.1.read0"),
+    ("hyper_connections", "h.0.add1.read.read", "h.0.add1.read"),
+    ("hyper_connections", "h.0.add1.read.write", "h.0.add1.write"),
+])  # fmt: skip
+def test_the_first_module_that_moves_the_stream_is_found_in_every_scope(mode, parameter, site):
+    inputs = BY_NAME["gpt2"].inputs(2, 5)
+    new = copy.deepcopy(rewritten("gpt2", mode)[1])
+    applications = new._resfx.applications
+    assert first_broken_site(new, (), inputs, applications) is None
+    with torch.no_grad():
+        new.get_parameter(f"resfx.{mode}.transformer.{parameter}").add_(0.5)
+    assert first_broken_site(new, (), inputs, applications) == f"{mode}.transformer.{site}"
 
 
 def test_a_users_own_method_needs_no_registration(tmp_path):

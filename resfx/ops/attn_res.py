@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._depth import NOT_A_SUM, DepthMethod, DepthPlace, Read, in_blocks, relative_softmax, rms_scores, weighted_sum
+from ._depth import NOT_A_SUM, DepthMethod, DepthPlace, Read, attention_read, in_blocks
 from .method import Place
 
 
@@ -66,7 +66,5 @@ class AttnResRead(Read):
         self.gain = nn.Parameter(torch.ones(place.width, device=place.device, dtype=place.dtype))
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
-        logits = rms_scores(sources, self.query * self.gain, self.eps)
-        if self.preserve:
-            return weighted_sum(sources, relative_softmax(logits) - 1, x)
-        return weighted_sum(sources, logits.softmax(-1))
+        query = self.query * self.gain
+        return attention_read(sources, query, x if self.preserve else None, eps=self.eps, relative=self.preserve)

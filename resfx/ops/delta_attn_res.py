@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ._depth import DepthMethod, DepthPlace, Read, in_blocks, rms_scores, weighted_sum
+from ._depth import DepthMethod, DepthPlace, Read, attention_read, in_blocks
 from .method import Place
 
 
@@ -79,5 +79,4 @@ class DeltaRead(Read):
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
         if self.null is not None:
             sources = [*sources, self.null.expand_as(x)]
-        weights = rms_scores(sources, self.query * self.gain, self.eps).softmax(-1)
-        return weighted_sum(sources, weights if self.gate is None else weights * self.gate, x)
+        return attention_read(sources, self.query * self.gain, x, self.gate, eps=self.eps)

@@ -91,6 +91,7 @@ def source_of(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] |
             f"cannot capture a {type(model).__name__}", "it is not a torch module",
             "pass an nn.Module, a torch.fx.GraphModule, an ExportedProgram or the path of a .pt2 file",
         )  # fmt: skip
+    _refuse_wrapper(model)
     example = None if args is None and kwargs is None else (tuple(args or ()), dict(kwargs or {}))
     if isinstance(model, fx.GraphModule):
         _propagate_shapes(model, example)
@@ -104,6 +105,20 @@ def source_of(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] |
     if example is None:
         return Source(model, type(model), signature, None, traced=True)
     return Source(model, type(model), signature, example)
+
+
+def _refuse_wrapper(model: nn.Module) -> None:
+    """A module around the one that has the residual stream: what it adds would be lost in a graph."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    found, remedy = "", ""
+    if isinstance(model, torch.jit.ScriptModule):
+        found, remedy = "TorchScript has no Python code to capture", "pass the module it was scripted from"
+    elif isinstance(model, parallel):
+        found, remedy = "it spreads another module over devices", "rewrite its .module, then wrap the result"
+    elif hasattr(model, "_orig_mod"):
+        found, remedy = "it is compiled already", "rewrite its ._orig_mod, then torch.compile the result"
+    if found:
+        raise CaptureError(f"cannot capture a {type(model).__name__}", found, remedy)
 
 
 def _load_program(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:

@@ -16,6 +16,7 @@ from .calls import Call, unbind
 from .diagnose import diagnose
 from .graph import Capture
 from .guards import guard_function
+from .host_checkpoint import traced_plainly
 from .normalize import flatten_graph
 from .structure import Flattener, Template
 
@@ -57,7 +58,7 @@ def capture_call(
     dynamic = tuple([dynamic_axes(x, i in images) for i, x in enumerate(call.leaves)])
     shell = shell_of(module, type(forward_class.__name__, (forward_class,), {"forward": forward}))
     try:
-        with warnings.catch_warnings(), torch.enable_grad():
+        with warnings.catch_warnings(), torch.enable_grad(), traced_plainly(module):
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 shell, distinct(call.leaves), dynamic_shapes=(dynamic,) if dynamic else None, strict=False

@@ -119,6 +119,8 @@ def feature_axis(branch: fx.Node, index: Index, root: nn.Module | None) -> tuple
     channels = name in ops.CONV or name in ("batch_norm", "group_norm", "instance_norm")
     axis = 1 if channels or index.role[node] in ("pool", "upsample") else -1
     rank = index.rank(node)
+    if rank is None and trail:  # an operator of several outputs, such as a recurrent cell, of which one was taken
+        rank = index.rank(trail[-1][0])
     if rank is not None:
         axis %= rank
         for step, source in reversed(trail):
