@@ -183,15 +183,29 @@ def test_delta_write(mixed, add, erase, dtype, library, tmp_path):
     held(tmp_path, library, "DeltaWrite", given, want, dtype, eps2=1e-3, add=add, erase=erase)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_sinkhorn(dtype, library, tmp_path):
-    logits = 3 * draw(2, 5, 4, 4, dtype=dtype)
-    logits[0, 0, 1, 2] = -200
+def sinkhorn_oracle(logits: torch.Tensor, iterations: int, newton: int) -> torch.Tensor:
+    """Rounds, then Newton's method with a dense solver, in float64."""
     m = (logits.double() - logits.double().amax((-2, -1), keepdim=True)).clamp_min(-40).exp()
-    for _ in range(6):
+    for _ in range(iterations):
         m = m / m.sum(-2, keepdim=True)
         m = m / m.sum(-1, keepdim=True)
-    held(tmp_path, library, "Sinkhorn", [logits], m, dtype, iterations=6)
+    for _ in range(newton):
+        left = torch.diag_embed(m.sum(-2)) - m.transpose(-1, -2) @ m
+        right = (1 - m.sum(-2))[..., :-1, None]
+        step = torch.linalg.solve(left[..., :-1, :-1], right).squeeze(-1).clamp(-4, 4)
+        m = m * torch.nn.functional.pad(step, (0, 1)).exp().unsqueeze(-2)
+        m = m / m.sum(-1, keepdim=True)
+    return m
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("newton", [0, 3])
+def test_sinkhorn(newton, dtype, library, tmp_path):
+    for size in (2, 4):
+        logits = 2 * draw(2, 5, size, size, dtype=dtype)
+        logits[0, 0, 1, 0] = -200 if newton == 0 else 0
+        want = sinkhorn_oracle(logits, 6, newton)
+        held(tmp_path, library, "Sinkhorn", [logits], want, dtype, iterations=6, newton=newton, size=size)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -57,18 +57,6 @@ def delta_body(
     return op.CastLike(op.Add(op.Add(x, fw) if add else x, op.Mul(weight, fw)), state)
 
 
-def sinkhorn_body(op: Any, logits: Any, *, iterations: int, stash_type: Any) -> Any:
-    """:func:`resfx.ops.sinkhorn.sinkhorn`, unrolled."""
-    x = op.Cast(logits, to=stash_type)
-    rows, columns, both = (op.Constant(value_ints=axes) for axes in ([-1], [-2], [-2, -1]))
-    least = op.Cast(op.Constant(value_float=-40.0), to=stash_type)
-    matrix = op.Exp(op.Max(op.Sub(x, op.ReduceMax(x, both, keepdims=1)), least))
-    for _ in range(iterations):
-        matrix = op.Div(matrix, op.ReduceSum(matrix, columns, keepdims=1))
-        matrix = op.Div(matrix, op.ReduceSum(matrix, rows, keepdims=1))
-    return op.CastLike(matrix, logits)
-
-
 OPERATOR = [
     FusedOperator(
         torch_name="resfx::combine_channels",
@@ -133,18 +121,5 @@ OPERATOR = [
         ),
         body=delta_body,
         flags=("add", "erase"),
-    ),
-    FusedOperator(
-        torch_name="resfx::sinkhorn",
-        schema=operator_schema(
-            "Sinkhorn",
-            "exp(logits), none more than 40 below its matrix's largest, scaled to unit column and row sums in turn"
-            " (mHC, arXiv 2512.24880, equation 9).",
-            inputs=[tensor("logits", "T", "(..., n, n)")],
-            outputs=[output("y", "T", "(..., n, n)")],
-            attributes=[attribute("iterations", int, "rounds of columns, then rows"), attribute(*_STASH)],
-        ),
-        body=sinkhorn_body,
-        flags=("iterations",),
     ),
 ]

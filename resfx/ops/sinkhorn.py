@@ -47,6 +47,8 @@ def sinkhorn(logits: Tensor, iterations: int = 20, newton: int = 0) -> Tensor:
         after 60 and of 2.4 after 240, and of 2.8 after 240 at 2e-2.
         Products of such matrices stay bounded in any case: entries are positive and rows sum to one.
     """
+    if keeps_one_node():
+        return _node(logits, iterations, newton)
     rounds_only = not newton and torch.compiler.is_compiling()  # a compiler decides itself what to compute again
     if rounds_only or transforming() or torch.compiler.is_exporting():
         return sinkhorn_formula(logits, iterations, newton)
@@ -55,24 +57,16 @@ def sinkhorn(logits: Tensor, iterations: int = 20, newton: int = 0) -> Tensor:
 
 def sinkhorn_formula(logits: Tensor, iterations: int, newton: int) -> Tensor:
     """:func:`sinkhorn` step by step."""
-    matrix = (_node if keeps_one_node() else _rounds)(logits, iterations)
-    for _ in range(newton):
-        step = _solve(matrix, 1 - matrix.sum(-2)).clamp(-_STRIDE, _STRIDE)
-        matrix = matrix * torch.exp(step).unsqueeze(-2)
-        matrix = matrix / matrix.sum(-1, keepdim=True)
-    return matrix
-
-
-def _rounds(logits: Tensor, iterations: int) -> Tensor:
     top = logits.amax((-2, -1), keepdim=True).detach()
     matrix = torch.exp((logits - top).clamp_min(-_RANGE))
     for _ in range(iterations):
         matrix = matrix / matrix.sum(-2, keepdim=True)
         matrix = matrix / matrix.sum(-1, keepdim=True)
+    for _ in range(newton):
+        step = _solve(matrix, 1 - matrix.sum(-2)).clamp(-_STRIDE, _STRIDE)
+        matrix = matrix * torch.exp(step).unsqueeze(-2)
+        matrix = matrix / matrix.sum(-1, keepdim=True)
     return matrix
-
-
-_node = one_node("sinkhorn", _rounds, lambda logits, _: torch.empty_like(logits))
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
@@ -125,3 +119,6 @@ class _Sinkhorn(torch.autograd.Function):
         g = grad - (saved * grad).sum(-1, keepdim=True)
         b = _solve(saved, (saved * g).sum(-2)).unsqueeze(-2)
         return saved * (g - b + (saved * b).sum(-1, keepdim=True)), None, None
+
+
+_node = one_node("sinkhorn", sinkhorn_formula, lambda logits, *_: torch.empty_like(logits))

@@ -118,7 +118,7 @@ void add_records(std::vector<Op>& to) {
   to.push_back(record("CombineChannels", t, "Tnn?", {}, {"lead", "centred"}, combine_channels<T>));
   to.push_back(record("MixChannels", t, "TTnn?", {}, {"unit"}, mix_channels<T>));
   to.push_back(record("DeltaWrite", t, "TTnnn?", {"eps2"}, {"add", "erase"}, delta_write<T>));
-  to.push_back(record("Sinkhorn", t, "T", {}, {"iterations"}, sinkhorn<T>));
+  to.push_back(record("Sinkhorn", t, "T", {}, {"iterations", "newton"}, sinkhorn<T>));
   to.push_back(record("ShortConvolution", t, "Tnn?T?", {}, {"silu"}, short_convolution<T>));
 }
 
