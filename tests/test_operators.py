@@ -12,7 +12,10 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
-from resfx.ops import _depth, _operators, delta
+from resfx.ops import _depth, _local_conv, _operators, delta, window
+
+# Right, but slow: torch has no rule for a batch of these.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop.*unfold_backward:UserWarning")
 
 
 def draw(*shape):
@@ -34,7 +37,16 @@ CASES = {
         lambda: ([draw(2, 3, 5), draw(2, 3, 5)], draw(5), draw(2, 3, 5), None, 1e-6, True),
         lambda: ([draw(2, 3, 5), draw(2, 3, 5)], draw(5), None, draw(), 1e-6, False),
     ]),
+    "windowed_attention": (window._operator, window.windowed_attention_formula, [
+        lambda: (draw(1, 2, 4, 3), draw(1, 1, 4, 3), draw(1, 1, 4, 3), None, 2, True, False, 0.5),
+        lambda: (draw(1, 2, 4, 3), draw(1, 1, 4, 3), draw(1, 1, 4, 3), torch.arange(4).view(1, 4) > 0, 3, False, True, 0.5),
+    ]),
+    "local_conv": (_local_conv._local_conv, _local_conv.local_conv, [
+        lambda: (draw(2, 4, 3), draw(3, 3), draw(3), draw(2, 4, 3), "silu", 2, 4),
+        lambda: (draw(1, 5, 3), draw(3, 3), None, None, "none", 0, 3),
+    ]),
 }  # fmt: skip
+LAYOUT = {"windowed_attention": window._by_time}
 VARIANTS = [(name, i) for name, (_, _, cases) in CASES.items() for i in range(len(cases))]
 every = pytest.mark.parametrize("name, variant", VARIANTS)
 
@@ -68,7 +80,7 @@ def kernels(monkeypatch):
         formula = next(f for n, (_, f, _) in CASES.items() if n == files or n == f"{files}_shortcut")
         return SimpleNamespace(
             supported=lambda *a: True,
-            forward=lambda *a: called.append("forward") or formula(*a).contiguous(),
+            forward=lambda *a: called.append("forward") or LAYOUT.get(files, torch.Tensor.contiguous)(formula(*a)),
             gradients=lambda grad, *a: called.append("gradients") or _operators._pull_back(formula, grad, a),
         )
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from resfx.ops import _depth, _operators, delta
+from resfx.ops import _depth, _local_conv, _operators, delta, window
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -156,6 +156,51 @@ def test_lists_that_begin_anywhere_in_memory(kernels):
     agree(_depth._weighted_sum, _depth.weighted_sum_formula, (sources, draw(2).float(), None), torch.float32)
 
 
+WINDOWS = {
+    "causal, groups": (7, 7, 3, 4, 2, True, False, False),
+    "causal, padded, blocks": (70, 70, 5, 2, 1, True, False, True),
+    "last queries": (4, 45, 40, 2, 2, True, False, True),
+    "centred": (37, 37, 20, 2, 2, False, False, False),
+    "centred, padded": (9, 9, 4, 2, 1, False, False, True),
+    "chunks so far": (37, 37, 20, 2, 1, True, True, True),
+    "chunks": (37, 37, 5, 1, 1, False, True, True),
+    "beyond the length": (5, 5, 30, 1, 1, True, False, False),
+}
+
+
+@inside
+@dtypes
+@pytest.mark.parametrize("form", WINDOWS)
+def test_windowed_attention(form, dtype, kernels):
+    size, length, reads, heads, shared, causal, chunk, masked = WINDOWS[form]
+    q = draw(2, size, heads, 5, dtype=dtype).transpose(1, 2)
+    k, v = draw(2, shared, length, 5, dtype=dtype), draw(2, length, shared, 18, dtype=dtype).transpose(1, 2)
+    mask = torch.arange(length) >= torch.tensor([[0], [length // 2 + 1]]) if masked else None
+    args = (q, k, v, mask, reads, causal, chunk, 0.3)
+    agree(window._operator, window.windowed_attention_formula, args, dtype)
+    out = window._operator(*args)
+    assert out.transpose(1, 2).is_contiguous()
+
+
+@inside
+def test_windows_of_one_and_free_leading_axes(kernels):
+    q, k, v = (draw(2, 3, 2, 6, 4).float() for _ in range(3))
+    assert torch.equal(window.windowed_attention(q, k, v, 1), v)
+    args = (q, k, v, torch.rand(3, 6) > 0.3, 2, True, False, 0.5)
+    agree(window._operator, window.windowed_attention_formula, args, torch.float32)
+
+
+@inside
+@dtypes
+@pytest.mark.parametrize("length, size, taps, left", [(5, 5, 4, 3), (70, 70, 3, 1), (9, 6, 4, 0), (3, 3, 1, 0)])
+@pytest.mark.parametrize("activation, extras", [("none", False), ("silu", True)])
+def test_local_conv(length, size, taps, left, activation, extras, dtype, kernels):
+    x, shortcut = turned(draw(2, length, 7, dtype=dtype)), turned(draw(2, size, 7, dtype=dtype))
+    bias = draw(7, dtype=dtype) if extras else None
+    args = (x, draw(7, taps, dtype=dtype), bias, shortcut if extras else None, activation, left, size)
+    agree(_local_conv._local_conv, _local_conv.local_conv, args, dtype)
+
+
 class NoDevice:
     """A driver whose GPU is not there, for the compiler to ask."""
 
@@ -197,6 +242,14 @@ def launches(name, dtype):
         "delta": [(x, x, x[..., :1].float(), x[..., :1].float(), torch.tensor(0.0), None, 1e-10, True)],
         "weighted_sum": [([x, x, x], torch.randn(3), x), ([x, x], torch.randn(2, 4, 2), None)],
         "attention_read": [([x] * 3, x[0, 0], x, None, 1e-6, True), ([x] * 2, x[0, 0], None, x[0, 0, 0], 1e-6, False)],
+        "local_conv": [
+            (x, torch.randn(80, 4), torch.randn(80), x, "silu", 3, 4),
+            (x, torch.randn(80, 4), None, None, "none", 3, 4),
+        ],
+        "windowed_attention": [
+            (x.view(1, 2, 4, 80), x[:1].view(1, 1, 4, 80), x[:1].view(1, 1, 4, 80), m, 3, True, chunk, 0.1)
+            for m, chunk in ((None, False), (torch.ones(1, 4, dtype=torch.bool), True))
+        ],
     }[name]
 
 
@@ -204,11 +257,11 @@ def launches(name, dtype):
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, *(pytest.param(t, marks=pytest.mark.matrix)
                                                      for t in (torch.float32, torch.float16))])  # fmt: skip
-@pytest.mark.parametrize("name", ["delta", "weighted_sum", "attention_read"])
+@pytest.mark.parametrize("name", ["delta", "weighted_sum", "attention_read", "windowed_attention", "local_conv"])
 def test_kernels_compile_for_a_gpu(name, dtype, compiled):
     kernels = _operators._kernel_module(name)
     for args in launches(name, dtype):
         assert kernels.supported(*args)
         out = kernels.forward(*args)
         kernels.gradients(torch.empty_like(out), *args)
-    assert {n.partition(".")[2] for n in compiled} >= {"_forward", "_backward"}
+    assert {n.partition(".")[2].partition("_")[2].partition("_")[0] for n in compiled} >= {"forward", "backward"}

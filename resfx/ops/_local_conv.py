@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ._operators import fused
 from ._streaming import Mixer, State, last, readable
 from .window import reach
 
@@ -48,21 +49,44 @@ class LocalConv(Mixer):
         rows = self.to_rows(h)
         real = readable(rows, mask)
         x = (rows if real is None else rows * real.unsqueeze(-1)).to(self.weight.dtype)
-        before, after = self.reads
-        if state is None:
-            x = nn.functional.pad(x, (0, 0, before, after))
-        else:
+        before = self.reads[0]
+        if state is not None:
             x = torch.cat((state[0], x), 1)
-        size = rows.shape[1]
-        taps = self.weight.unbind(1)
-        mixed = x.narrow(1, 0, size) * taps[0]
-        for s in range(1, self.kernel):
-            mixed = torch.addcmul(mixed, x.narrow(1, s, size), taps[s])
-        if self.bias is not None:
-            mixed = mixed + self.bias
-        mixed = ACTIVATIONS[self.activation](mixed).to(rows.dtype)
-        out = self.from_rows(rows + mixed if self.residual else mixed, h)
+        left, shortcut = before if state is None else 0, rows if self.residual else None
+        mixed = _local_conv(x, self.weight, self.bias, shortcut, self.activation, left, rows.shape[1])
+        out = self.from_rows(mixed.to(rows.dtype), h)
         return (out, (last(x, before, 1),)) if keep else out
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]} channels, kernel {self.kernel}, activation {self.activation}"
+
+
+def local_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, activation: str, left: int, size: int
+) -> Tensor:
+    """``shortcut + act(sum_s weight_s x[t - left + s] + bias)`` at the positions ``t < size``; zeros beyond the ends.
+
+    Args:
+        x: ``(batch, S, width)``.
+        weight: taps, ``(width, kernel)``.
+        bias: ``(width,)``.
+        shortcut: ``(batch, size, width)``.
+        activation: a name of :data:`ACTIVATIONS`.
+        left: how many positions before its own the first tap reads.
+        size: positions of the result.
+
+    Returns:
+        ``(batch, size, width)`` in the type of the shortcut, or of ``x``.
+    """
+    after = size + weight.shape[1] - 1 - left - x.shape[1]
+    padded, taps = nn.functional.pad(x, (0, 0, left, after)), weight.unbind(1)
+    mixed = padded.narrow(1, 0, size) * taps[0]
+    for s in range(1, len(taps)):
+        mixed = torch.addcmul(mixed, padded.narrow(1, s, size), taps[s])
+    if bias is not None:
+        mixed = mixed + bias
+    mixed = ACTIVATIONS[activation](mixed)
+    return mixed.to(x.dtype) if shortcut is None else shortcut + mixed.to(shortcut.dtype)
+
+
+_local_conv = fused("local_conv", local_conv)
