@@ -12,7 +12,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
-from resfx.ops import _depth, _local_conv, _operators, delta, window
+from resfx.ops import _depth, _local_conv, _operators, delta, expanded_ddl, window
 
 # Right, but slow: torch has no rule for a batch of these.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop.*unfold_backward:UserWarning")
@@ -44,6 +44,10 @@ CASES = {
     "local_conv": (_local_conv._local_conv, _local_conv.local_conv, [
         lambda: (draw(2, 4, 3), draw(3, 3), draw(3), draw(2, 4, 3), "silu", 2, 4),
         lambda: (draw(1, 5, 3), draw(3, 3), None, None, "none", 0, 3),
+    ]),
+    "wide_delta": (expanded_ddl._write, expanded_ddl.write_formula, [
+        lambda: (draw(2, 2, 3), draw(2, 3), draw(2, 1), draw(2, 2), draw(), 1e-3, True, True),
+        lambda: (draw(2, 2, 3), draw(2, 3), draw(2, 1), draw(2, 2), draw(3), 1e-3, False, False),
     ]),
 }  # fmt: skip
 LAYOUT = {"windowed_attention": window._by_time}

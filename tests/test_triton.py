@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from resfx.ops import _depth, _local_conv, _operators, delta, window
+from resfx.ops import _depth, _local_conv, _operators, delta, expanded_ddl, window
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -201,6 +201,21 @@ def test_local_conv(length, size, taps, left, activation, extras, dtype, kernels
     agree(_local_conv._local_conv, _local_conv.local_conv, args, dtype)
 
 
+@inside
+@dtypes
+@pytest.mark.parametrize("channels, width", [(1, 20), (3, 33)])
+@pytest.mark.parametrize("mix", ["none", "scalar", "channel"])
+@pytest.mark.parametrize("add, erase", [(True, True), (False, True), (True, False)])
+def test_wide_delta(channels, width, mix, add, erase, dtype, kernels):
+    state, f = draw(2, 3, 1, width, dtype=dtype).expand(2, 3, channels, width), turned(draw(2, 3, width, dtype=dtype))
+    if add:
+        state = turned(draw(2, 3, channels, width, dtype=dtype))
+    m = {"none": None, "scalar": draw(dtype=dtype), "channel": draw(width)}[mix]
+    m = None if m is None else m.to(dtype)
+    args = (state, f, draw(2, 3, 1).float(), turned(draw(2, 3, channels)).float(), m, 1e-4, add, erase)
+    agree(expanded_ddl._write, expanded_ddl.write_formula, args, dtype)
+
+
 class NoDevice:
     """A driver whose GPU is not there, for the compiler to ask."""
 
@@ -246,6 +261,9 @@ def launches(name, dtype):
             (x, torch.randn(80, 4), torch.randn(80), x, "silu", 3, 4),
             (x, torch.randn(80, 4), None, None, "none", 3, 4),
         ],
+        "wide_delta": [
+            (x, x[:, 0], x[:, 0, :1], x[:, :, 0], m, 1e-10, True, True) for m in (torch.tensor(0.0), x[0, 0])
+        ],
         "windowed_attention": [
             (x.view(1, 2, 4, 80), x[:1].view(1, 1, 4, 80), x[:1].view(1, 1, 4, 80), m, 3, True, chunk, 0.1)
             for m, chunk in ((None, False), (torch.ones(1, 4, dtype=torch.bool), True))
@@ -257,7 +275,9 @@ def launches(name, dtype):
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, *(pytest.param(t, marks=pytest.mark.matrix)
                                                      for t in (torch.float32, torch.float16))])  # fmt: skip
-@pytest.mark.parametrize("name", ["delta", "weighted_sum", "attention_read", "windowed_attention", "local_conv"])
+@pytest.mark.parametrize(
+    "name", ["delta", "weighted_sum", "attention_read", "windowed_attention", "local_conv", "wide_delta"]
+)
 def test_kernels_compile_for_a_gpu(name, dtype, compiled):
     kernels = _operators._kernel_module(name)
     for args in launches(name, dtype):

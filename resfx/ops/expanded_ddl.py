@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ._operators import accumulator
+from ._operators import accumulator, fused
 from ._streaming import Mixer, State, last, readable
 from .ddl import DDL, DeltaSite
 from .method import Place
@@ -189,7 +189,7 @@ class DeltaWrite(DeltaSite):
     def forward(self, state: Tensor, f: Tensor, x: Tensor, c: Tensor | None, memo: None) -> Tensor:  # type: ignore[override]
         beta, v = self.gates(x, f, c)
         settings = (self.eps2, self.config.start == "preserve", not self.config.write_only)
-        return recomputed(self.config.recompute, write_formula, state, f, beta, v, self.mix, *settings)
+        return recomputed(self.config.recompute, _write, state, f, beta, v, self.mix, *settings)
 
 
 def write_formula(
@@ -207,6 +207,9 @@ def write_formula(
     if mix is not None:
         weight = mix.to(wide) * (weight - 1)
     return torch.addcmul(xw + fw if add else xw, weight, fw).to(state.dtype)
+
+
+_write = fused("wide_delta", write_formula)
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:
