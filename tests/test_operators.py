@@ -12,7 +12,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
-from resfx.ops import _depth, _local_conv, _operators, delta, expanded_ddl, window
+from resfx.ops import _channels, _depth, _local_conv, _operators, delta, window
 
 # Right, but slow: torch has no rule for a batch of these.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop.*unfold_backward:UserWarning")
@@ -39,15 +39,23 @@ CASES = {
     ]),
     "windowed_attention": (window._operator, window.windowed_attention_formula, [
         lambda: (draw(1, 2, 4, 3), draw(1, 1, 4, 3), draw(1, 1, 4, 3), None, 2, True, False, 0.5),
-        lambda: (draw(1, 2, 4, 3), draw(1, 1, 4, 3), draw(1, 1, 4, 3), torch.arange(4).view(1, 4) > 0, 3, False, True, 0.5),
+        lambda: (draw(1, 2, 4, 3), draw(1, 1, 4, 3), draw(1, 1, 4, 3), torch.arange(4)[None] > 0, 3, False, True, 0.5),
     ]),
-    "local_conv": (_local_conv._local_conv, _local_conv.local_conv, [
-        lambda: (draw(2, 4, 3), draw(3, 3), draw(3), draw(2, 4, 3), "silu", 2, 4),
-        lambda: (draw(1, 5, 3), draw(3, 3), None, None, "none", 0, 3),
+    "short_convolution": (_local_conv._operator, _local_conv.short_convolution_formula, [
+        lambda: (draw(2, 4, 3), draw(3, 3), draw(3), draw(2, 4, 3), True, 2, 4),
+        lambda: (draw(1, 5, 3), draw(3, 3), None, None, False, 0, 3),
     ]),
-    "wide_delta": (expanded_ddl._write, expanded_ddl.write_formula, [
+    "wide_delta": (_channels.delta_write, _channels.delta_write_formula, [
         lambda: (draw(2, 2, 3), draw(2, 3), draw(2, 1), draw(2, 2), draw(), 1e-3, True, True),
         lambda: (draw(2, 2, 3), draw(2, 3), draw(2, 1), draw(2, 2), draw(3), 1e-3, False, False),
+    ]),
+    "wide_mix": (_channels.mix, _channels.mix_formula, [
+        lambda: (draw(2, 2, 3), draw(2, 3), draw(2, 2), draw(2, 2, 2), False),
+        lambda: (draw(2, 2, 3), draw(2, 3), draw(2), None, True),
+    ]),
+    "wide_combine": (_channels._wide_combine, _channels._combine_given, [
+        lambda: (draw(2, 2, 3), draw(2, 2, 1), draw(2, 1), 1),
+        lambda: (draw(2, 2, 3), draw(2, 1), None, 0),
     ]),
 }  # fmt: skip
 LAYOUT = {"windowed_attention": window._by_time}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ._chunks import chunked_sum, cut, is_cut, run_chunk, with_chunks
 from ._operators import accumulator, fused
 from .method import Method, Place
 
@@ -27,12 +28,14 @@ class DepthPlace(Place):
         sources: how many sources it is handed.
         last: whether it stands after the last sublayer, before the readers of the stream's end.
         outputs: how many tensors it returns.
+        sublayers: how many the unit behind the read has; parallel ones count once.
     """
 
     read: int
     sources: int
     last: bool
     outputs: int
+    sublayers: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +49,14 @@ class DepthMethod(Method):
     every bit in any type, on pre-norm and post-norm hosts alike.
 
     Attributes:
-        checkpoint: recompute the read in the backward pass instead of keeping its intermediate tensors.
+        recompute: run the read again in the backward pass and keep only what it was given, none of what lies between.
     """
 
     scope: ClassVar[str] = "depth"
     unit: ClassVar[Literal["sublayer", "block"]] = "block"
     carries: ClassVar[Literal["outputs", "states"]] = "states"
 
-    checkpoint: bool = False
+    recompute: bool = False
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         """The sources of a read, or ``None`` for no read there.
@@ -65,7 +68,7 @@ class DepthMethod(Method):
         raise NotImplementedError
 
     def targets(self, last: bool) -> tuple[str, ...]:
-        """Who reads the result: ``"stream"`` (shortcut and all), ``"input"`` (the branch, not the shortcut), or
+        """Who reads the result: ``"stream"`` (shortcut and all), ``"input"`` (the branch) and ``"shortcut"``, or
         ``"q"``, ``"k"``, ``"v"`` (the attention's projections) and ``"r"`` (every other reader, the shortcut too);
         ``"qr"`` is both."""
         return ("stream",)
@@ -99,11 +102,11 @@ class Read(nn.Module):
         self.preserve = config.start == "preserve"
 
     def forward(self, sources: list[Tensor], x: Tensor, recomputed: bool = False) -> Tensor | tuple[Tensor, ...]:
-        if recomputed or not self.config.checkpoint or not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        if recomputed or not self.config.recompute or not torch.is_grad_enabled() or torch.compiler.is_exporting():
             return self.read(sources, x)
         # Parameters are passed, not looked up again: a recomputation may run outside the call that swapped them.
         given = dict(self.named_parameters())
-        call = lambda p, s, y: torch.func.functional_call(self, p, (s, y, True))
+        call = with_chunks(lambda p, s, y: torch.func.functional_call(self, p, (s, y, True)))
         return checkpoint(call, given, sources, x, use_reentrant=False, preserve_rng_state=False)
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -130,6 +133,8 @@ def weighted_sum_formula(sources: Sequence[Tensor], weights: Tensor, base: Tenso
     dtype = sources[0].dtype if base is None else base.dtype
     wide = accumulator(dtype)
     weights = weights.to(wide)
+    if is_cut(sources):
+        return chunked_sum(sources, weights, base).to(dtype)
     total = weights[..., 0, None] * sources[0].to(wide)
     for j in range(1, len(sources)):
         total = total + weights[..., j, None] * sources[j].to(wide)
@@ -139,6 +144,8 @@ def weighted_sum_formula(sources: Sequence[Tensor], weights: Tensor, base: Tenso
 
 def rms_scores(sources: Sequence[Tensor], query: Tensor, eps: float) -> Tensor:
     """``query . RMSNorm(source_j)`` as ``(..., n)``, in float32 for half types: a product and a scale per source."""
+    if is_cut(sources):
+        return torch.cat([run_chunk(rms_scores, sources[part], query, eps) for part in cut(len(sources))], -1)
     wide = accumulator(sources[0].dtype)
     query = query.to(wide)
     scores = []
@@ -200,5 +207,5 @@ def in_blocks(read: int, size: int, partial: bool = True) -> list[tuple[int, ...
     return [(0,), *(g for g in groups if partial or len(g) == size)]
 
 
-_weighted_sum = fused("weighted_sum", weighted_sum_formula)
-_attention_read = fused("attention_read", attention_read_formula)
+_weighted_sum = fused("weighted_sum", weighted_sum_formula, node=True)
+_attention_read = fused("attention_read", attention_read_formula, node=True)

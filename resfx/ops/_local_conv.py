@@ -3,15 +3,101 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ._operators import fused
+from ._operators import fused, keeps_one_node, one_node
 from ._streaming import Mixer, State, last, readable
+from .method import Method, Place
 from .window import reach
 
-ACTIVATIONS = {"none": lambda x: x, "silu": nn.functional.silu}
+ACTIVATIONS = ("none", "silu")
+
+
+def short_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool, left: int, size: int
+) -> Tensor:
+    """``base + act(sum_s weight[:, s] x[:, t - left + s] + bias)`` at the positions ``t < size``.
+
+    Args:
+        x: the positions read, ``(batch, S, d)``; zeros beyond its ends.
+        weight: ``(d, k)``.
+        bias: ``(d,)``.
+        base: ``(batch, size, d)``, nothing by default.
+        silu: whether ``act`` is SiLU; else it does nothing.
+        left: how many positions before its own the first tap reads.
+        size: positions of the result.
+    """
+    if keeps_one_node():
+        return _node(_padded(x, weight, left, size), weight, bias, base, silu)
+    return _operator(x, weight, bias, base, silu, left, size)
+
+
+def short_convolution_formula(
+    x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool, left: int, size: int
+) -> Tensor:
+    """:func:`short_convolution` step by step."""
+    return _convolution(_padded(x, weight, left, size), weight, bias, base, silu)
+
+
+def _padded(x: Tensor, weight: Tensor, left: int, size: int) -> Tensor:
+    """All positions that are read, ``(batch, size + k - 1, d)``."""
+    return nn.functional.pad(x, (0, 0, left, size + weight.shape[1] - 1 - left - x.shape[1]))
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool) -> Tensor:
+    taps = weight.unbind(1)
+    size = x.shape[1] - len(taps) + 1
+    mixed = x.narrow(1, 0, size) * taps[0]
+    for s in range(1, len(taps)):
+        mixed = torch.addcmul(mixed, x.narrow(1, s, size), taps[s])
+    if bias is not None:
+        mixed = mixed + bias
+    if silu:
+        mixed = nn.functional.silu(mixed)
+    return mixed if base is None else base + mixed
+
+
+_operator = fused("short_convolution", short_convolution_formula)
+_node = one_node(
+    "short_convolution_node",
+    _convolution,
+    lambda x, weight, *_: x.new_empty(x.shape[0], x.shape[1] - weight.shape[1] + 1, x.shape[2]),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalConvMethod(Method):
+    """What the methods that insert :class:`LocalConv` have in common; they differ in where, and in their defaults."""
+
+    scope: ClassVar[str] = "sequence"
+
+    kernel: int = 4
+    bias: bool = False
+    activation: str = "none"
+    residual: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel < 1:
+            raise ValueError(f"kernel must be at least 1 position, not {self.kernel}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {tuple(ACTIVATIONS)}, not {self.activation!r}")
+        if self.start == "preserve" and not self.residual and self.activation != "none":
+            raise ValueError(
+                f"{self.activation}(conv(x)) is not the identity for any weights: "
+                "residual=True, activation='none' or start='published'"
+            )
+
+    def build(self, place: Place) -> nn.Module:
+        return LocalConv(
+            place.width, self.kernel, bias=self.bias, activation=self.activation, residual=self.residual,
+            causal=place.causal, identity=self.start == "preserve",
+            factory={"device": place.device, "dtype": place.dtype},
+        )  # fmt: skip
 
 
 class LocalConv(Mixer):
@@ -52,41 +138,11 @@ class LocalConv(Mixer):
         before = self.reads[0]
         if state is not None:
             x = torch.cat((state[0], x), 1)
-        left, shortcut = before if state is None else 0, rows if self.residual else None
-        mixed = _local_conv(x, self.weight, self.bias, shortcut, self.activation, left, rows.shape[1])
-        out = self.from_rows(mixed.to(rows.dtype), h)
+        base = rows if self.residual and rows.dtype == x.dtype else None
+        left, silu = before if state is None else 0, self.activation == "silu"
+        mixed = short_convolution(x, self.weight, self.bias, base, silu, left, rows.shape[1]).to(rows.dtype)
+        out = self.from_rows(rows + mixed if self.residual and base is None else mixed, h)
         return (out, (last(x, before, 1),)) if keep else out
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]} channels, kernel {self.kernel}, activation {self.activation}"
-
-
-def local_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, activation: str, left: int, size: int
-) -> Tensor:
-    """``shortcut + act(sum_s weight_s x[t - left + s] + bias)`` at the positions ``t < size``; zeros beyond the ends.
-
-    Args:
-        x: ``(batch, S, width)``.
-        weight: taps, ``(width, kernel)``.
-        bias: ``(width,)``.
-        shortcut: ``(batch, size, width)``.
-        activation: a name of :data:`ACTIVATIONS`.
-        left: how many positions before its own the first tap reads.
-        size: positions of the result.
-
-    Returns:
-        ``(batch, size, width)`` in the type of the shortcut, or of ``x``.
-    """
-    after = size + weight.shape[1] - 1 - left - x.shape[1]
-    padded, taps = nn.functional.pad(x, (0, 0, left, after)), weight.unbind(1)
-    mixed = padded.narrow(1, 0, size) * taps[0]
-    for s in range(1, len(taps)):
-        mixed = torch.addcmul(mixed, padded.narrow(1, s, size), taps[s])
-    if bias is not None:
-        mixed = mixed + bias
-    mixed = ACTIVATIONS[activation](mixed)
-    return mixed.to(x.dtype) if shortcut is None else shortcut + mixed.to(shortcut.dtype)
-
-
-_local_conv = fused("local_conv", local_conv)

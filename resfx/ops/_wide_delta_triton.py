@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._operators import KERNEL_TYPES
-from ._triton import PROGRAMS, given, launch, on, row_fits
+from ._triton import PROGRAMS, given, launch, on, row_fits, where_it_lies
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def _backward(  # noqa: ANN202
             tl.store(gx + (row * n + i) * d + columns, to_x.to(gx.dtype.element_ty), mask=inside)
         to_f -= to_scale * scale * scale * scale * fw
         tl.store(gf + row * d + columns, to_f.to(gf.dtype.element_ty), mask=inside)
-        tl.store(gbeta + row, to_beta.to(gbeta.dtype.element_ty))
+        tl.store(gbeta + row, to_beta)  # cast to its type
         if MIX == "scalar":
             tl.store(gmix + row, to_mix)
     if MIX == "channel":
@@ -116,7 +116,7 @@ def supported(
 def forward(
     state: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, eps2: float, add: bool, erase: bool
 ) -> Tensor:
-    """:func:`resfx.ops.expanded_ddl.write_formula`."""
+    """:func:`resfx.ops._channels.delta_write`."""
     *_, n, d = state.shape
     out = state.new_empty(state.shape)
     rows, f, beta, v = where_it_lies(state), f.contiguous(), beta.contiguous(), v.contiguous()
@@ -146,12 +146,6 @@ def gradients(
             ADD=add, ERASE=erase, MIX=kind, **launch(d),
         )  # fmt: skip
     return gx, gf, gbeta, gv, None if mix is None else gmix.sum(0).to(mix.dtype), None, None, None
-
-
-def where_it_lies(state: Tensor) -> Tensor:
-    """A state as ``(rows, n, d)``, its channels side by side or the same memory, features next to each other."""
-    rows = state.reshape(-1, *state.shape[-2:])
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _kind(mix: Tensor | None) -> str:

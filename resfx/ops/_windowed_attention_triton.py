@@ -1,4 +1,4 @@
-"""Windowed attention as Triton kernels: blocks of queries against the keys that any of them reads, softmax as they come.
+"""Windowed attention as Triton kernels: blocks of queries against the keys that any of them reads, as they come.
 
 Keys and values are read once and a window's overlap more; no score leaves a program. The backward pass computes the
 softmax again, first for the queries, then for the keys, which query heads share without atomics.

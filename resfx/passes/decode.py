@@ -60,7 +60,8 @@ class ShortState:
         if tokens_to_remove:
             raise ResfxError(
                 f"cannot take {abs(tokens_to_remove)} tokens back from the cache",
-                f"{self.name} keeps only its last few tokens", "run the shorter prompt again with a fresh cache",
+                f"{self.name} keeps only its last few tokens",
+                "generate without an assistant or prompt look-up; or run the shorter text again with a fresh cache",
             )  # fmt: skip
 
     def get_seq_length(self) -> int:

@@ -1,6 +1,6 @@
 """The short depthwise convolution as Triton kernels: tiles of positions and channels, every tap from cache.
 
-With activation, bias and shortcut in one pass. Backwards, what goes into the activation is computed again; the rest is
+With activation, bias and base in one pass. Backwards, what goes into the activation is computed again; the rest is
 the same convolution with its taps turned round.
 """
 
@@ -42,8 +42,8 @@ def _mixed(  # noqa: ANN202
 
 @triton.jit
 def _forward(  # noqa: ANN202
-    x, weight, bias, shortcut, out, left, S, size, width,  # noqa: ANN001
-    TAPS: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, SHORTCUT: tl.constexpr,
+    x, weight, bias, base, out, left, S, size, width,  # noqa: ANN001
+    TAPS: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, BASE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(1).to(tl.int64)
@@ -53,8 +53,8 @@ def _forward(  # noqa: ANN202
     if SILU:
         total = total * tl.sigmoid(total)
     kind = out.dtype.element_ty
-    if SHORTCUT:
-        total = _at(shortcut, batch, t, size, columns, width) + total.to(kind).to(tl.float32)
+    if BASE:
+        total = _at(base, batch, t, size, columns, width) + total.to(kind).to(tl.float32)
     inside = (t < size)[:, None] & (columns < width)[None, :]
     tl.store(out + (batch * size + t)[:, None] * width + columns[None, :], total.to(kind), mask=inside)
 
@@ -83,32 +83,32 @@ def _backward(  # noqa: ANN202
 
 
 def supported(
-    x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, activation: str, left: int, size: int
+    x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool, left: int, size: int
 ) -> bool:
     """Whether the kernels take these: operands as documented, at most 32 taps."""
-    tensors = [t for t in (x, weight, bias, shortcut) if t is not None]
+    tensors = [t for t in (x, weight, bias, base) if t is not None]
     shaped = x.ndim == 3 and weight.shape[0] == x.shape[-1] and (bias is None or bias.shape == x.shape[-1:])
-    added = shortcut is None or shortcut.shape == (x.shape[0], size, x.shape[-1])
-    known = activation in ("none", "silu") and all(t.dtype in KERNEL_TYPES for t in tensors)
+    added = base is None or base.shape == (x.shape[0], size, x.shape[-1])
+    known = all(t.dtype in KERNEL_TYPES for t in tensors)
     return shaped and added and known and 0 < weight.shape[1] <= MOST and x.numel() > 0 and size > 0
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, activation: str, left: int, size: int
+    x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool, left: int, size: int
 ) -> Tensor:
-    """:func:`resfx.ops._local_conv.local_conv`."""
-    out = (x if shortcut is None else shortcut).new_empty((x.shape[0], size, x.shape[-1]))
-    _run(x, weight, bias, shortcut, out, activation == "silu", left)
+    """:func:`resfx.ops._local_conv.short_convolution`."""
+    out = (x if base is None else base).new_empty((x.shape[0], size, x.shape[-1]))
+    _run(x, weight, bias, base, out, silu, left)
     return out
 
 
 def gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, activation: str,
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool,
     left: int, size: int,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """The gradients of :func:`forward`; sums over positions are taken in a fixed order, without atomics."""
     batch, length, width = x.shape
-    taps, silu, grad = weight.shape[1], activation == "silu", grad.contiguous()
+    taps, grad = weight.shape[1], grad.contiguous()
     through = torch.empty_like(grad, dtype=torch.float32) if silu else grad
     grid = _grid(size, batch, width)
     gw = x.new_empty((grid[0] * batch, width, taps), dtype=torch.float32)
@@ -121,16 +121,16 @@ def gradients(
     gx = torch.empty_like(x, memory_format=torch.contiguous_format)
     _run(through, weight.flip(1), None, None, gx, False, taps - 1 - left)
     to_bias = None if bias is None else gb.sum(0).to(bias.dtype)
-    return gx, gw.sum(0).to(weight.dtype), to_bias, None if shortcut is None else grad, None, None, None
+    return gx, gw.sum(0).to(weight.dtype), to_bias, None if base is None else grad, None, None, None
 
 
 def _run(
-    x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, out: Tensor, silu: bool, left: int
+    x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, out: Tensor, silu: bool, left: int
 ) -> None:
     with on(x):
         _forward[_grid(out.shape[1], out.shape[0], out.shape[2])](
-            x.contiguous(), weight.contiguous(), given(bias, x), given(shortcut, x), out, left, x.shape[1], *out.shape[1:],
-            TAPS=weight.shape[1], BIAS=bias is not None, SILU=silu, SHORTCUT=shortcut is not None,
+            x.contiguous(), weight.contiguous(), given(bias, x), given(base, x), out, left, x.shape[1], *out.shape[1:],
+            TAPS=weight.shape[1], BIAS=bias is not None, SILU=silu, BASE=base is not None,
             ROWS=ROWS, COLUMNS=COLUMNS,
         )  # fmt: skip
 
