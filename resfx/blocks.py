@@ -146,8 +146,9 @@ class Blocks:
         if not (compiled or names):
             return variant.run
         for known, plan, run in self.runners:
-            same = plan.compiled == compiled and plan.recomputed == names and plan.recompute is recompute
-            if known is variant and same:
+            same = known is variant and plan.compiled == compiled and plan.recomputed == names
+            # A tracer does not tell two functions apart; it takes the one that was first asked for.
+            if same and (plan.recompute is recompute or torch.compiler.is_compiling()):
                 return run
         return never_traced(self._add)(variant, Plan(compiled, names, recompute))
 
@@ -202,20 +203,37 @@ class Blocks:
 
 
 def _recomputing(function: Callable[..., Any], recompute: Callable[..., Any], written: list[int]) -> Callable[..., Any]:
-    """``function`` with its activations recomputed; running statistics are written the first time only."""
-    if not written:
-        return functools.partial(recompute, function)
+    """``function`` with its activations recomputed from the same parameters; statistics are written the first time."""
 
     def run(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return recompute(function, *args)
+        before = {i: _tensors(a) for i, a in enumerate(args) if isinstance(a, nn.Module)}
         done = False
 
         def body(*given: Any) -> Any:
             nonlocal done
             if done:
-                given = tuple([a.clone() if i in written else a for i, a in enumerate(given)])
+                again = list(given)
+                for i in written:
+                    again[i] = given[i].clone()
+                for i, tensors in before.items():
+                    again[i] = _with_tensors(given[i], tensors)
+                return function(*again)
             done = True
             return function(*given)
 
         return recompute(body, *args)
 
     return run
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def _with_tensors(module: nn.Module, tensors: dict[str, torch.Tensor]) -> Callable[..., Any]:
+    """The module as it was called: ``torch.func.functional_call`` may have lent it parameters and be over by now."""
+    if all(tensors[n] is t for n, t in _tensors(module).items()):
+        return module
+    return lambda *args, **kwargs: torch.func.functional_call(module, tensors, args, kwargs)

@@ -22,18 +22,22 @@ def run(path, feeds: dict[str, torch.Tensor], **options) -> list[torch.Tensor]:
     return [verify._from_runtime(v) for v in made.run_with_ort_values(names, values)]
 
 
-def node(path, op: str, given: list[torch.Tensor | None], output: torch.dtype, **attributes) -> dict[str, torch.Tensor]:
+def node(
+    path, op: str, given: list[torch.Tensor | None], output: torch.dtype, choose=lambda n: None, **attributes
+) -> dict[str, torch.Tensor]:
     """Write a model of one fused node with its body attached; returns what to feed it with."""
     kind = lambda dtype: onnx.helper.np_dtype_to_tensor_dtype(verify.to_numpy(torch.empty(0, dtype=dtype)).dtype)
     feeds = {f"i{n}": t for n, t in enumerate(given) if t is not None}
     names = [f"i{n}" if t is not None else "" for n, t in enumerate(given)]
-    values = [onnx.helper.make_tensor_value_info(n, kind(t.dtype), [None] * t.dim()) for n, t in feeds.items()]
+    # Sizes that operators leave open stay open, under one name each.
+    shapes = {n: [s if d else "batch" for d, s in enumerate(t.shape)] for n, t in feeds.items()}
+    values = [onnx.helper.make_tensor_value_info(n, kind(t.dtype), shapes[n]) for n, t in feeds.items()]
     out = onnx.helper.make_tensor_value_info("y", kind(output), None)
     made = onnx.helper.make_node(op, names, ["y"], domain="resfx", **attributes)
     imports = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid("resfx", 1)]
     graph = onnx.helper.make_graph([made], "one", values, [out])
     model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=imports, ir_version=10))
-    attach_bodies(model, fused_operators(), 23)
+    attach_bodies(model, fused_operators(), 23, choose)
     ir.save(model, path)
     return feeds
 

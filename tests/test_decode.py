@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from conftest import randomise
 from generation import CAUSAL, METHODS, acting, steps
 from hosts import BY_NAME, tokens
 
@@ -109,6 +110,22 @@ def test_an_empty_cache_that_the_caller_made():
     with torch.no_grad():
         again = new(input_ids=ids[:, :6], past_key_values=cache, use_cache=True)
     torch.testing.assert_close(again.logits, first.logits, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["sliding_attention", pytest.param("full_attention", marks=pytest.mark.matrix)])
+def test_hosts_whose_layers_are_all_of_one_kind(kind):
+    """A host looks for its first layer of each kind in the cache: a mixer's state is neither."""
+    config = copy.deepcopy(BY_NAME["gemma2"].make().config)
+    config.layer_types = [kind] * config.num_hidden_layers
+    new = resfx.rewrite(type(BY_NAME["gemma2"].make())(config).eval(), METHODS["conv"],
+                        kwargs=BY_NAME["gemma2"].inputs(2, 7), check=False)  # fmt: skip
+    randomise(new, 0.3)
+    ids, mask = tokens(2, 12, 3), torch.ones(2, 12, dtype=torch.long)  # longer than the host's window of 8
+    mask[0, :2] = 0
+    got, _ = steps(new, ids, mask, [9, 1, 1, 1])
+    with torch.no_grad():
+        want = new(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    torch.testing.assert_close(got[mask.bool()], want[mask.bool()], atol=1e-5, rtol=1e-5)
 
 
 def test_rows_move_with_the_cache():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import depth_reference as ref
 import pytest
 import torch
 from conftest import randomise
 from hosts import tokens
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import resfx
 from resfx.ops._depth import in_blocks, relative_softmax
@@ -178,14 +181,59 @@ def test_reads_commute_with_permutations_of_tokens(method):
         torch.testing.assert_close(a[:, order], b)
 
 
+class Widest(TorchDispatchMode):
+    """The largest tensor that an operator made, in elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, torch.Tensor)]
+        self.elements = max([self.elements, *(t.numel() for t in made)])
+        return out
+
+
+READS = [
+    AttnRes, DeltaAttnRes, functools.partial(DeltaAttnRes, null=True), DenseFormer, ELC,
+    functools.partial(ELC, variant="normalized"), functools.partial(ELC, variant="base"), DCA, MUDD,
+    functools.partial(MUDD, prepost=True), VerticalAttention, functools.partial(VerticalAttention, routing="content"),
+    DepthRead, functools.partial(DepthRead, heads=4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("start", ["preserve", "published"])
+@pytest.mark.parametrize(
+    "make", READS, ids=lambda m: "-".join([m().name, *map(str, getattr(m, "keywords", {}).values())])
+)
+def test_a_read_never_stacks_its_sources_and_all_of_it_learns_in_two_steps(make, start):
+    torch.manual_seed(0)
+    method, rows, width = make(start=start), 12, 64
+    read = method.build(_place(rows, outputs=len(method.targets(False)), width=width)).double()
+    sources = [torch.randn(2, 40, width, dtype=torch.float64) for _ in range(rows)]
+    reached = set()
+    for _ in range(2):
+        with Widest() as widest:
+            out = read(sources, sources[-1])
+        assert widest.elements <= 2 * sources[0].numel(), "a tensor of several sources"
+        outs = out if isinstance(out, tuple) else (out,)
+        sum((y * torch.randn_like(y)).sum() for y in outs).backward()
+        with torch.no_grad():
+            for name, parameter in read.named_parameters():
+                reached |= {name} if parameter.grad.abs().max() > 0 else set()
+                parameter -= 1e-2 * parameter.grad
+                parameter.grad = None
+    assert reached == dict(read.named_parameters()).keys()
+
+
 @pytest.mark.parametrize("bad", [
     lambda: DenseFormer(dilation=0), lambda: DenseFormer(period=-1), lambda: AttnRes(block=0), lambda: AttnRes(eps=0),
     lambda: DCA(form="dead"), lambda: DCA(k=0), lambda: DCA(w_std=-1), lambda: MUDD(streams="x"),
     lambda: MUDD(streams="qq"), lambda: MUDD(streams=""),
     lambda: MUDD(window=0), lambda: MUDD(window=2, dilation=2), lambda: ELC(variant="one-hot"),
-    lambda: DepthRead(window=0),
-    lambda: DepthRead(at="output"), lambda: DepthRead(dim=6, heads=4), lambda: DeltaAttnRes(query="one"),
-    lambda: VerticalAttention(routing="dynamic"),
+    lambda: DepthRead(window=0), lambda: DepthRead(at="output"), lambda: DepthRead(dim=6, heads=4),
+    lambda: DeltaAttnRes(query="one"), lambda: VerticalAttention(routing="dynamic"),
 ])  # fmt: skip
 def test_bad_options_are_refused(bad):
     with pytest.raises(ValueError, match=r"must|divide"):
@@ -197,7 +245,7 @@ def _place(sources, outputs=1, width=8):
 
     return DepthPlace(
         width=width, context_width=width, kind="attention", depth=0, dtype=torch.float32, device=torch.device("cpu"),
-        read=sources - 1, sources=sources, last=False, outputs=outputs,
+        read=sources - 1, sources=sources, last=False, outputs=outputs, sublayers=2,
     )  # fmt: skip
 
 

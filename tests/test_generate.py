@@ -41,6 +41,20 @@ def test_a_cache_of_fixed_size(host, method):
 
 
 @pytest.mark.matrix
+@pytest.mark.parametrize("method", METHODS)
+def test_steps_that_generate_compiles(method):
+    """What ``generate`` does of itself on a GPU with a cache of fixed size."""
+    from transformers import CompileConfig
+
+    compiled = CompileConfig(backend="aot_eager", mode="default")
+    compiled._compile_all_devices = True
+    new = acting("llama", method)
+    torch._dynamo.reset()
+    got = generated(new, True, do_sample=False, cache_implementation="static", compile_config=compiled)
+    assert torch.equal(got, generated(new, False, do_sample=False))
+
+
+@pytest.mark.matrix
 @pytest.mark.parametrize("host, method", list(cases(CAUSAL, METHODS, ())))
 def test_beams_in_a_cache_of_fixed_size_and_a_prompt_in_chunks(host, method):
     new = acting(host, method)
@@ -53,7 +67,7 @@ def test_beams_in_a_cache_of_fixed_size_and_a_prompt_in_chunks(host, method):
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["swa", "canon", "conv"])
 @pytest.mark.parametrize("host", ["gpt2", "llama", "qwen3", "gpt_neox"])
 def test_two_hundred_steps(host, method, beams):
     new = acting(host, method)
@@ -63,7 +77,7 @@ def test_two_hundred_steps(host, method, beams):
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["swa", "canon", "conv"])
 def test_two_hundred_steps_of_an_encoder_decoder(method, beams):
     """A left-padded encoder input for four rows; only the decoder's mixers keep anything."""
     new = acting("t5", method)

@@ -53,7 +53,7 @@ CASES = {
         lambda: (draw(2, 2, 3), draw(2, 3), draw(2, 2), draw(2, 2, 2), False),
         lambda: (draw(2, 2, 3), draw(2, 3), draw(2), None, True),
     ]),
-    "wide_combine": (_channels._wide_combine, _channels._combine_given, [
+    "wide_combine": (_channels._wide_combine, _channels._combine_beyond, [
         lambda: (draw(2, 2, 3), draw(2, 2, 1), draw(2, 1), 1),
         lambda: (draw(2, 2, 3), draw(2, 1), None, 0),
     ]),

@@ -25,8 +25,8 @@ CONFIGS = {
 DEFAULT = {
     ("gpt2", "swa-sliding-residual"), ("gpt_neox", "swa-chunk-residual-rope"), ("qwen3", "swa-sliding-branch-rope"),
     ("bert", "swa-sliding-residual-rope"), ("vit", "swa-chunk-branch"), ("t5", "swa-sliding-residual"),
-    ("llama", "canon-ABCD"), ("gpt_neox", "canon-ABCD"), ("bert", "canon-ABCD"), ("t5", "canon-ABCD"),
-    ("gpt2", "conv"), ("qwen3", "conv"), ("t5", "conv"),
+    ("llama", "canon-ABCD"), ("gpt_neox", "canon-ABCD"), ("bert", "canon-ABCD"),
+    ("gpt2", "conv"), ("qwen3", "conv"),
 }  # fmt: skip
 
 

@@ -246,7 +246,7 @@ def test_wide_combine(channels, width, spread, static, unit, dtype, kernels):
     weights = draw(channels, 1).to(dtype) if static else turned(draw(2, 3, channels, 1)).float()
     excess = (draw(1) if static else draw(2, 3, 1)).float() if unit else None
     args = (state, weights, excess, channels - 1)
-    agree(_channels._wide_combine, _channels._combine_given, args, dtype)
+    agree(_channels._wide_combine, _channels._combine_beyond, args, dtype)
 
 
 @inside

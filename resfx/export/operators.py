@@ -9,6 +9,7 @@ understands).
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -48,11 +49,6 @@ class FusedOperator:
     body: Callable[..., Any]
     flags: tuple[str, ...] = ()
     derived: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
-
-    @property
-    def registered(self) -> bool:
-        """Whether its torch operator is there."""
-        return hasattr(torch.ops.resfx, self.torch_name.split("::")[1])
 
     @property
     def torch_op(self) -> Any:
@@ -127,7 +123,7 @@ def fused_operators() -> dict[tuple[str, str], FusedOperator]:
 
 def translation_table(records: dict[tuple[str, str], FusedOperator]) -> dict[Any, Callable[..., Any]]:
     """``custom_translation_table`` of ``torch.onnx.export``: each torch operator becomes its node."""
-    return {record.torch_op: _translation(record) for record in records.values() if record.registered}
+    return {record.torch_op: _translation(record) for record in records.values()}
 
 
 def _translation(record: FusedOperator) -> Callable[..., Any]:
@@ -144,7 +140,12 @@ def _translation(record: FusedOperator) -> Callable[..., Any]:
         numbers |= {n: derive(given) for n, derive in record.derived.items()}
         if "stash_type" in record.schema.attributes and "stash_type" not in numbers:
             numbers["stash_type"] = _stash_type(next(_main(record, given)))
-        return node(*_inputs(record, given), **numbers)
+        inputs, count = _inputs(record, given), len(record.schema.inputs)
+        if record.schema.inputs[-1].option == _variadic(record):
+            # By name: the exporter takes all positions for a variadic input, those of other inputs too.
+            numbers[record.schema.inputs[-1].name] = tuple(inputs[count - 1 :])
+            del inputs[count - 1 :]
+        return node(*inputs, **numbers)
 
     # The exporter reads the signature to sort tensors from numbers, and passes every argument.
     parameters = [
@@ -197,48 +198,74 @@ def _stash_type(value: Any) -> int:
     return int(ir.DataType.FLOAT if half else value.dtype)
 
 
-def attach_bodies(model: Any, records: dict[tuple[str, str], FusedOperator], opset: int) -> None:
-    """Give every fused node of an ``onnx_ir.Model`` a function body. Has to come last: optimisers inline bodies."""
-    uses: dict[tuple[str, str], dict[tuple[Any, ...], list[Any]]] = {}
+def attach_bodies(
+    model: Any,
+    records: dict[tuple[str, str], FusedOperator],
+    opset: int,
+    choose: Callable[[Any], tuple[Any, Mapping[str, int]] | None] = lambda node: None,
+) -> None:
+    """Give every fused node of an ``onnx_ir.Model`` a function body. Has to come last: optimisers inline bodies.
+
+    Args:
+        choose: see :func:`resfx.export.builtin.choose`; by default every body is the standard one.
+    """
+    uses: dict[tuple[str, str], dict[_Way, list[Any]]] = {}
     for node in model.graph.all_nodes():
         record = records.get((node.domain, node.op_type))
         if record is not None:
             node.resize_inputs(max(len(record.schema.inputs), len(node.inputs)))
             given = tuple(value is not None for value in node.inputs)
             flags = tuple(node.attributes[f].as_int() for f in record.flags)
-            uses.setdefault((node.domain, node.op_type), {}).setdefault((given, flags), []).append(node)
+            builtin, static = choose(node) or (None, {})
+            way = _Way(given, flags, None if builtin is None else builtin.body, tuple(sorted(static.items())))
+            uses.setdefault((node.domain, node.op_type), {}).setdefault(way, []).append(node)
     for key, ways in uses.items():
-        for (given, flags), nodes in ways.items():
-            overload = _overload(records[key], given, flags) if len(ways) > 1 else ""
-            function = _function(records[key], given, flags, overload, opset)
+        for number, (way, nodes) in enumerate(ways.items()):
+            overload = _overload(records[key], way) if len(ways) > 1 else ""
+            if any(f.overload == overload and (f.domain, f.name) == key for f in model.functions.values()):
+                overload = f"{overload}_{number}"  # ways that differ in shapes alone
+            function = _function(records[key], way, overload, opset)
             model.functions[function.identifier()] = function
+            for domain in function.opset_imports:
+                model.opset_imports.setdefault(domain, 1)
             for node in nodes:
                 node.overload = overload
         model.opset_imports[key[0]] = VERSION
 
 
-def _overload(record: FusedOperator, given: tuple[bool, ...], flags: tuple[int, ...]) -> str:
+@dataclass(frozen=True)
+class _Way:
+    """One way of using an operator: which inputs are there, its flags, and a body of its own if it has one."""
+
+    given: tuple[bool, ...]
+    flags: tuple[int, ...]
+    body: Callable[..., Any] | None = None
+    static: tuple[tuple[str, int], ...] = ()
+
+
+def _overload(record: FusedOperator, way: _Way) -> str:
     """A name for one way of use: optional inputs that are there, how many make up a list, flags that are not zero."""
     optional = record.schema.FormalParameterOption.Optional
-    inputs = [p.name for p, here in zip(record.schema.inputs, given, strict=False) if here and p.option == optional]
+    inputs = [p.name for p, here in zip(record.schema.inputs, way.given, strict=False) if here and p.option == optional]
     if record.schema.inputs[-1].option == _variadic(record):
-        inputs.append(f"of{len(given) - len(record.schema.inputs) + 1}")
-    raised = [f if v == 1 else f"{f}{v}" for f, v in zip(record.flags, flags, strict=True) if v]
-    return "_".join(inputs + raised) or "plain"
+        inputs.append(f"of{len(way.given) - len(record.schema.inputs) + 1}")
+    raised = [f if v == 1 else f"{f}{v}" for f, v in zip(record.flags, way.flags, strict=True) if v]
+    return "_".join(inputs + raised + (["builtin"] if way.body else [])) or "plain"
 
 
-def _function(record: FusedOperator, given: tuple[bool, ...], flags: tuple[int, ...], overload: str, opset: int) -> Any:
+def _function(record: FusedOperator, way: _Way, overload: str, opset: int) -> Any:
     ir, onnxscript = require("onnx_ir", "onnx", _PURPOSE), require("onnxscript", "onnx", _PURPOSE)
     kinds = {name: ir.AttributeType[a.type.name] for name, a in record.schema.attributes.items()}
     references = {name: Reference(name, kind) for name, kind in kinds.items()}
-    attributes = {**references, **dict(zip(record.flags, flags, strict=True))}
+    attributes = {**references, **dict(zip(record.flags, way.flags, strict=True))}
+    body = functools.partial(way.body, **dict(way.static)) if way.body else record.body
     names = [p.name if p.option != _variadic(record) else f"{p.name}_{i}" for i, p in
-             zip(range(len(given)), _parameters(record), strict=False)]  # fmt: skip
-    inputs = [ir.Value(name=name) if here else None for name, here in zip(names, given, strict=True)]
+             zip(range(len(way.given)), _parameters(record), strict=False)]  # fmt: skip
+    inputs = [ir.Value(name=name) if here else None for name, here in zip(names, way.given, strict=True)]
     function = onnxscript.build_function(
-        lambda op, *values: record.body(_Builder(op), *values, **attributes), inputs, domain=record.schema.domain,
+        lambda op, *values: body(_Builder(op), *values, **attributes), inputs, domain=record.schema.domain,
         name=record.schema.name, attributes={n: ir.Attr(n, k, None) for n, k in kinds.items()},
-        opset_imports={"": opset},
+        opset_imports={"": opset, **({"com.microsoft": 1} if way.body else {})},
     )  # fmt: skip
     function.overload = overload
     return function

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._operators import accumulator, at_kernels, fused, transforming
+from ._operators import accumulator, at_kernels, fused, keeps_one_node, one_node, transforming
 
 
 def spread(x: Tensor, channels: int) -> Tensor:
@@ -53,6 +53,9 @@ def combine(state: Tensor, weights: Tensor, unit: Tensor | float | None = 1.0, l
     Returns:
         ``(..., d)`` in the type of ``state``.
     """
+    if keeps_one_node():
+        given = unit if isinstance(unit, Tensor) or unit in (None, 1) else weights.new_tensor(unit)
+        return _combine_node(state, weights, given if isinstance(given, Tensor) else None, lead, unit is not None)
     if _is_open():
         return combine_formula(state, weights, unit, lead)
     if at_kernels(state) and weights.shape[-1] == 1:
@@ -63,10 +66,10 @@ def combine(state: Tensor, weights: Tensor, unit: Tensor | float | None = 1.0, l
 
 def combine_formula(state: Tensor, weights: Tensor, unit: Tensor | float | None, lead: int) -> Tensor:
     """:func:`combine` step by step."""
-    return _combine_given(state, weights, None if unit is None else total(weights.unbind(-2)) - unit, lead)
+    return _combine_beyond(state, weights, None if unit is None else total(weights.unbind(-2)) - unit, lead)
 
 
-def _combine_given(state: Tensor, weights: Tensor, excess: Tensor | None, lead: int) -> Tensor:
+def _combine_beyond(state: Tensor, weights: Tensor, excess: Tensor | None, lead: int) -> Tensor:
     """With what the weights sum to beyond their unit."""
     channels, parts = state.to(accumulator(state.dtype)).unbind(-2), weights.unbind(-2)
     if excess is None:
@@ -113,6 +116,8 @@ def mix(state: Tensor, f: Tensor, write: Tensor, matrix: Tensor | None, unit: bo
     Returns:
         ``(..., n, d)`` in the type of ``state``.
     """
+    if keeps_one_node():
+        return _mix_node(state, f, write, matrix, unit)
     if _is_open():
         return mix_formula(state, f, write, matrix, unit)
     return _wide_mix(state, f, write, matrix, unit)
@@ -177,6 +182,8 @@ def delta_write(
         eps2: added to the squared norm of ``f``.
         erase: whether what the state holds along ``f`` is taken off.
     """
+    if keeps_one_node():
+        return _delta_node(state, f, beta, v, mix, eps2, add, erase)
     if _is_open():
         return delta_write_formula(state, f, beta, v, mix, eps2, add, erase)
     return _wide_delta(state, f, beta, v, mix, eps2, add, erase)
@@ -290,6 +297,17 @@ def _is_open() -> bool:
     return transforming() or torch.compiler.is_exporting()
 
 
-_wide_combine = fused("wide_combine", _combine_given)
+_wide_combine = fused("wide_combine", _combine_beyond)
 _wide_mix = fused("wide_mix", mix_formula, open_form=_Mix.apply)
 _wide_delta = fused("wide_delta", delta_write_formula, open_form=_DeltaWrite.apply)
+
+
+def _combine_given(state: Tensor, weights: Tensor, unit: Tensor | None, lead: int, centred: bool) -> Tensor:
+    return combine_formula(state, weights, (1.0 if unit is None else unit) if centred else None, lead)
+
+
+_combine_node = one_node(
+    "combine_channels", _combine_given, lambda state, *_: state.new_empty(*state.shape[:-2], state.shape[-1])
+)
+_mix_node = one_node("mix_channels", mix_formula, lambda state, *_: state.new_empty(state.shape))
+_delta_node = one_node("delta_write", delta_write_formula, lambda state, *_: state.new_empty(state.shape))

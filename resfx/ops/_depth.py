@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ._chunks import chunked_sum, cut, is_cut, run_chunk, with_chunks
-from ._operators import accumulator, fused
+from ._grouped_read import MOST, grouped_read
+from ._operators import accumulator, fused, transforming
 from .method import Method, Place
 
 
@@ -189,6 +190,25 @@ def attention_read_formula(
     return weighted_sum_formula(sources, weights if gate is None else weights * gate, base)
 
 
+def _open_read(
+    sources: Sequence[Tensor], query: Tensor, base: Tensor | None, gate: Tensor | None, eps: float, relative: bool
+) -> Tensor:
+    """:func:`attention_read` in plain torch: many sources are compiled in groups."""
+    compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and not transforming()
+    if compiling and len(sources) > MOST and (gate is None or not relative) and _alike(sources, base):
+        read = grouped_read(sources, query, gate, eps, relative)
+        return read if base is None else base + read
+    return attention_read_formula(sources, query, base, gate, eps, relative)
+
+
+def _alike(sources: Sequence[Tensor], base: Tensor | None) -> bool:
+    """Whether all have one shape and type, and no source comes twice."""
+    first, *others = sources if base is None else (*sources, base)
+    return len({id(s) for s in sources}) == len(sources) and all(
+        s.shape == first.shape and s.dtype == first.dtype for s in others
+    )
+
+
 def relative_softmax(logits: Tensor) -> Tensor:
     """``n softmax(logits)``: exactly 1 everywhere where all ``n`` logits are equal, for every ``n``."""
     e = torch.exp(logits - logits.amax(-1, keepdim=True))
@@ -208,4 +228,4 @@ def in_blocks(read: int, size: int, partial: bool = True) -> list[tuple[int, ...
 
 
 _weighted_sum = fused("weighted_sum", weighted_sum_formula, node=True)
-_attention_read = fused("attention_read", attention_read_formula, node=True)
+_attention_read = fused("attention_read", attention_read_formula, open_form=_open_read, node=True)

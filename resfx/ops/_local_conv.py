@@ -71,7 +71,10 @@ _node = one_node(
 
 @dataclass(frozen=True, kw_only=True)
 class LocalConvMethod(Method):
-    """What the methods that insert :class:`LocalConv` have in common; they differ in where, and in their defaults."""
+    """What the methods that insert :class:`LocalConv` have in common; they differ in where, and in their defaults.
+
+    Padding counts as zeros; texts packed into one row are not told apart.
+    """
 
     scope: ClassVar[str] = "sequence"
 

@@ -50,7 +50,7 @@ class MHC(Method):
 
     n: int = 4
     sinkhorn_iterations: int = 20
-    sinkhorn_newton: int = 4
+    sinkhorn_newton: int = 8
     lean: float = 0.7
     diagonal: float = 4.0
     readout: Literal["auto", "mean", "sum", "learned"] = "auto"

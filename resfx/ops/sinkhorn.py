@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._operators import transforming
+from ._operators import keeps_one_node, one_node, transforming
 
 _RANGE = 40.0  # exp(-2 * 40) is still a normal float32 number
 _STRIDE = 4.0  # the most that a Newton step scales a column, as a logarithm
@@ -28,34 +28,51 @@ def sinkhorn(logits: Tensor, iterations: int = 20, newton: int = 0) -> Tensor:
             without them it is that of the rounds.
 
     Returns:
-        ``(..., n, n)``, positive. Rows sum to one up to rounding. By how much columns miss one after 20 rounds, in
-        float32, for 10,000 matrices of size four with logits ``diagonal I + N(0, s^2)``, median and largest:
+        ``(..., n, n)``, positive. Rows sum to one up to rounding. By how much a column misses one after 20 rounds, in
+        float32, in 10,000 matrices of size four with logits ``diagonal I + N(0, s^2)``, the median and the largest:
 
-        =========== ===== ===================== ================= =================
-        diagonal    s     rounds alone          2 Newton steps    4 Newton steps
-        =========== ===== ===================== ================= =================
-        TABLE
-        =========== ===== ===================== ================= =================
+        ========  ====  ==============  ==============  ==============
+        diagonal  s     rounds alone    4 Newton steps  8 Newton steps
+        ========  ====  ==============  ==============  ==============
+        0         1     0, 6e-4         0, 4e-7         0, 4e-7
+        0         4     3e-3, 7e-2      1e-7, 8e-4      1e-7, 4e-7
+        4         0.1   6e-4, 2e-3      1e-7, 4e-7      1e-7, 4e-7
+        4         1     5e-3, 3e-2      1e-7, 4e-7      1e-7, 4e-7
+        4         2     6e-3, 5e-2      1e-7, 4e-5      1e-7, 4e-7
+        4         4     1e-2, 8e-2      1e-7, 7e-4      1e-7, 2e-6
+        4         8     3e-2, 4e-1      1e-7, 2e-3      1e-7, 3e-5
+        ========  ====  ==============  ==============  ==============
 
+        A decoder of two blocks trained from a diagonal of 4 had ``s`` of 0.05 after 20 steps of Adam at 3e-3, of 0.35
+        after 60 and of 2.4 after 240, and of 2.8 after 240 at 2e-2.
         Products of such matrices stay bounded in any case: entries are positive and rows sum to one.
     """
-    if not newton or transforming() or torch.compiler.is_exporting():
+    rounds_only = not newton and torch.compiler.is_compiling()  # a compiler decides itself what to compute again
+    if rounds_only or transforming() or torch.compiler.is_exporting():
         return sinkhorn_formula(logits, iterations, newton)
     return _Sinkhorn.apply(logits, iterations, newton)
 
 
 def sinkhorn_formula(logits: Tensor, iterations: int, newton: int) -> Tensor:
     """:func:`sinkhorn` step by step."""
-    top = logits.amax((-2, -1), keepdim=True).detach()
-    matrix = torch.exp((logits - top).clamp_min(-_RANGE))
-    for _ in range(iterations):
-        matrix = matrix / matrix.sum(-2, keepdim=True)
-        matrix = matrix / matrix.sum(-1, keepdim=True)
+    matrix = (_node if keeps_one_node() else _rounds)(logits, iterations)
     for _ in range(newton):
         step = _solve(matrix, 1 - matrix.sum(-2)).clamp(-_STRIDE, _STRIDE)
         matrix = matrix * torch.exp(step).unsqueeze(-2)
         matrix = matrix / matrix.sum(-1, keepdim=True)
     return matrix
+
+
+def _rounds(logits: Tensor, iterations: int) -> Tensor:
+    top = logits.amax((-2, -1), keepdim=True).detach()
+    matrix = torch.exp((logits - top).clamp_min(-_RANGE))
+    for _ in range(iterations):
+        matrix = matrix / matrix.sum(-2, keepdim=True)
+        matrix = matrix / matrix.sum(-1, keepdim=True)
+    return matrix
+
+
+_node = one_node("sinkhorn", _rounds, lambda logits, _: torch.empty_like(logits))
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
@@ -71,7 +88,10 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     eye = torch.eye(size + 1, dtype=matrix.dtype, device=matrix.device)
     coupling = coupling * (1 - eye)
     left = torch.diag_embed(coupling.sum(-1) + torch.finfo(matrix.dtype).eps) - coupling
-    table = torch.cat([left[..., :-1, :-1], right[..., :-1, None]], -1)
+    left, right = left[..., :-1, :-1], right[..., :-1, None]
+    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()):
+        return torch.nn.functional.pad(torch.linalg.solve_ex(left, right)[0].squeeze(-1), (0, 1))
+    table = torch.cat([left, right], -1)  # compilers fuse what is written out, and exporters know it
     for k in range(size):
         row = table[..., k, :] / table[..., k, k, None]
         factor = table[..., k] - eye[k, :-1]  # leaves the row itself behind
@@ -80,8 +100,11 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
 
 
 class _Sinkhorn(torch.autograd.Function):
-    """The gradient of the limit: ``P (G - a 1^T - 1 b^T)`` with the ``a`` and ``b`` that keep its rows and columns
-    at a sum of zero."""
+    """One matrix is kept, not one per scaling.
+
+    After Newton steps the gradient is that of the limit: ``P (G - a 1^T - 1 b^T)`` with the ``a`` and ``b`` that give
+    its rows and columns a sum of zero. Without them it is that of the rounds, which are run again.
+    """
 
     @staticmethod
     def forward(logits: Tensor, iterations: int, newton: int) -> Tensor:
@@ -89,12 +112,16 @@ class _Sinkhorn(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(output)
+        logits, ctx.iterations, ctx.newton = inputs
+        ctx.save_for_backward(output if ctx.newton else logits)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (matrix,) = ctx.saved_tensors
+        (saved,) = ctx.saved_tensors
+        if not ctx.newton:
+            pull: Any = torch.func.vjp(lambda logits: sinkhorn_formula(logits, ctx.iterations, 0), saved)[1]
+            return pull(grad)[0], None, None
         # Rows first, so that what is left for the columns is small where the gradient is.
-        g = grad - (matrix * grad).sum(-1, keepdim=True)
-        b = _solve(matrix, (matrix * g).sum(-2)).unsqueeze(-2)
-        return matrix * (g - b + (matrix * b).sum(-1, keepdim=True)), None, None
+        g = grad - (saved * grad).sum(-1, keepdim=True)
+        b = _solve(saved, (saved * g).sum(-2)).unsqueeze(-2)
+        return saved * (g - b + (saved * b).sum(-1, keepdim=True)), None, None

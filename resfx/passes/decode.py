@@ -30,8 +30,9 @@ class ShortState:
         tensors: its state; empty before the first token.
     """
 
-    is_sliding = is_compileable = is_croppable = supports_early_init = False
+    is_compileable = is_croppable = supports_early_init = False
     is_initialized = batch_only = True
+    is_sliding = "short"  # neither True nor false: a host looks for its first layer of either kind to size its masks
 
     def __init__(self, name: str, tensors: list[torch.Tensor]) -> None:
         self.name, self.tensors = name, tensors

@@ -30,41 +30,51 @@ def apply_sequence(
     """Scope ``sequence``: put the method's mixers at their points of every chosen branch that has them."""
     method, first = application.method, application.claimed is None
     index = _index(graph, tree)
-    attentions = [attention_of(stream, index) for stream in streams]
-    plans: list[tuple[Site, list[tuple[Point, Place]]]] = []
+    guides = [attention_of(stream, index) for stream in streams]
+    plans: list[tuple[Site, Attention, list[Point]]] = []
     for site in chosen:
-        branch, guide = Branch(site, streams[site.stream], index), attentions[site.stream]
+        branch, guide = Branch(site, streams[site.stream], index), guides[site.stream]
         points, reasons = points_of(branch, method.points) if guide else ([], [_why_none(branch)])
-        places = [(p, place_of(branch, p, guide, tree if first else None)) for p in points] if guide else []
-        accepted = [(p, place) for p, place in places if not first or method.refuse(place) is None]
         if first:
-            reasons += [r for _, place in places if (r := method.refuse(place))]
-            hidden = (NO_ATTENTION, NO_MLP) if accepted else ()
-            told = [r for r in dict.fromkeys(reasons) if r not in hidden]
-            application.skips += [Skip(site.owner, site.line, r, REMEDIES.get(r, ""), node=site.node) for r in told]
+            points = _build(application, branch, points, reasons, guide, tree)
         else:
-            _same_as_before(tree, application, site, {p.label for p in points}, reasons)
-        if accepted:
-            plans.append((site, accepted))
+            points = _as_before(application, site, points, reasons, tree)
+        if points and guide:
+            plans.append((site, guide, points))
     if not plans:
         found = "; ".join(dict.fromkeys(s.reason for s in application.skips))
-        raise NoSitesError(f"no place for {method.name}", f"{len(chosen)} residual adds, but: {found}",
+        raise NoSitesError(f"no place for {method.label}", f"{len(chosen)} residual adds, but: {found}",
                            _remedy((s.reason for s in application.skips),
                                    "print(resfx.scan(model, ...)) lists every add and its kind"))  # fmt: skip
-    for site, accepted in plans:
-        guide = attentions[site.stream]
-        assert guide is not None
-        for point, place in accepted:
+    for site, guide, points in plans:
+        for point in points:
             path = mixer_path(application, site, point.label)
-            if first:
-                mixer = method.build(place)
-                mixer.layout = point.layout  # type: ignore[assignment]
-                place_module(tree, path, mixer)
-            call, result = _insert(graph, site, point, path, method.name, guide)
+            call, result = _insert(graph, site, point, path, method.label, guide)
             if point.residual:
                 _join_stream(site, point, call, result, streams[site.stream], application.key)
-        site.mixers.append(method.name)
-    return [site.name for site, _ in plans]
+        site.mixers.append(method.label)
+    return [site.name for site, _, _ in plans]
+
+
+def _build(
+    application: Any, branch: Branch, points: list[Point], reasons: list[str], guide: Attention | None, tree: nn.Module
+) -> list[Point]:
+    """Build a mixer for each point that the method takes, and note why there is none elsewhere."""
+    site, method, taken, reasons = branch.site, application.method, [], list(reasons)
+    for point in points:
+        assert guide is not None
+        place = place_of(branch, point, guide, tree)
+        if (reason := method.refuse(place)) is not None:
+            reasons.append(reason)
+            continue
+        mixer = method.build(place)
+        mixer.layout = point.layout
+        place_module(tree, mixer_path(application, site, point.label), mixer)
+        taken.append(point)
+    expected = (NO_ATTENTION, NO_MLP) if taken else ()
+    told = [r for r in dict.fromkeys(reasons) if r not in expected]
+    application.skips += [Skip(site.owner, site.line, r, REMEDIES.get(r, ""), node=site.node) for r in told]
+    return taken
 
 
 def _index(graph: fx.Graph, tree: nn.Module) -> Index:
@@ -90,17 +100,18 @@ def _why_none(branch: Branch) -> str:
     return branch.attention if isinstance(branch.attention, str) else NO_ATTENTION
 
 
-def _same_as_before(tree: nn.Module, application: Any, site: Site, labels: set[str], reasons: list[str]) -> None:
-    """Another capture must offer exactly the points that have mixers."""
+def _as_before(application: Any, site: Site, points: list[Point], reasons: list[str], tree: nn.Module) -> list[Point]:
+    """The points of another capture that have mixers: it must offer them all."""
     bank = tree.get_submodule(mixer_path(application, site, "").rsplit(".", 1)[0])
     had = {n.removesuffix(f"_{site.order}") for n, m in bank._modules.items()
            if isinstance(m, Mixer) and n.endswith(f"_{site.order}")}  # fmt: skip
-    if not had <= labels:
+    if lost := had - {p.label for p in points}:
         raise VariantError(
-            f"this call needs another capture, and {application.method.name} cannot act on it as before",
-            f"at {site.name}: no point for {', '.join(sorted(had - labels))}; {'; '.join(reasons)}",
+            f"this call needs another capture, and {application.method.label} cannot act on it as before",
+            f"at {site.name}: no point for {', '.join(sorted(lost))}; {'; '.join(reasons)}",
             _remedy(reasons, "call the model as it was captured, or rewrite it with args= that match this call"),
         )
+    return [p for p in points if f"{p.label}_{site.order}" in bank._modules]
 
 
 def _remedy(reasons: Iterable[str], otherwise: str) -> str:
@@ -113,16 +124,14 @@ def mixer_path(application: Any, site: Site, label: str) -> str:
     return ".".join(p for p in ("resfx", application.key, site.owner, f"{label}_{site.order}") if p)
 
 
-def place_of(branch: Branch, point: Point, guide: Attention, tree: nn.Module | None) -> Place:
+def place_of(branch: Branch, point: Point, guide: Attention, tree: nn.Module) -> Place:
     """What a method may know of a point."""
     site, sizes, value = branch.site, shape(point.node), point.node.meta["val"]
     assert sizes is not None
     features = (sizes[1], sizes[3]) if point.layout == "bhtd" else sizes[2:]
     width = math.prod(hint(size) or 1 for size in features)
-    kind, norm = value.dtype, None
-    if tree is not None:
-        kind = next((p.dtype for p in tree.parameters() if p.is_floating_point()), kind)
-        norm = branch.norm(tree) if point.residual else None
+    kind = next((p.dtype for p in tree.parameters() if p.is_floating_point()), value.dtype)
+    norm = branch.norm(tree) if point.residual else None
     heads = guide.heads if branch.found is None else branch.found.heads
     return Place(
         width=width, context_width=width, kind=site.kind, depth=site.depth, dtype=kind, device=value.device,

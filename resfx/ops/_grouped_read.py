@@ -1,0 +1,165 @@
+"""Attention reads over many sources, compiled in groups of a fixed size.
+
+One compiled loop over all ``n`` sources is fast, but it is a loop of its own for every ``n``, and its compile time
+grows with ``n``: a model that reads full depth compiles every count there is. Here a read is a running softmax over
+groups of :data:`GROUP` sources, and its backward pass needs one group at a time. The groups are regions that
+``torch.compile`` compiles once and calls from every read; only a read's first group, the remainder, has other sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._operators import accumulator
+
+GROUP = 8  # sources that share one loop
+MOST = 10  # sources of a read that is compiled as one loop, and together with the norm behind it
+
+_region = torch.compiler.nested_compile_region(max_reuse_entries=2**16)  # the groups are few, whatever the count
+Running = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Of the sources so far, in float32 for half types: ``sum e^(l - m) s``, ``m``, ``sum e^(l - m)``, and ``sum s``."""
+
+
+def grouped_read(sources: Sequence[Tensor], query: Tensor, gate: Tensor | None, eps: float, relative: bool) -> Tensor:
+    """:func:`resfx.ops._depth.attention_read` without its base, for ``torch.compile``.
+
+    With equal scores all exponentials are one, the two sums of a relative read are the same sum, and it is zero
+    exactly.
+
+    Args:
+        sources: more than :data:`GROUP` tensors ``(..., d)`` of one shape and type, no two of them the same.
+    """
+    return _GroupedRead.apply(query, gate, eps, relative, *sources)[0]
+
+
+def groups(sources: Sequence[Any]) -> list[Sequence[Any]]:
+    """The remainder, then groups of :data:`GROUP`."""
+    first = len(sources) % GROUP or GROUP
+    return [sources[:first], *(sources[i : i + GROUP] for i in range(first, len(sources), GROUP))]
+
+
+def _score(source: Tensor, query: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``query . RMSNorm(source)`` and ``1 / rms(source)``, both ``(..., 1)``."""
+    scale = torch.rsqrt((source * source).mean(-1, keepdim=True) + eps)
+    return (source * query).sum(-1, keepdim=True) * scale, scale
+
+
+def _take(query: Tensor, eps: float, before: Running, sources: Sequence[Tensor]) -> Running:
+    total, top, mass, plain = before
+    wide = [s.to(query.dtype) for s in sources]
+    logits = torch.cat([_score(s, query, eps)[0] for s in wide], -1)
+    higher = torch.maximum(top, logits.amax(-1, keepdim=True))
+    e, shrink = torch.exp(logits - higher), torch.exp(top - higher)
+    total = total * shrink
+    for j, source in enumerate(wide):
+        total = total + e[..., j : j + 1] * source
+        plain = None if plain is None else plain + source
+    return total, higher, mass * shrink + e.sum(-1, keepdim=True), plain
+
+
+@_region
+def _first(query: Tensor, eps: float, relative: bool, *sources: Tensor) -> Running:
+    wide = [s.to(query.dtype) for s in sources]
+    logits = torch.cat([_score(s, query, eps)[0] for s in wide], -1)
+    top = logits.amax(-1, keepdim=True)
+    e = torch.exp(logits - top)
+    total, plain = e[..., :1] * wide[0], wide[0]
+    for j, source in enumerate(wide[1:], 1):
+        total, plain = total + e[..., j : j + 1] * source, plain + source
+    return total, top, e.sum(-1, keepdim=True), plain.clone() if relative else None
+
+
+@_region
+def _next(
+    query: Tensor, eps: float, total: Tensor, top: Tensor, mass: Tensor, plain: Tensor | None, *sources: Tensor
+) -> Running:
+    return _take(query, eps, (total, top, mass, plain), sources)
+
+
+@_region
+def _last(
+    query: Tensor, eps: float, total: Tensor, top: Tensor, mass: Tensor, plain: Tensor | None, count: Tensor | None,
+    *sources: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The average under the softmax, the highest score, the mass, and ``count`` averages less the plain sum."""
+    total, top, mass, plain = _take(query, eps, (total, top, mass, plain), sources)
+    average = (total / mass).to(sources[0].dtype)
+    if plain is None or count is None:
+        return average, top, mass
+    return average, top, mass, total * (count / mass) - plain
+
+
+@_region
+def _gradients(
+    grad: Tensor, query: Tensor, top: Tensor, factor: Tensor, mean: Tensor, eps: float, relative: bool,
+    *sources: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Of one group: for the query, and for each source.
+
+    Args:
+        grad: of the weighted sum, ``(..., d)``.
+        top: the highest score.
+        factor: of the exponentials, ``(..., 1)``.
+        mean: of ``grad . source`` under the softmax, ``(..., 1)``.
+    """
+    for_query, for_sources = None, []
+    for source in sources:
+        s = source.to(query.dtype)
+        logit, scale = _score(s, query, eps)
+        share = torch.exp(logit - top) * factor
+        slope = share * ((grad * s).sum(-1, keepdim=True) - mean) * scale
+        part = (slope * s).flatten(0, -2).sum(0)
+        for_query = part if for_query is None else for_query + part
+        weight = share - 1 if relative else share
+        for_sources.append((weight * grad + slope * (query - logit * scale / s.shape[-1] * s)).to(source.dtype))
+    assert for_query is not None
+    return for_query, *for_sources
+
+
+class _GroupedRead(torch.autograd.Function):
+    """The read. The backward pass needs the inputs, the softmax average, and two numbers per row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, gate: Tensor | None, eps: float, relative: bool, *sources: Tensor
+    ) -> tuple[Tensor, ...]:
+        dtype = sources[0].dtype
+        wide = accumulator(dtype)
+        first, *rest, last = groups(sources)
+        q = query.to(wide)
+        total, top, mass, plain = _first(q, eps, relative, *first)
+        for group in rest:
+            total, top, mass, plain = _next(q, eps, total, top, mass, plain, *group)
+        # A tensor over a tensor: n / n is one exactly, a number over a tensor is a reciprocal.
+        count = torch.full_like(mass, len(sources)) if relative else None
+        average, top, mass, *read = _last(q, eps, total, top, mass, plain, count, *last)
+        out = read[0].to(dtype) if read else average
+        if gate is not None:
+            out = (out * gate.to(wide)).to(dtype)
+        found = [] if out is average else [average]
+        ctx.eps, ctx.relative = eps, relative
+        ctx.save_for_backward(query, gate, average, top, mass, *sources)
+        ctx.mark_non_differentiable(*found, top, mass)
+        return out, *found, top, mass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+        query, gate, average, top, mass, *sources = ctx.saved_tensors
+        wide = accumulator(average.dtype)
+        q, g = query.to(wide), grad.to(wide)
+        shared = (g * average.to(wide)).sum(-1, keepdim=True)
+        for_gate = None
+        if gate is not None:
+            for_gate, g, shared = shared.sum().to(gate.dtype), g * gate.to(wide), shared * gate.to(wide)
+        factor = torch.full_like(mass, len(sources) if ctx.relative else 1) / mass
+        for_query, for_sources = None, []
+        for group in groups(sources):
+            part, *rest = _gradients(g, q, top, factor, shared, ctx.eps, ctx.relative, *group)
+            for_query = part if for_query is None else for_query + part
+            for_sources += rest
+        assert for_query is not None
+        return for_query.to(query.dtype), for_gate, None, None, *for_sources

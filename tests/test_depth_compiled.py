@@ -1,0 +1,131 @@
+"""Reads over many sources, compiled in groups: forward and gradients, exact start, one region for every count."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from resfx.ops._depth import attention_read
+from resfx.ops._grouped_read import GROUP, MOST, groups
+
+KINDS = {"published": (False, False, False), "preserving": (True, True, False), "gated": (True, False, True)}
+EPS = 1e-6
+
+
+def operands(count, kind, dtype=torch.float64, size=(2, 5, 16), query=0.4):
+    generator = torch.Generator().manual_seed(count)
+    draw = lambda *s: torch.randn(*s, generator=generator, dtype=torch.float64)
+    with_base, _, with_gate = KINDS[kind]
+    leaf = lambda t: t.to(dtype).requires_grad_()
+    sources = [leaf(draw(*size) * (1 + j % 3)) for j in range(count)]
+    base = leaf(draw(*size)) if with_base else None
+    gate = leaf(torch.tensor(0.7)) if with_gate else None
+    return sources, leaf(query * draw(size[-1])), base, gate
+
+
+def paper(sources, query, base, gate, relative):
+    """Equations 2 to 4, with everything in one float64 tensor."""
+    sources, query = torch.stack([s.double() for s in sources]), query.double()
+    keys = sources / (sources.square().mean(-1, keepdim=True) + EPS).sqrt()
+    weights = (keys @ query).softmax(0)
+    if relative:
+        weights = len(sources) * weights - 1
+    total = torch.einsum("n...,n...d->...d", weights, sources)
+    total = total if gate is None else gate.double() * total
+    return total if base is None else base.double() + total
+
+
+def compiled(count, kind, backend="aot_eager"):
+    torch._dynamo.reset()
+    relative = KINDS[kind][1]
+
+    def call(sources, query, base, gate):
+        return attention_read(sources, query, base, gate, eps=EPS, relative=relative)
+
+    return torch.compile(call, backend=backend, fullgraph=True)
+
+
+def leaves(args):
+    sources, *rest = args
+    return [*sources, *(t for t in rest if t is not None)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)],
+)
+@pytest.mark.parametrize("count", [MOST + 1, 2 * GROUP])
+def test_grouped_reads_follow_the_equations(count, kind, dtype, tolerance):
+    args = operands(count, kind, dtype)
+    exact = [t.detach().double().requires_grad_() for t in leaves(args)]
+    given = iter(exact)
+    like = [[next(given) for _ in args[0]], *(None if t is None else next(given) for t in args[1:])]
+    got, want = compiled(count, kind)(*args), paper(*like, KINDS[kind][1])
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance * float(want.detach().abs().max()))
+    grad = torch.randn(want.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    found = torch.autograd.grad(got, leaves(args), grad)
+    wanted = torch.autograd.grad(want, exact, grad.double())
+    for a, b in zip(found, wanted, strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("count", "backend"), [(11, "aot_eager"), (21, "aot_eager"), (49, "aot_eager"), (11, "inductor")]
+)
+def test_equal_scores_keep_every_bit_of_the_base(count, backend, dtype):
+    args = operands(count, "preserving", dtype, query=0.0)
+    run = compiled(count, "preserving", backend)
+    sources, query, base, _ = args
+    out = run(*args)
+    assert torch.equal(out, base)
+    grad = torch.randn_like(out)
+    *others, for_base = torch.autograd.grad(out, [*sources, base], grad)
+    assert torch.equal(for_base, grad) and not any(g.any() for g in others)
+    assert torch.autograd.grad(run(*args), query, grad)[0].any()
+    with torch.no_grad():
+        assert torch.equal(run(*args), base)
+
+
+def test_scores_far_apart_do_not_overflow():
+    sources, query, base, _ = operands(20, "preserving", torch.float32, query=300.0)
+    for kind in ("published", "preserving"):
+        with torch.no_grad():
+            got = compiled(20, kind)(sources, query, base, None)
+        want = paper(sources, query, base, None, kind == "preserving")
+        assert got.isfinite().all()
+        torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
+
+
+def test_every_count_shares_its_regions():
+    """A chain of reads over 11, 12, ... sources: as many regions as group sizes, not as reads."""
+    torch._dynamo.reset()
+    seen = {}
+
+    def look(graph, example):
+        calls = [n for n in graph.graph.nodes if n.target is torch.ops.higher_order.invoke_subgraph]
+        seen["calls"], seen["regions"] = len(calls), len({n.args[0].target for n in calls})
+        return graph.forward
+
+    sources, query, _, _ = operands(10, "published", torch.float32)
+    sources, query = [s.detach() for s in sources], query.detach()
+
+    def chain(query, *sources):
+        states = list(sources)
+        for _ in range(16):
+            states.append(attention_read(states, query, eps=EPS).tanh())
+        return states[-1]
+
+    with torch.no_grad():
+        got = torch.compile(chain, backend=look, fullgraph=True)(query, *sources)
+        torch.testing.assert_close(got, chain(query, *sources))
+    assert seen == {"calls": sum(len(groups(range(n))) for n in range(11, 26)), "regions": GROUP + 2}
+
+
+def test_the_remainder_comes_first():
+    for count in range(1, 60):
+        sizes = [len(g) for g in groups(range(count))]
+        assert sum(sizes) == count and all(s == GROUP for s in sizes[1:]) and 1 <= sizes[0] <= GROUP
