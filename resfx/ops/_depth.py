@@ -227,5 +227,5 @@ def in_blocks(read: int, size: int, partial: bool = True) -> list[tuple[int, ...
     return [(0,), *(g for g in groups if partial or len(g) == size)]
 
 
-_weighted_sum = fused("weighted_sum", weighted_sum_formula)
-_attention_read = fused("attention_read", attention_read_formula, open_form=_open_read)
+_weighted_sum = fused("weighted_sum", weighted_sum_formula, node=True)
+_attention_read = fused("attention_read", attention_read_formula, open_form=_open_read, node=True)
