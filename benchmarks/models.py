@@ -67,6 +67,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, default=256)
 
 
+def rows_of(group: str, result: resfx.Comparison, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """A comparison as rows of a result file: before and after for each backend and mode."""
+    rows: list[dict[str, Any]] = []
+    for row in result.rows:
+        here = {"group": group, **facts, "backend": row.backend, "mode": row.mode}
+        if row.reason:
+            rows.append({**here, "case": "both", "failed": row.reason})
+        for case, taken in (("before", row.before), ("after", row.after)):
+            if taken is None or row.before is None:
+                continue
+            low, middle, high = quartiles(taken.samples)
+            memory, least = taken.memory, row.before.memory
+            rows.append({
+                **here, "case": case, "baseline": "before", "ratio": middle / row.before.median,
+                "memory_ratio": memory / least if memory and least else None,
+                "median_ms": middle * 1e3, "quartiles_ms": [low * 1e3, high * 1e3], "first_call_s": taken.first,
+                "peak_MiB": None if memory is None else memory / 2**20,
+                "parameters": result.parameters[case == "after"], "rounds": len(taken.samples),
+            })  # fmt: skip
+    return rows
+
+
 def main() -> None:
     """Compare the plain model with each method's."""
     options = start(__doc__ or "", arguments)
@@ -83,20 +105,7 @@ def main() -> None:
             rows.append({"group": name, **facts, "case": "after", "failed": f"{type(error).__name__}: {error.asked}"})
             continue
         result = resfx.compare(plain, new, args=(tokens,), backends=options.backends, repeats=options.rounds)
-        for row in result.rows:
-            facts |= {"backend": row.backend, "mode": row.mode}
-            if row.reason:
-                rows.append({"group": name, **facts, "case": "both", "failed": row.reason})
-            for case, taken in (("before", row.before), ("after", row.after)):
-                if taken is None or row.before is None:
-                    continue
-                low, middle, high = quartiles(taken.samples)
-                rows.append({
-                    "group": name, **facts, "case": case, "baseline": "before", "ratio": middle / row.before.median,
-                    "median_ms": middle * 1e3, "quartiles_ms": [low * 1e3, high * 1e3], "first_call_s": taken.first,
-                    "peak_MiB": None if taken.memory is None else taken.memory / 2**20,
-                    "parameters": result.parameters[case == "after"], "rounds": len(taken.samples),
-                })  # fmt: skip
+        rows += rows_of(name, result, facts)
     head = (
         "One call of a decoder with random weights, before and after the rewrite, the two in turns. `train` is forward,"
         " loss and backward. `peak_MiB` is what a step allocates at its highest, parameters not counted. No floor is"

@@ -3,6 +3,7 @@
 from . import errors, export
 from .api import rewrite, scan
 from .benchmark import compare
+from .blocks import checkpoint_blocks, compile_blocks
 from .comparison import Comparison
 from .ops.attn_res import AttnRes
 from .ops.canon import Canon
@@ -45,7 +46,9 @@ __all__ = [
     "Skip",
     "Stream",
     "VerticalAttention",
+    "checkpoint_blocks",
     "compare",
+    "compile_blocks",
     "errors",
     "export",
     "load",

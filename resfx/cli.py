@@ -1,4 +1,4 @@
-"""The command line: scan, rewrite, export, bench, or list methods: an import path, a config folder or a ``.pt2``."""
+"""The command line: scan, rewrite, export, bench (an import path, a config folder or a ``.pt2``); methods; kernels."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(argv)
     try:
-        rewrites = options.command not in ("scan", "methods")
+        rewrites = options.command not in ("scan", "methods", "kernels")
         options.config = config_of(options.method, options.set, options.start) if rewrites else None
     except SettingError as error:
         parser.error(str(error))
@@ -84,6 +84,10 @@ def make_parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("methods", help="list the methods")
     listing.add_argument("--markdown", action="store_true", help="as the table of the README")
     listing.set_defaults(debug=False)
+    kernels = commands.add_parser("kernels", help="build the CPU kernels for ONNX Runtime with the C++ compiler")
+    kernels.add_argument("--out", metavar="FILE.so", help="default: the cache folder, where sessions find them")
+    kernels.add_argument("--portable", action="store_true", help="for any processor of this architecture")
+    kernels.set_defaults(debug=False)
     return parser
 
 
@@ -177,6 +181,11 @@ def _methods(options: argparse.Namespace) -> int:
     return 0
 
 
+def _kernels(options: argparse.Namespace) -> int:
+    print(export.build_kernels(options.out, native=not options.portable))
+    return 0
+
+
 def _target(options: argparse.Namespace) -> Target:
     return load_target(options.model, options.batch, options.length)
 
@@ -195,4 +204,5 @@ def _draw(options: argparse.Namespace, report: Any) -> None:
         _say(f"drew {options.draw}")
 
 
-COMMANDS = {"scan": _scan, "rewrite": _rewrite, "export": _export, "bench": _bench, "methods": _methods}
+COMMANDS = {"scan": _scan, "rewrite": _rewrite, "export": _export, "bench": _bench, "methods": _methods,
+            "kernels": _kernels}  # fmt: skip

@@ -37,7 +37,8 @@ def part_of(tree: Any, name: str) -> Any:
             raise NoSitesError(f"cannot make a part of {name!r}", "none of its residual adds was rewritten",
                                "call the submodule itself")  # fmt: skip
         signature = without_self(inspect.signature(type(module).forward))
-        runtime.parts[name] = Runtime(Source(module, type(module), signature, None), inner)
+        source = Source(module, type(module), signature, None)
+        runtime.parts[name] = Runtime(source, inner, blocks=runtime.blocks.copy())
     part: Any = shell_of(module, rewritten_class(type(module)))
     part.__dict__.update({k: copy.copy(v) for k, v in module.__dict__.items() if k.endswith("_hooks")})
     part._resfx = runtime.parts[name]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Site:
     """One residual add.
 
@@ -19,6 +19,7 @@ class Site:
         kind: ``attention``, ``mlp``, ``conv`` or ``other``, from the operators of the branch.
         form: ``identity``, ``scaled``, ``parallel``, ``projection`` or ``resampled``.
         line: ``file:line`` in the user's source.
+        lane: which of two coupled streams that began at one tensor (reversible blocks).
         stream: number of the stream it belongs to.
         block: qualified name of the repeated block it belongs to.
         inside: the site whose branch contains this one.
@@ -39,7 +40,7 @@ class Site:
     form: str
     owner: str
     line: str
-    inner: list[Site] = field(default_factory=list, repr=False)
+    inner: list[Site] = field(default_factory=list)
     order: int = 0
     kind: str = "other"
     context: fx.Node | None = None
@@ -50,14 +51,19 @@ class Site:
     alpha: float = 1
     root: fx.Node | None = None
     depth: int = 0
+    lane: int = 0
     stream: int = 0
     block: str = ""
-    inside: Site | None = field(default=None, repr=False)
+    inside: Site | None = field(default=None)
     method: str = ""
     reads: str = ""
-    result: fx.Node | None = field(default=None, repr=False)
+    result: fx.Node | None = field(default=None)
     is_outer: bool = False
     mixers: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        method = f", {self.method}" if self.method else ""
+        return f"Site({self.name}, {self.kind}, {self.form}{method}, stream {self.stream})"
 
     @property
     def name(self) -> str:
@@ -83,7 +89,7 @@ class Skip:
     line: str
     reason: str
     remedy: str = ""
-    node: fx.Node | None = field(default=None, repr=False)
+    node: fx.Node | None = field(default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without graph nodes."""
@@ -113,7 +119,7 @@ class Stream:
                 "blocks": self.blocks}  # fmt: skip
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Report:
     """The result of :func:`resfx.scan` and of every rewrite.
 
@@ -155,3 +161,6 @@ class Report:
         from .tables import report_text
 
         return report_text(self)
+
+    def __repr__(self) -> str:  # what a notebook shows
+        return str(self)

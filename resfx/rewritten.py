@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .blocks import Blocks, never_traced
 from .errors import SaveError, VariantError
 from .parts import part_of
 from .passes.apply import Application, apply_method
@@ -25,20 +26,12 @@ from .passes.calls import Call, bind, flatten_call
 from .passes.capture import Source
 from .passes.decode import thread_states
 from .passes.graph import Capture
+from .passes.host_checkpoint import is_recomputing
+from .passes.regroup import block_names
 from .passes.sites import find_sites
 from .passes.streams import find_streams
 from .passes.structure import Template, build, describe, restore, varied
 from .report import Report
-
-
-def _never_traced(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compiler.disable`` at the time of the call: the decorator itself would import the compiler."""
-
-    @functools.wraps(fn)
-    def outside(*args: Any, **kwargs: Any) -> Any:
-        return torch.compiler.disable(fn)(*args, **kwargs)
-
-    return outside
 
 
 @dataclass(eq=False)
@@ -51,6 +44,12 @@ class Variant:
     template: Template | None = None
     mode: tuple[Any, ...] = ()
     settings: tuple[Any, ...] = ()
+    scopes: dict[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def blocks(self) -> list[str]:
+        """Names of the repeated blocks of its streams."""
+        return block_names(self.report.sites)
 
     def fits(self, call: Call, mode: tuple[Any, ...], settings: tuple[Any, ...]) -> bool:
         """Whether the graph was captured for calls like this one; no ``settings`` fit any."""
@@ -67,9 +66,10 @@ class Runtime:
     variants: list[Variant] = field(default_factory=list)
     first: Report | None = None
     parts: dict[str, Runtime] = field(default_factory=dict)
+    blocks: Blocks = field(default_factory=Blocks)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
-        return Runtime(self.source, self.applications, list(self.variants), self.first)
+        return Runtime(self.source, self.applications, list(self.variants), self.first, blocks=self.blocks.copy())
 
     def call(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call on the variant it fits, capturing one if there is none."""
@@ -80,7 +80,7 @@ class Runtime:
         if variant is None:
             variant, call = self._add(tree, args, kwargs)
         with torch.set_grad_enabled(torch.is_grad_enabled()):
-            leaves = variant.run(tree, *call.leaves, *variant.capture.constants)
+            leaves = self.blocks.runner(variant, tree)(tree, *call.leaves, *variant.capture.constants)
         capture = variant.capture
         assert capture.output is not None
         for value, state in zip(call.objects, capture.states, strict=True):
@@ -110,7 +110,7 @@ class Runtime:
 
     def _run_shared(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
-            return self._shared(tree).run(tree, *args, **kwargs)
+            return self.blocks.runner(self._shared(tree), tree)(tree, *args, **kwargs)
         except AssertionError as error:
             if "Guard failed" not in str(error):
                 raise
@@ -127,7 +127,7 @@ class Runtime:
                 return variant
         return self._add_shared(tree)
 
-    @_never_traced
+    @never_traced
     def _add_shared(self, tree: nn.Module) -> Variant:
         variant = realise(tree, self.source.capture(tree, None), self.applications)
         self.adopt(variant, tree, None)
@@ -142,7 +142,7 @@ class Runtime:
                 return variant
         return None
 
-    @_never_traced
+    @never_traced
     def _add(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Variant, Call]:
         call = self.source.call(args, kwargs)
         mode = _mode(tree, call)
@@ -165,7 +165,8 @@ def realise(tree: nn.Module, capture: Capture, applications: Sequence[Applicatio
     capture.graph.lint()
     skips = skips + [s for a in applications for s in a.skips]
     report = Report(_name(tree), sites, skips, streams, nodes)
-    return Variant(capture, function_of(capture.graph), report)
+    scopes = {a.method.label: a.method.scope for a in applications}
+    return Variant(capture, function_of(capture.graph), report, scopes=scopes)
 
 
 def function_of(graph: fx.Graph) -> Callable[..., Any]:
@@ -182,7 +183,7 @@ def _mode(tree: nn.Module, call: Call) -> tuple[Any, ...]:
     """What else a capture bakes in: training flags, autocast, types and devices of the inputs."""
     kinds = tuple([(leaf.dtype, leaf.device) for leaf in call.leaves])
     cast = tuple([(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)])
-    return _flags(tree), kinds, cast
+    return _flags(tree), kinds, cast, tree.training and is_recomputing(tree)
 
 
 def _settings(tree: nn.Module) -> tuple[Any, ...]:
@@ -248,7 +249,8 @@ class Rewritten:
                     "move the model before torch.export, or rewrite the model itself",
                 )  # fmt: skip
             own_parameters(self)  # type: ignore[arg-type]
-            self._resfx = Runtime(self._resfx.source, self._resfx.applications, first=self._resfx.first)
+            held = self._resfx
+            self._resfx = Runtime(held.source, held.applications, first=held.first, blocks=held.blocks.copy())
         return super()._apply(fn, recurse)  # type: ignore[misc]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -292,6 +294,8 @@ def rewritten_class(cls: type) -> type:
     }
     if hasattr(cls, "get_encoder"):
         body["get_encoder"] = _get_encoder
+    if hasattr(cls, "prepare_inputs_for_generation"):
+        body["create_masks_for_generate"] = property(_masks_for_generate)
     return type(cls.__name__, (Rewritten, cls), body)
 
 
@@ -301,3 +305,14 @@ def _get_encoder(self: Any, *args: Any, **kwargs: Any) -> Any:
     name = next((n for n, m in self.named_modules() if m is encoder), "")
     claimed = [c for a in self._resfx.applications for c in a.claimed or []]
     return part_of(self, name) if name and any(c.startswith(f"{name}.") for c in claimed) else encoder
+
+
+def _masks_for_generate(self: Any) -> Callable[..., Any]:
+    """What ``generate()`` makes of a padding mask for a cache of fixed size: nothing where there are mixers.
+
+    They read which positions are padding; the host's own mask of pairs is made of it in the graph.
+    """
+    own = hasattr(self._resfx.source.cls, "create_masks_for_generate")
+    if own or not any(a.method.scope == "sequence" for a in self._resfx.applications):
+        return super(type(self), self).create_masks_for_generate  # type: ignore[misc]
+    return lambda attention_mask=None, **call: attention_mask

@@ -56,6 +56,7 @@ def save(module: Any, folder: str | os.PathLike[str], *, weights: Literal["new",
         "format": FORMAT, "version": VERSION, "class": type(module).__name__, "weights": weights,
         "applications": [a.to_dict() for a in module._resfx.applications], "example": _describe_example(module),
         "base": fingerprint(module),  # type: ignore[arg-type]
+        "as_eager": module._resfx.source.as_eager,
     }  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -108,6 +109,7 @@ def load(
     if args is None and kwargs is None and recipe["example"] is not None:
         args, kwargs = (), {k: _example_value(v) for k, v in recipe["example"].items()}
     source = source_of(model, args, kwargs)
+    source.as_eager = bool(recipe.get("as_eager"))
     new = rewrite_by(source, source.model, applications, source.example, check=False)
     for saved, application in zip(recipe["applications"], new._resfx.applications, strict=True):
         if saved["claimed"] != application.claimed:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -24,6 +27,18 @@ def _quiet_transformers():
 
     hf_logging.set_verbosity_error()
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def library():
+    """The CPU kernels for ONNX Runtime, built once for each state of their source."""
+    from resfx.export import build_kernels
+    from resfx.export.kernels import COMPILERS, kernels_path
+
+    if not any(map(shutil.which, COMPILERS)):
+        pytest.skip("no C++ compiler")
+    path = Path(tempfile.gettempdir()) / f"resfx-tests-{os.getuid()}" / kernels_path().name
+    return path if path.is_file() else build_kernels(path)
 
 
 def rewritten(name: str, mode: object = "ddl"):

@@ -190,10 +190,3 @@ def test_a_vanishing_branch_is_finite():
         f[1] = 0
     out = delta_shortcut(x, f, b, v, m)
     assert torch.equal(out[1], x[1]) and all(g.isfinite().all() for g in gradients(out, (x, f, b, v, m)))
-
-
-def test_the_operator_of_the_gradients():
-    (x, f, b, v, m, _), _ = operands("interpolated", (4, 6))
-    given = [t.detach() for t in (x, x, f, b, v)]
-    for mix in (m.detach(), None, torch.rand(6, dtype=torch.float64)):
-        torch.library.opcheck(torch.ops.resfx.delta_shortcut_gradients.default, (*given, mix, False, 1e-10, True))

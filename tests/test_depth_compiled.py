@@ -7,8 +7,6 @@ import torch
 
 from resfx.ops._depth import attention_read
 from resfx.ops._grouped_read import GROUP, MOST, groups
-from resfx.ops.attn_res import AttnRes
-from resfx.ops.delta_attn_res import DeltaAttnRes
 
 KINDS = {"published": (False, False, False), "preserving": (True, True, False), "gated": (True, False, True)}
 EPS = 1e-6
@@ -55,7 +53,12 @@ def leaves(args):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)],
+    [
+        (torch.float64, 1e-10),
+        (torch.bfloat16, 2e-2),
+        pytest.param(torch.float32, 1e-5, marks=pytest.mark.matrix),
+        pytest.param(torch.float16, 3e-3, marks=pytest.mark.matrix),
+    ],
 )
 @pytest.mark.parametrize("count", [MOST + 1, pytest.param(3 * GROUP, marks=pytest.mark.matrix)])
 def test_grouped_reads_follow_the_equations(count, kind, dtype, tolerance):
@@ -77,9 +80,8 @@ def test_grouped_reads_follow_the_equations(count, kind, dtype, tolerance):
 @pytest.mark.parametrize(
     ("count", "backend", "dtype"),
     [
-        (11, "aot_eager", torch.float32),
         (21, "aot_eager", torch.bfloat16),
-        (49, "aot_eager", torch.float32),
+        (30, "aot_eager", torch.float32),
         (11, "inductor", torch.float32),
         pytest.param(21, "inductor", torch.bfloat16, marks=pytest.mark.matrix),
     ],
@@ -137,5 +139,3 @@ def test_the_remainder_comes_first():
     for count in range(1, 60):
         sizes = [len(g) for g in groups(range(count))]
         assert sum(sizes) == count and all(s == GROUP for s in sizes[1:]) and 1 <= sizes[0] <= GROUP
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 
@@ -9,6 +10,9 @@ import pytest
 import torch
 from conftest import randomise
 from hosts import BY_NAME, LAYERS, tokens
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import resfx
 from resfx.ops._depth import DepthPlace, Read
@@ -20,6 +24,7 @@ METHODS = {
     "depth-read": resfx.DepthRead(window=2, heads=2), "depth-read-full": resfx.DepthRead(window=None, shared=True),
     "depth-read-stream": resfx.DepthRead(window=2, at="stream"), "elc": resfx.ELC(),
     "elc-normalized": resfx.ELC(variant="normalized"), "elc-weighted": resfx.ELC(variant="weighted"),
+    "elc-base": resfx.ELC(variant="base"),
     "dca": resfx.DCA(), "dca-1": resfx.DCA(k=1), "mudd": resfx.MUDD(), "mudd-prepost": resfx.MUDD(prepost=True),
     "vertical": resfx.VerticalAttention(),
 }  # fmt: skip
@@ -29,6 +34,7 @@ CAUSAL = [n for n in HOST_NAMES if BY_NAME[n].causal]
 
 def pairs(*chosen, hosts=HOST_NAMES):
     """Every method on every host; those not chosen run with ``-m matrix`` only."""
+    assert set(chosen) <= {f"{m}-{h}" for m in METHODS for h in hosts}
     return [
         pytest.param(m, h, id=f"{m}-{h}", marks=[] if f"{m}-{h}" in chosen else pytest.mark.matrix)
         for m in METHODS
@@ -46,15 +52,21 @@ def pair(method, host):
 
 
 @pytest.fixture
-def moved(method, host):
-    """The pair with its new parameters off their start, for one test."""
+def kept(method, host):
+    """The pair at its start; new parameters that a test moves are put back."""
     model, new, inputs = pair(method, host)
     saved = {n: p.detach().clone() for n, p in new.new_parameters().items()}
-    randomise(new)
     yield model, new, inputs
     with torch.no_grad():
         for name, parameter in new.new_parameters().items():
             parameter.copy_(saved[name])
+
+
+@pytest.fixture
+def moved(kept):
+    """The pair with its new parameters off their start, for one test."""
+    randomise(kept[1])
+    return kept
 
 
 def equal(a, b):
@@ -76,6 +88,7 @@ EXACT = pairs(
     "depth-read-stream-gemma2",
     "elc-bert",
     "elc-weighted-nanogpt",
+    "elc-base-t5",
     "dca-gpt_neox",
     "dca-1-falcon",
     "mudd-gpt2",
@@ -138,6 +151,20 @@ def test_every_new_parameter_acts_and_learns(method, host, moved):
     parameters = new.new_parameters()
     for name, grad in zip(parameters, torch.autograd.grad(loss_of(new(**inputs)), parameters.values()), strict=True):
         assert grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize(("method", "host"), LEARN)
+def test_two_steps_from_the_start_reach_every_new_parameter(method, host, kept):
+    """A zero in front of a parameter holds its gradient back for one step, and no longer."""
+    _, new, inputs = kept
+    parameters, reached = new.new_parameters(), set()
+    for _ in range(2):
+        grads = torch.autograd.grad(loss_of(new(**inputs)), parameters.values())
+        with torch.no_grad():
+            for (name, parameter), grad in zip(parameters.items(), grads, strict=True):
+                parameter -= 1e-2 * grad / (grad.abs().max() + 1e-12)
+                reached |= {name} if grad.abs().max() > 0 else set()
+    assert reached == set(parameters)
 
 
 @pytest.mark.parametrize(("method", "host"), LEARN)
@@ -254,6 +281,38 @@ def test_encoder_and_decoder_are_read_apart():
     assert len(reads_of(new)) == 2 * LAYERS + 3 * LAYERS
 
 
+def test_fused_projections_of_flattened_heads_read_what_is_theirs():
+    """BLOOM: rows of q, k and v lie within each head, and batch and heads are one axis of a biased product."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(0)
+    model = BloomForCausalLM(BloomConfig(vocab_size=89, hidden_size=32, n_layer=LAYERS, n_head=4)).double().eval()
+    inputs = {"input_ids": tokens(2, 7), "use_cache": False}
+    new = resfx.rewrite(model, "mudd", kwargs=inputs)
+    assert equal(model(**inputs), new(**inputs))
+    randomise(new)
+    calls = list(calls_of(new, inputs).values())
+    q, k, v, r = calls[0][2]
+    block = model.transformer.h[1]
+    fused = block.self_attention.query_key_value
+
+    def three(module, args, out):
+        rows = [F.linear(block.input_layernorm(h), fused.weight, fused.bias) for h in (q, k, v)]
+        return torch.stack([row.unflatten(-1, (4, 3, 8))[..., i, :] for i, row in enumerate(rows)], -2).flatten(-3)
+
+    hook = fused.register_forward_hook(three)
+    seen = []
+    first = block.register_forward_pre_hook(lambda m, a: (r, *a[1:]))
+    last = block.register_forward_hook(lambda m, a, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    with torch.no_grad():
+        model(**inputs)
+    for handle in (hook, first, last):
+        handle.remove()
+    torch.testing.assert_close(calls[1][1], seen[0], rtol=1e-6, atol=1e-6)  # its attention casts to float32
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(new.generate(tokens(2, 5), **options), new.generate(tokens(2, 5), use_cache=False, **options))
+
+
 def test_only_chosen_blocks_read():
     inputs = BY_NAME["llama"].inputs(2, 7)
     new = resfx.rewrite(BY_NAME["llama"].make(), resfx.AttnRes(), kwargs=inputs, include="model.layers.0")
@@ -329,22 +388,41 @@ def test_channel_first_streams_are_left_alone():
         resfx.rewrite(Conv(), "denseformer", args=(torch.randn(2, 4, 8, 8),))
 
 
-@pytest.mark.parametrize("method", ["attnres", "mudd", "depth-read"])
-def test_recomputed_reads_give_the_same_gradients(method):
-    import dataclasses
+class Alive(TorchDispatchMode):
+    """Bytes that a call made and something still holds: what waits for the backward pass."""
 
-    inputs = BY_NAME["nanogpt"].inputs(2, 7)
-    model, grads = BY_NAME["nanogpt"].make().double(), []
-    for checkpoint in (False, True):
+    def __init__(self):
+        super().__init__()
+        self.made = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in tensors_of(out):
+            self.made[t.untyped_storage()._cdata] = StorageWeakRef(t.untyped_storage()), t.untyped_storage().nbytes()
+        return out
+
+    def bytes(self):
+        return sum(size for ref, size in self.made.values() if not ref.expired())
+
+
+RECOMPUTED = ["attnres", "delta-block", "denseformer", "elc-normalized", "dca", "mudd", "depth-read", "vertical"]
+
+
+@pytest.mark.parametrize("method", RECOMPUTED)
+def test_recomputed_reads_change_no_number_and_keep_less(method):
+    model, inputs = BY_NAME["nanogpt"].make().bfloat16(), BY_NAME["nanogpt"].inputs(2, 9)
+    results, kept = [], []
+    for recompute in (False, True):
         torch.manual_seed(0)
-        new = resfx.rewrite(model, dataclasses.replace(METHODS[method], checkpoint=checkpoint), kwargs=inputs)
+        new = resfx.rewrite(model, dataclasses.replace(METHODS[method], recompute=recompute), kwargs=inputs)
         randomise(new)
         values = {n: p.detach().clone().requires_grad_() for n, p in new.new_parameters().items()}
-        outputs = torch.func.functional_call(new, values, (), inputs)  # recomputed outside this call
-        grads.append(torch.autograd.grad(loss_of(outputs), list(values.values())))
-    for a, b in zip(*grads, strict=True):
-        assert a.abs().max() > 0
-        torch.testing.assert_close(a, b)
+        with Alive() as alive:
+            outputs = torch.func.functional_call(new, values, (), inputs)  # recomputed outside this call
+            kept.append(alive.bytes())
+        results.append([outputs, *torch.autograd.grad(loss_of(outputs), list(values.values()))])
+    assert all(torch.equal(a, b) and b.abs().max() > 0 for a, b in zip(*results, strict=True))
+    assert kept[1] < kept[0]
 
 
 class Looped(torch.nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import resfx
 from resfx import errors
+from resfx.passes.check import first_broken_site
 
 
 class Residual(nn.Module):
@@ -53,6 +55,16 @@ def test_model_without_inputs_says_what_to_pass():
 def test_not_a_model(model):
     with pytest.raises(errors.CaptureError) as caught:
         resfx.rewrite(model)
+    says(caught.value)
+
+
+@pytest.mark.parametrize(("wrap", "remedy"), [
+    (torch.jit.script, "scripted from"), (nn.DataParallel, r"\.module"), (torch.compile, "_orig_mod"),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_wrapped_models_say_what_to_pass(wrap, remedy):
+    with pytest.raises(errors.CaptureError, match=remedy) as caught:
+        resfx.rewrite(wrap(nn.Sequential(nn.Linear(8, 8))), "ddl", args=(torch.randn(2, 8),))
     says(caught.value)
 
 
@@ -175,6 +187,21 @@ def test_broken_promises_are_caught_and_the_site_named():
     with pytest.raises(errors.CheckError, match="no gradient"):
         resfx.rewrite(net, Dead(), args=(x,))
     assert resfx.rewrite(net, Lossy(), args=(x,), check=False)(x).shape == x.shape
+
+
+@pytest.mark.parametrize(("mode", "parameter", "site"), [
+    ("ddl", "h.1.add0.mix", "h.1.add0"), ("denseformer", "h.1.read0.weight", "h.1.read0"),
+    ("hyper_connections", "h.0.add1.read.read", "h.0.add1.read"),
+    ("hyper_connections", "h.0.add1.read.write", "h.0.add1.write"),
+])  # fmt: skip
+def test_the_first_module_that_moves_the_stream_is_found_in_every_scope(mode, parameter, site):
+    inputs = BY_NAME["gpt2"].inputs(2, 5)
+    new = copy.deepcopy(rewritten("gpt2", mode)[1])
+    applications = new._resfx.applications
+    assert first_broken_site(new, (), inputs, applications) is None
+    with torch.no_grad():
+        new.get_parameter(f"resfx.{mode}.transformer.{parameter}").add_(0.5)
+    assert first_broken_site(new, (), inputs, applications) == f"{mode}.transformer.{site}"
 
 
 def test_a_users_own_method_needs_no_registration(tmp_path):
@@ -310,20 +337,28 @@ def test_importing_loads_no_optional_package():
     assert done.stdout.strip() == "[]"
 
 
-class Rounding(nn.Module):
-    """Its capture computes something else than its eager code, by one rounding."""
+class Differs(nn.Module):
+    """Computes something else while it is traced than in eager mode."""
 
-    def __init__(self, error):
+    def __init__(self, error, traced):
         super().__init__()
-        self.block, self.error = Residual(), error
+        self.block, self.error, self.traced = Residual(), error, traced
 
     def forward(self, x):
-        return self.block(x) * (1 + self.error if torch.compiler.is_exporting() else 1)
+        return self.block(x) * (1 + self.error if self.traced() else 1)
 
 
 def test_a_capture_that_rounds_differently_is_told_from_a_broken_rewrite():
     x = torch.randn(4, 8)
     with pytest.warns(UserWarning, match="rounds differently from its eager code"):
-        resfx.rewrite(Rounding(2e-7), args=(x,))
+        resfx.rewrite(Differs(2e-7, torch.compiler.is_compiling), args=(x,))
     with pytest.raises(errors.CheckError, match="not at a rewritten site"):
-        resfx.rewrite(Rounding(1e-3), args=(x,))
+        resfx.rewrite(Differs(1e-3, torch.compiler.is_compiling), args=(x,))
+
+
+def test_a_model_that_computes_otherwise_while_exported_is_captured_as_it_is(tmp_path):
+    model, x = Differs(1e-3, torch.compiler.is_exporting), torch.randn(4, 8)
+    new = resfx.rewrite(model, args=(x,))
+    assert torch.equal(new(x), model(x))
+    resfx.save(new, tmp_path / "saved")
+    assert torch.equal(resfx.load(tmp_path / "saved", model)(x), model(x))

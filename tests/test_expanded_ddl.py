@@ -175,7 +175,7 @@ def test_scope_follows_the_channels():
     recipe = DDL(value_channels=2, compress="token").to_dict()
     recipe.pop("method")
     assert DDL(**recipe) == DDL(value_channels=2, compress="token")
-    assert DDL(**recipe).over_tokens and not DDL(value_channels=2).over_tokens
+    assert DDL(**recipe).over_tokens and not DDL(value_channels=2, embed_conv=False).over_tokens
 
 
 @pytest.mark.parametrize(

@@ -256,10 +256,15 @@ def test_every_record_matches_its_operator():
     records = fused_operators()
     assert ("resfx", "DeltaShortcut") in records
     for record in records.values():
-        arguments = [a.name for a in record.torch_op._schema.arguments]
-        tensors = [p.name for p in record.schema.inputs]
-        assert tensors == [a for a in arguments if a in tensors]
-        assert set(arguments) <= set(tensors) | set(record.schema.attributes)
+        arguments = {a.name: str(a.type) for a in record.torch_op._schema.arguments}
+        lists = [a for a, kind in arguments.items() if kind == "List[Tensor]"]
+        *single, last = record.schema.inputs
+        many = last.option == record.schema.FormalParameterOption.Variadic
+        tensors = {p.name for p in (single if many else record.schema.inputs)}
+        assert bool(lists) == many
+        assert tensors == {a for a, kind in arguments.items() if kind in ("Tensor", "Optional[Tensor]")}
+        attributes = set(record.schema.attributes)
+        assert set(arguments) - tensors - set(lists) == attributes - set(record.derived) - {"stash_type"}
 
 
 def test_standard_profile_has_standard_nodes_only(tmp_path):

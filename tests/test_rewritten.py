@@ -81,6 +81,14 @@ def test_labels_masks_and_positional_arguments_each_get_their_graph():
     assert torch.equal(want, got)
 
 
+def test_an_example_that_is_a_view_serves_calls_that_are_not():
+    ids = tokens(4, 9)
+    new = resfx.rewrite(BY_NAME["nanogpt"].make(), "ddl", kwargs={"idx": ids[:2, :-1], "targets": ids[:2, 1:]})
+    other = tokens(3, 5)
+    assert torch.isfinite(new(idx=other, targets=other)[1])
+    assert torch.isfinite(new(idx=other[:, :-1], targets=other[:, :-1])[1]) and len(new.variants) == 1
+
+
 def test_a_batch_of_one_is_its_own_capture_and_right():
     model, new, _ = rewritten("llama")
     ids = tokens(1, 1)

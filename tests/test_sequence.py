@@ -1,59 +1,32 @@
-"""Mixers in real architectures: exact starts, float64 references through hooks, causality, masks, training, reports."""
+"""Mixers in real architectures: exact starts, causality, padding, where they go and where not, composition."""
 
 from __future__ import annotations
 
-import copy
-import functools
-import math
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import randomise
+from generation import CAUSAL
 from hosts import BY_NAME, tokens
+from sequence_hosts import HOSTS, METHODS, acting, given, logits, made, pairs
 from torch import nn
 
 import resfx
 
-METHODS = {
-    "swa": resfx.ShortSWA(window=3), "chunk": resfx.ShortSWA(window=3, kind="chunk", placement="branch"),
-    "canon": resfx.Canon(), "conv": resfx.ShortConv(),
-}  # fmt: skip
-HOSTS = ["gpt2", "llama", "qwen3", "gpt_neox", "bert", "vit", "t5"]
-CAUSAL = {"gpt2", "llama", "qwen3", "gpt_neox"}
-
-
-@functools.cache
-def made(host: str, method: str, dtype=torch.float64):
-    model = BY_NAME[host].make().to(dtype)
-    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in given(host).items()}
-    return model, resfx.rewrite(model, METHODS[method], kwargs=inputs | flags(host)), inputs | flags(host)
-
-
-def given(host: str, batch=2, length=7):
-    inputs = {k: v for k, v in BY_NAME[host].inputs(batch, length).items() if isinstance(v, torch.Tensor)}
-    if "input_ids" in inputs:
-        mask = torch.ones_like(inputs["input_ids"])
-        mask[0, :2] = 0
-        inputs["attention_mask"] = mask
-    return inputs
-
-
-def flags(host: str):
-    return {k: v for k, v in BY_NAME[host].inputs(2, 7).items() if not isinstance(v, torch.Tensor)}
-
 
 def start_is_exact(host, modes, dtype):
-    model = BY_NAME[host].make().to(dtype)
-    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in given(host).items()} | flags(host)
+    model, inputs = BY_NAME[host].make().to(dtype), given(host, dtype)
     new = resfx.rewrite(model, modes, kwargs=inputs, check=False)
     with torch.no_grad():
-        assert torch.equal(new(**inputs).logits, model(**inputs).logits)
+        assert torch.equal(logits(new(**inputs)), logits(model(**inputs)))
     assert type(new).__name__ == type(model).__name__ and not hasattr(model, "resfx")
 
 
-@pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("host, dtype", [
+    *((h, torch.bfloat16) for h in HOSTS), ("gpt2", torch.float32), ("bert", torch.float32),
+])  # fmt: skip
 def test_start_is_bit_exact(host, dtype):
     start_is_exact(host, list(METHODS.values()), dtype)
 
@@ -66,203 +39,36 @@ def test_start_is_bit_exact_one_by_one(host, method, dtype):
     start_is_exact(host, METHODS[method], dtype)
 
 
-# -- float64 references ------------------------------------------------------------------------------------------
-
-# Where a host's layers are, and in them: attention, its projections (after a head norm), MLP, its first projections.
-LAYOUT = {
-    "gpt2": ("transformer.h.{}", "attn", {"qkv": "attn.c_attn"}, "mlp", ["mlp.c_fc"]),
-    "llama": ("model.layers.{}", "self_attn", {x: f"self_attn.{x}_proj" for x in "qkv"}, "mlp",
-              ["mlp.gate_proj", "mlp.up_proj"]),
-    "qwen3": ("model.layers.{}", "self_attn", {"q": "self_attn.q_norm", "k": "self_attn.k_norm",
-              "v": "self_attn.v_proj"}, "mlp", ["mlp.gate_proj", "mlp.up_proj"]),
-    "gpt_neox": ("gpt_neox.layers.{}", "attention", {"qkv": "attention.query_key_value"}, "mlp",
-                 ["mlp.dense_h_to_4h"]),
-    "bert": ("bert.encoder.layer.{}", "attention.self",
-             {x[0]: f"attention.self.{x}" for x in ("query", "key", "value")},
-             "intermediate", ["intermediate.dense"]),
-    "vit": ("vit.layers.{}", "attention", {x: f"attention.{x}_proj" for x in "qkv"}, "mlp", ["mlp.fc1"]),
-}  # fmt: skip
+# -- causality and padding ---------------------------------------------------------------------------------------
 
 
-def bank(new, key: str, prefix: str, label: str):
-    """The parameters of one mixer by name, found by its place."""
-    start = f"resfx.{key}.{prefix}"
-    found = {n.rsplit(f".{label}_", 1)[1].split(".", 1)[1]: p for n, p in new.named_parameters()
-             if n.startswith(start) and f".{label}_" in n}  # fmt: skip
-    assert found, (start, label)
-    return found
-
-
-def norm_reference(p, h, host):
-    """The host's opening norm. Llama's kind rounds to float32 inside, T5's takes only its statistics in float32."""
-    if "norm.bias" in p:
-        centred = h - h.mean(-1, keepdim=True)
-        eps = {"vit": 1e-12}.get(host, 1e-5)
-        return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * p["norm.weight"] + p["norm.bias"]
-    if "norm.weight" not in p:
-        return h
-    narrow = h.float()
-    scale = torch.rsqrt(narrow.pow(2).mean(-1, keepdim=True) + 1e-6)
-    return p["norm.weight"] * ((h if host == "t5" else narrow) * scale).to(h.dtype)
-
-
-def window_reference(p, h, mask, causal, heads, w, host="", chunk=False):
-    """ShortSWA with one dense mask spelled out position by position. Differentiable in everything."""
-    c = norm_reference(p, h, host)
-    b, t, d = h.shape
-    if chunk:
-        band = [[j // w == i // w and (j <= i or not causal) for j in range(t)] for i in range(t)]
-    elif causal:
-        band = [[i - w < j <= i for j in range(t)] for i in range(t)]
-    else:
-        band = [[-(w // 2) <= j - i <= (w - 1) // 2 for j in range(t)] for i in range(t)]
-    allowed = torch.tensor(band) & (
-        torch.ones(b, 1, 1, t, dtype=torch.bool) if mask is None else mask[:, None, None].bool()
-    )
-    q, k, v = ((c @ p[f"{n}.weight"].T).view(b, t, heads, -1).transpose(1, 2) for n in "qkv")
-    weights = (q @ k.mT / math.sqrt(d // heads)).exp() * allowed
-    weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-200)
-    return (weights @ v).transpose(1, 2).reshape(b, t, d) @ p["o.weight"].T
-
-
-def conv_reference(p, h, mask, causal, activation):
-    rows = h.flatten(2)
-    x = rows if mask is None else rows * mask[..., None]
-    kernel, t = p["weight"].shape[1], h.shape[1]
-    before = kernel - 1 if causal else kernel // 2
-    mixed = 0
-    for s in range(kernel):
-        shift = torch.zeros(t, t, dtype=h.dtype)
-        for i in range(t):
-            if 0 <= i - before + s < t:
-                shift[i, i - before + s] = 1
-        mixed = mixed + (shift @ x) * p["weight"][:, s]
-    if activation:
-        mixed = mixed / (1 + (-mixed).exp())
-    return (rows + mixed).view_as(h)
-
-
-def on_input(module: nn.Module, change):
-    def hook(_, args, kwargs):
-        if args:
-            return (change(args[0]), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
-
-    module.register_forward_pre_hook(hook, with_kwargs=True)
-
-
-def on_output(module: nn.Module, change):
-    module.register_forward_hook(lambda m, args, out: change(out))
-
-
-def install(host: str, method: str, model: nn.Module, new, mask) -> None:
-    """Write the method into a host by hooks on its own modules."""
-    causal = host in CAUSAL
-    pattern, attention, projections, mlp, hidden = LAYOUT[host]
-    for i in range(2):
-        prefix = pattern.format(i)
-        layer = model.get_submodule(prefix)
-        if method == "swa":
-            p = bank(new, "short_swa", prefix + ".", "swa")
-            on_input(layer, lambda h, p=p: h + window_reference(p, h, mask, causal, 4, 3, host))
-        elif method == "chunk":
-            p = bank(new, "short_swa", prefix + ".", "a")
-            on_input(layer.get_submodule(attention),
-                     lambda h, p=p: h + window_reference(p, h, mask, causal, 4, 3, chunk=True))  # fmt: skip
-        else:
-            key, act = ("canon", False) if method == "canon" else ("short_conv", True)
-
-            def conv(label, key=key, act=act, prefix=prefix):
-                p = bank(new, key, prefix + ".", label)
-                return lambda h: conv_reference(p, h, mask, causal, act)
-
-            for label, name in projections.items():
-                on_output(layer.get_submodule(name), conv(label))
-            if method == "canon":
-                on_input(layer.get_submodule(attention), conv("a"))
-                on_input(layer.get_submodule(mlp), conv("c"))
-                for j, name in enumerate(hidden):
-                    on_output(layer.get_submodule(name), conv(f"d{j}"))
-
-
-def pairs():
-    few = {"chunk": ("gpt2", "bert"), "conv": ("gpt2", "qwen3")}
-    for host in LAYOUT:
-        for method in METHODS:
-            marks = () if host in few.get(method, LAYOUT) else pytest.mark.matrix
-            yield pytest.param(host, method, marks=marks)
-
-
-@pytest.mark.parametrize("host, method", list(pairs()))
-def test_forward_and_all_gradients_equal_a_hand_written_host(host, method):
-    _, start, inputs = made(host, method)
-    new, model = copy.deepcopy(start), BY_NAME[host].make().double()
-    randomise(new, 0.3)
-    mask = inputs.get("attention_mask")
-    install(host, method, model, new, mask)
-    got, want = new(**inputs).logits, model(**inputs).logits
-    real = torch.ones(got.shape[:2], dtype=torch.bool) if mask is None or got.dim() == 2 else mask.bool()
-    torch.testing.assert_close(got[real], want[real], atol=1e-10, rtol=0)
-    assert (want - made(host, method)[0](**inputs).logits)[real].abs().max() > 1e-4
-    weight = torch.cos(torch.arange(want[real].numel(), dtype=torch.float64)).view_as(want[real])
-    fresh, hosts = new.new_parameters(), dict(model.named_parameters())
-    mine = dict(new.named_parameters())
-    a = torch.autograd.grad((got[real] * weight).sum(), [mine[n] for n in hosts] + list(fresh.values()))
-    b = torch.autograd.grad((want[real] * weight).sum(), list(hosts.values()) + list(fresh.values()))
-    for name, x, y in zip([*hosts, *fresh], a, b, strict=True):
-        torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_t5_equals_a_hand_written_host():
-    """Encoder centred, decoder causal, cross-attention left alone."""
-    _, start, _ = made("t5", "swa")
-    new, model = copy.deepcopy(start), BY_NAME["t5"].make().double()
-    randomise(new, 0.3)
-    inputs = given("t5") | flags("t5")
-    for stack, causal, mask in (("encoder", False, inputs["attention_mask"]), ("decoder", True, None)):
-        for i in range(2):
-            p = bank(new, "short_swa", f"{stack}.block.{i}.", "swa")
-            change = lambda h, p=p, c=causal, m=mask: h + window_reference(p, h, m, c, 4, 3, "t5")
-            on_input(model.get_submodule(f"{stack}.block.{i}.layer.0"), change)
-    torch.testing.assert_close(new(**inputs).logits, model(**inputs).logits, atol=1e-10, rtol=0)
-    assert {s.reason for s in new._resfx.applications[0].skips} >= {
-        "cross-attention: its keys come from another stream"
-    }
-
-
-# -- behaviour ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_causal(method):
-    _, start, _ = made("gpt2", method)
-    new = copy.deepcopy(start)
-    randomise(new, 0.3)
+@pytest.mark.parametrize("host, method", pairs([*CAUSAL, "nanogpt", "t5", "bart", "whisper"], {"gpt2"}))
+def test_a_later_token_changes_nothing_before_it(host, method):
+    new, inputs = acting(host, method)
+    inputs = {k: v for k, v in inputs.items() if k != "attention_mask"}
+    name = next(n for n in ("decoder_input_ids", "input_ids", "idx") if n in inputs)
     a, b = tokens(2, 9, 5), tokens(2, 9, 5)
     b[:, 5] = (a[:, 5] + 1) % 80 + 3
     with torch.no_grad():
-        moved = (new(input_ids=a, use_cache=False).logits - new(input_ids=b, use_cache=False).logits).abs().amax((0, 2))
+        one, other = (logits(new(**inputs | {name: ids})) for ids in (a, b))
+    moved = (one - other).abs().amax((0, 2))
     assert (moved[:5] == 0).all() and (moved[5:] > 0).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_padded_tokens_are_not_read(method):
-    for host in ("llama", "bert"):
-        _, start, _ = made(host, method)
-        new = copy.deepcopy(start)
-        randomise(new, 0.3)
-        inputs = given(host) | flags(host)
-        other = inputs | {"input_ids": inputs["input_ids"].clone()}
-        other["input_ids"][0, :2] = 7
-        with torch.no_grad():
-            a, b = new(**inputs).logits[0, 2:], new(**other).logits[0, 2:]
-        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+@pytest.mark.parametrize("host, method", pairs([*CAUSAL, "bert", "roberta"], {"llama", "bert"}))
+def test_padded_tokens_are_not_read(host, method):
+    new, inputs = acting(host, method)
+    other = inputs | {"input_ids": inputs["input_ids"].clone()}
+    other["input_ids"][0, :2] = 7
+    with torch.no_grad():
+        a, b = new(**inputs).logits[0, 2:], new(**other).logits[0, 2:]
+    torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
 
 
-def test_left_padding_changes_nothing_for_real_tokens():
-    _, start, _ = made("llama", "swa")
-    new = copy.deepcopy(start)
-    randomise(new, 0.3)
+@pytest.mark.parametrize("host, method", pairs(CAUSAL, {("llama", "swa"), ("llama", "conv")}))
+def test_left_padding_changes_nothing_for_real_tokens(host, method):
+    """Chunks lie where the padded text puts them: 3 positions of padding, a whole chunk, keep their places."""
+    new, _ = acting(host, method)
     ids = tokens(2, 9, 5)
     mask = torch.ones_like(ids)
     mask[:, :3] = 0
@@ -274,22 +80,7 @@ def test_left_padding_changes_nothing_for_real_tokens():
     torch.testing.assert_close(padded.logits[:, 3:], alone.logits, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("method", ["swa", "canon"])
-def test_training_lowers_the_loss_and_only_moves_what_it_should(method):
-    _, start, _ = made("llama", method, torch.float32)
-    new = copy.deepcopy(start).train()
-    ids = tokens(4, 12, 2)
-    optimiser = torch.optim.AdamW(new.new_parameters().values(), lr=0.03)
-    losses = []
-    for _ in range(15):
-        loss = new(input_ids=ids, labels=ids, use_cache=False).loss
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0] - 0.05
-    for p in new.new_parameters().values():
-        assert p.grad is not None and p.grad.abs().sum() > 0
+# -- where mixers go ---------------------------------------------------------------------------------------------
 
 
 def test_norm_starts_as_a_copy_of_the_hosts():
@@ -304,28 +95,6 @@ def test_norm_starts_as_a_copy_of_the_hosts():
     assert (
         made("bert", "swa")[1].get_submodule("resfx.short_swa.bert.encoder.layer.0.attention.output.swa_0").norm is None
     )
-
-
-def sizes(host: str, length: int):
-    """The largest tensor of a rewritten host's mixers, by shapes that a run meets."""
-    _, new, _ = made(host, "swa", torch.float32)
-    seen = []
-    watch = torch.overrides.TorchFunctionMode
-
-    class Watch(watch):
-        def __torch_function__(self, f, types, args=(), kwargs=None):
-            out = f(*args, **(kwargs or {}))
-            seen.extend(t.numel() for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, torch.Tensor))
-            return out
-
-    mixer = new.get_submodule("resfx.short_swa.model.layers.0.swa_0")
-    with Watch(), torch.no_grad():
-        mixer(torch.randn(1, length, 32))
-    return max(seen)
-
-
-def test_no_tensor_of_a_mixer_is_quadratic_in_the_length():
-    assert sizes("llama", 2048) <= 4 * sizes("llama", 512) + 4096
 
 
 def test_only_named_owners_and_points():
@@ -344,6 +113,24 @@ def test_experts_keep_their_hidden_features():
     new = resfx.rewrite(model, resfx.Canon(at="CD"), kwargs=inputs)
     assert all(".c_1." in n for n in new.new_parameters())
     assert any("experts" in s.reason for s in new.report.skips)
+
+
+def test_what_a_method_refused_stays_without_a_mixer_in_later_captures():
+    """A method that takes queries alone, of all the points it asks for: training is another capture."""
+    inputs = BY_NAME["qwen3"].inputs(2, 7)
+    new = resfx.rewrite(BY_NAME["qwen3"].make(), OnlyWide(), kwargs=inputs, check=False)
+    assert {n.rsplit(".", 2)[1] for n in new.new_parameters()} == {"q_0"}
+    assert any(s.reason == "too narrow" for s in new.report.skips)
+    with torch.no_grad():
+        torch.testing.assert_close(new.train()(**inputs).logits, new.eval()(**inputs).logits)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnlyWide(resfx.ShortConv):
+    """A method that somebody else wrote."""
+
+    def refuse(self, place):
+        return "too narrow" if place.width < 32 else None
 
 
 class MixerHost(nn.Module):
@@ -402,7 +189,7 @@ def test_longer_sequences_and_other_batches_use_the_same_graph():
     _, new, _ = made("llama", "swa", torch.float32)
     before = len(new.variants)
     with torch.no_grad():
-        new(**(given("llama", 3, 13) | flags("llama")))
+        new(**given("llama", torch.float32, 3, 13))
     assert len(new.variants) == before
 
 
@@ -468,26 +255,3 @@ def test_the_mixers_add_is_part_of_the_stream():
     names = [s.name for s in new.report.streams[0].sites]
     assert names[:3] == ["model.layers.0.short_swa:0", "model.layers.0:0", "model.layers.0:1"]
     assert new.report.streams[0].sites[0].form == "mixer"
-
-
-def test_save_and_load(tmp_path):
-    model, start, inputs = made("llama", "swa")
-    new = copy.deepcopy(start)
-    randomise(new, 0.3)
-    resfx.save(new, tmp_path / "m")
-    again = resfx.load(tmp_path / "m", model)
-    assert torch.equal(again(**inputs).logits, new(**inputs).logits)
-
-
-@pytest.mark.parametrize("method", ["swa"])
-def test_compiles_whole(method):
-    _, start, inputs = made("gpt2", method, torch.float32)
-    new = copy.deepcopy(start)
-    randomise(new, 0.3)
-    torch._dynamo.reset()
-    compiled = torch.compile(new, backend="aot_eager", fullgraph=True)
-    got, want = compiled(**inputs).logits, new(**inputs).logits
-    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
-    a, b = (torch.autograd.grad(y.square().sum(), list(new.new_parameters().values())) for y in (got, want))
-    for x, y in zip(a, b, strict=True):
-        torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)

@@ -1,6 +1,6 @@
 """Triton kernels against the formulas, in a process of their own: the interpreter is chosen before Triton is imported.
 
-No GPU is needed, and none is used.
+No GPU is needed, and none is used. That the compiler takes the kernels as they are launched is checked as well.
 """
 
 from __future__ import annotations
@@ -12,10 +12,15 @@ import sys
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+
+from resfx.ops import _depth, _operators, delta
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 inside = pytest.mark.skipif(not INTERPRETED, reason="runs inside test_under_the_interpreter")
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
 
 @pytest.mark.skipif(INTERPRETED, reason="already there")
@@ -32,40 +37,58 @@ def test_importing_the_library_does_not_import_triton():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.fixture
+def kernels(monkeypatch):
+    """The path of CUDA tensors, for the tensors at hand."""
+    monkeypatch.setattr(_operators, "KERNEL_DEVICES", {"cpu"})
+
+
+def draw(*shape, dtype=torch.float64):
+    return torch.randn(shape, dtype=torch.float64).to(dtype)
+
+
+def agree(public, formula, args, dtype):
+    """Result and every gradient of the kernels against the formula in float64; ``args`` are positional."""
+    leaves, spec = pytree.tree_flatten(args)
+    real = [isinstance(x, torch.Tensor) and x.is_floating_point() for x in leaves]
+    given = [x.detach().requires_grad_() if r else x for x, r in zip(leaves, real, strict=True)]
+    wide = [x.detach().double().requires_grad_() if r else x for x, r in zip(leaves, real, strict=True)]
+    got = public(*pytree.tree_unflatten(given, spec))
+    want = formula(*pytree.tree_unflatten(wide, spec))
+    assert "GeneratedBackwardFor_resfx" in type(got.grad_fn).__name__ and got.shape == want.shape
+    grad = torch.randn(want.shape, dtype=torch.float64).to(got.dtype)
+    floats = lambda xs: [x for x, r in zip(xs, real, strict=True) if r]
+    found = torch.autograd.grad(got, floats(given), grad)
+    wanted = torch.autograd.grad(want, floats(wide), grad.double())
+    tolerance = TOLERANCE[dtype]
+    for i, (a, e) in enumerate(zip((got, *found), (want, *wanted), strict=True)):
+        near = tolerance * (2 if i else 1) * max(float(e.detach().abs().max()), 1e-2)
+        torch.testing.assert_close(a.double(), e, rtol=tolerance, atol=near, msg=lambda m, i=i: f"number {i}: {m}")
+    for a, leaf in zip(found, floats(given), strict=True):
+        assert a.dtype == leaf.dtype and a.shape == leaf.shape
+
+
+def turned(x):
+    """The same numbers, in memory the other way round."""
+    return x.transpose(0, -1).contiguous().transpose(0, -1)
+
+
 @inside
-@pytest.mark.parametrize("width", [3, 20, 64, 129])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@dtypes
+@pytest.mark.parametrize("width", [3, 64, 129])
 @pytest.mark.parametrize("mix", ["none", "scalar", "channel"])
 @pytest.mark.parametrize("base", ["x", "sum", "total"])
-def test_delta_shortcut(base, mix, dtype, width):
-    from resfx.ops import _delta_triton as kernels
-    from resfx.ops.delta import delta_formula, delta_gradients
-
-    draw = lambda *s: torch.randn(*s, dtype=torch.float64)
-    x, f, grad, b, v = draw(2, 3, width), draw(2, 3, width), draw(2, 3, width), draw(2, 3, 1), draw(2, 3, 1)
+def test_delta_shortcut(base, mix, dtype, width, kernels):
+    x, f, b, v = draw(2, 3, width), draw(2, 3, width), draw(2, 3, 1), draw(2, 3, 1)
     m = {"none": None, "scalar": torch.tensor(0.3), "channel": draw(width)}[mix]
-    x, f, grad = (t.to(dtype) for t in (x, f, grad))
-    b, v = b.float(), v.float()
-    m = None if m is None else m.to(dtype)
-    total = x + 0.5 * f if base == "total" else None
-    add = base != "x"
-    wide = lambda t: None if t is None else t.double()
-    want = delta_formula(*map(wide, (x, f, b, v, m, total)), 1e-4, add)
-    got = kernels.forward(x, f, b, v, m, total, 1e-4, add)
-    tolerance = {torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}[dtype]
-    assert got.dtype == dtype
-    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance * float(want.abs().max()))
-    wanted = delta_gradients(*map(wide, (grad, x, f, b, v, m)), total is not None, 1e-4, add)
-    found = kernels.gradients(grad, x, f, b, v, m, total is not None, 1e-4, add)
-    for a, e, leaf in zip(found, wanted, (x, f, b, v, m), strict=True):
-        assert (a is None) == (leaf is None)
-        if a is not None:
-            assert a.dtype == leaf.dtype and a.shape == leaf.shape
-            torch.testing.assert_close(a.double(), e, rtol=2 * tolerance, atol=2 * tolerance * float(e.abs().max()))
+    total = (x + 0.5 * f).to(dtype) if base == "total" else None
+    cast = lambda t: None if t is None else t.to(dtype)
+    args = (cast(x), cast(f), b.float(), v.float(), cast(m), total, 1e-4, base != "x")
+    agree(delta._operator, delta.delta_formula, args, dtype)
 
 
 @inside
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@dtypes
 def test_a_closed_mix_is_the_plain_add_and_layouts_do_not_matter(dtype):
     from resfx.ops import _delta_triton as kernels
 
@@ -73,41 +96,119 @@ def test_a_closed_mix_is_the_plain_add_and_layouts_do_not_matter(dtype):
     x, f, grad = (torch.randint(-60, 60, (24, 5)).to(dtype).T for _ in range(3))
     b, v, m = torch.rand(5, 1), torch.randn(1, 1).expand(5, 1), torch.zeros((), dtype=dtype)
     assert torch.equal(kernels.forward(x, f, b, v, m, None, 1e-10, True), x + f)
-    gx, gf, gb, gv, gm = kernels.gradients(grad, x, f, b, v, m, False, 1e-10, True)
+    gx, gf, gb, gv, gm, *_ = kernels.gradients(grad, x, f, b, v, m, None, 1e-10, True)
     assert torch.equal(gx, grad) and torch.equal(gf, grad) and not gb.any() and not gv.any() and gm.any()
 
 
 @inside
-def test_more_rows_than_programs(monkeypatch):
-    from resfx.ops import _delta_triton as kernels
-    from resfx.ops.delta import delta_gradients
+def test_more_rows_than_programs(monkeypatch, kernels):
+    from resfx.ops import _attention_read_triton, _delta_triton
 
-    monkeypatch.setattr(kernels, "PROGRAMS", 4)
-    x, f, grad, b, v, m = (torch.randn(*s) for s in ((11, 7), (11, 7), (11, 7), (11, 1), (11, 1), (7,)))
-    args = (grad, x, f, b, v, m, False, 1e-6, True)
-    for a, e in zip(kernels.gradients(*args), delta_gradients(*args), strict=True):
-        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-5)
+    for module in (_delta_triton, _attention_read_triton):
+        monkeypatch.setattr(module, "PROGRAMS", 4)
+    args = (draw(11, 7), draw(11, 7), draw(11, 1), draw(11, 1), draw(7), None, 1e-6, True)
+    agree(delta._operator, delta.delta_formula, [a.float() if torch.is_tensor(a) else a for a in args], torch.float32)
+    sources, query = [draw(11, 7).float() for _ in range(3)], draw(7).float()
+    args = (sources, query, None, None, 1e-6, False)
+    agree(_depth._attention_read, _depth.attention_read_formula, args, torch.float32)
 
 
 @inside
-def test_the_registered_operator_takes_the_kernels(monkeypatch):
-    """The path of a CUDA tensor, with the kernels interpreted: same values and gradients as the formula's."""
-    from resfx.ops import _delta_triton, delta
+@dtypes
+@pytest.mark.parametrize("count, width", [(1, 5), (2, 64), (5, 33)])
+@pytest.mark.parametrize("relative, base, gate", [(True, True, False), (False, False, False), (False, True, True)])
+def test_attention_read(count, width, relative, base, gate, dtype, kernels):
+    sources = [draw(2, 3, width, dtype=dtype) for _ in range(count)]
+    sources[0] = turned(sources[0])
+    added = turned(draw(2, 3, width, dtype=dtype)) if base else None
+    opened = draw(dtype=dtype) if gate else None
+    args = (sources, draw(width, dtype=dtype), added, opened, 1e-6, relative)
+    agree(_depth._attention_read, _depth.attention_read_formula, args, dtype)
 
-    called = []
 
-    class Kernels:
-        forward = staticmethod(lambda *a: called.append("forward") or _delta_triton.forward(*a))
-        gradients = staticmethod(lambda *a: called.append("gradients") or _delta_triton.gradients(*a))
+@inside
+@dtypes
+@pytest.mark.parametrize("count", [2, 3, 7, 41])
+def test_a_zero_query_keeps_the_base_bit_for_bit(count, dtype, kernels):
+    sources, base = [draw(4, 9, dtype=dtype) for _ in range(count)], draw(4, 9, dtype=dtype)
+    got = _depth.attention_read(sources, torch.zeros(9, dtype=dtype), base, eps=1e-6, relative=True)
+    assert torch.equal(got, base)
 
-    monkeypatch.setattr(delta, "triton_kernels", lambda name, x: Kernels)
-    args = [t.requires_grad_() for t in (torch.randn(3, 9), torch.randn(3, 9), torch.rand(3, 1), torch.randn(3, 1))]
-    out = torch.ops.resfx.delta_shortcut(*args, None, None, 1e-8, False)
-    torch.testing.assert_close(out, delta.delta_formula(*args, None, None, 1e-8, False))
-    grads = torch.ops.resfx.delta_shortcut_gradients(
-        torch.ones(3, 9), *(a.detach() for a in args), None, False, 1e-8, False
-    )
-    want = torch.autograd.grad(delta.delta_formula(*args, None, None, 1e-8, False).sum(), args)
-    for a, e in zip(grads[:4], want, strict=True):
-        torch.testing.assert_close(a, e)
-    assert called == ["forward", "gradients"]
+
+@inside
+@dtypes
+@pytest.mark.parametrize("count, width", [(1, 5), (3, 64), (6, 33)])
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("base", [False, True])
+def test_weighted_sum(count, width, per_token, base, dtype, kernels):
+    sources = [draw(2, 3, width, dtype=dtype) for _ in range(count)]
+    sources[-1] = sources[-1][:, :1].expand(2, 3, width)
+    weights = turned(draw(2, 3, count)).float() if per_token else draw(count, dtype=dtype)
+    added = turned(draw(2, 3, width, dtype=dtype)) if base else None
+    agree(_depth._weighted_sum, _depth.weighted_sum_formula, (sources, weights, added), dtype)
+
+
+@inside
+def test_lists_that_begin_anywhere_in_memory(kernels):
+    flat = draw(50).float()
+    sources = [flat[1:13].view(3, 4), flat[14:26].view(3, 4)]
+    assert sources[0].data_ptr() % 16
+    agree(_depth._weighted_sum, _depth.weighted_sum_formula, (sources, draw(2).float(), None), torch.float32)
+
+
+class NoDevice:
+    """A driver whose GPU is not there, for the compiler to ask."""
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def compiled(monkeypatch, tmp_path):
+    """Kernels are compiled to machine code for an H100, and not launched; the list of their names."""
+    from triton import runtime
+
+    names = []
+    run = runtime.JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **options):
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        assert kernel.asm["cubin"]
+        names.append(f"{self.fn.__module__.rpartition('.')[2]}.{self.fn.__name__}")
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(runtime.JITFunction, "run", compile_only)
+    monkeypatch.setattr(runtime.driver, "_active", NoDevice())
+    return names
+
+
+def launches(name, dtype):
+    """The arguments of an operator as a model of width 80 hands them over."""
+    x = torch.randn(2, 4, 80).to(dtype)
+    return {
+        "delta": [(x, x, x[..., :1].float(), x[..., :1].float(), torch.tensor(0.0), None, 1e-10, True)],
+        "weighted_sum": [([x, x, x], torch.randn(3), x), ([x, x], torch.randn(2, 4, 2), None)],
+        "attention_read": [([x] * 3, x[0, 0], x, None, 1e-6, True), ([x] * 2, x[0, 0], None, x[0, 0, 0], 1e-6, False)],
+    }[name]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled there")
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *(pytest.param(t, marks=pytest.mark.matrix)
+                                                     for t in (torch.float32, torch.float16))])  # fmt: skip
+@pytest.mark.parametrize("name", ["delta", "weighted_sum", "attention_read"])
+def test_kernels_compile_for_a_gpu(name, dtype, compiled):
+    kernels = _operators._kernel_module(name)
+    for args in launches(name, dtype):
+        assert kernels.supported(*args)
+        out = kernels.forward(*args)
+        kernels.gradients(torch.empty_like(out), *args)
+    assert {n.partition(".")[2] for n in compiled} >= {"_forward", "_backward"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from zoo.check import check
 from zoo.entry import expected
 from zoo.plain import MODELS, Stem
@@ -82,3 +83,19 @@ def test_an_outer_skip_is_rewritten_when_asked_for() -> None:
     new = resfx.rewrite(model, "ddl", args, forms=("identity", "outer"))
     assert len(new.report.changed) == 3
     assert torch.equal(new(*args), model(*args))
+
+
+class Recurrent(nn.Module):
+    """A branch that ends in an operator of several outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.cell = nn.LayerNorm(16), nn.LSTM(16, 16, batch_first=True)
+
+    def forward(self, x):
+        return x + self.cell(self.norm(x))[0]
+
+
+def test_a_recurrent_branch_has_the_width_of_the_stream():
+    (site,) = resfx.scan(Recurrent(), (torch.randn(2, 5, 16),)).sites
+    assert (site.axis, site.width) == (-1, 16)

@@ -1,6 +1,7 @@
-"""The papers' equations for widened streams, one step at a time, and hosts taken apart into sublayers.
+"""The papers' equations for widened streams, one step at a time.
 
-Nothing here is shared with the library: states are ``(batch, tokens, n, d)`` and every sum is an einsum.
+Nothing here is shared with the library: every sum is an einsum. :func:`pathway` carries the streams of
+``tests/unrolled.py``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from unrolled import Pathway, Stream
 
 
 def same(x):
@@ -41,7 +43,7 @@ class HyperReference:
         w, n = {k: self.weights[f"{path}.read.{k}"] for k in ("read", "write", "mix")}, self.config.n
         A_m, B, A_r = w["read"], w["write"], w["mix"]
         if self.config.dynamic:
-            mean = H.mean(-1, keepdim=True)
+            mean = H.mean(-1, keepdim=True) * (self.config.norm == "layer")
             N = (H - mean) / torch.sqrt(((H - mean) ** 2).mean(-1, keepdim=True) + self.config.eps)
             W, (s_a, s_b) = self.weights[f"{path}.read.dynamic"], self.weights[f"{path}.read.scale"]
             bound = torch.tanh if self.config.tanh else (lambda x: x)
@@ -61,7 +63,12 @@ class HyperReference:
         return torch.stack([then(h) for h in H.unbind(-2)], -2)
 
     def leave(self, H, path):
-        return H.mean(-2)
+        kind = self.config.readout
+        if kind == "auto":
+            kind = "mean" if self.config.start == "preserve" else "sum"
+        if kind == "learned":
+            return torch.einsum("btnd,n->btd", H, self.weights[f"{path}.collapse.weight"] + 1 / self.config.n)
+        return H.mean(-2) if kind == "mean" else H.sum(-2)
 
 
 class ManifoldReference(HyperReference):
@@ -78,8 +85,12 @@ class ManifoldReference(HyperReference):
         H_res = torch.eye(n, dtype=X.dtype).expand(*X.shape[:2], n, n)
         if not first:
             M = torch.exp((w["alpha"][2] * seen[..., 2 * n :]).reshape(*X.shape[:2], n, n) + w["res"])
-            for _ in range(self.config.sinkhorn_iterations):
-                M = M / M.sum(-2, keepdim=True)
+            # Newton's method has no part in the equations: it goes where any number of rounds goes.
+            for _ in range(20000 if self.config.sinkhorn_newton else self.config.sinkhorn_iterations):
+                columns = M.sum(-2, keepdim=True)
+                if self.config.sinkhorn_newton and (columns - 1).abs().max() < 1e-15 * n:
+                    break
+                M = M / columns
                 M = M / M.sum(-1, keepdim=True)
             H_res = M
         return torch.einsum("btn,btnd->btd", H_pre, X), (H_post, H_res)
@@ -142,7 +153,8 @@ class DeltaReference:
         published = torch.einsum("bto,btv,btd->btdv", 2 * sigmoid(logit), v - erased, k)
         if self.config.start == "published":
             return X + published
-        return X + f.unsqueeze(-1) + w["mix"] * (published - f.unsqueeze(-1))
+        s = w["mix"] if w["mix"].dim() == 0 else w["mix"].unsqueeze(-1)
+        return X + f.unsqueeze(-1) + s * (published - f.unsqueeze(-1))
 
     def each(self, X, then):
         return torch.stack([then(x) for x in X.unbind(-1)], -1)
@@ -156,7 +168,7 @@ def reference_for(config, weights):
     return {"MHC": ManifoldReference, "HyperConnections": HyperReference, "DDL": DeltaReference}[name](config, weights)
 
 
-def run_stream(reference, x, sublayers, paths, then=None):
+def run_stream(reference, x, sublayers, paths):
     """The state of a whole stream by the reference: expand, then read, branch and write at each sublayer."""
     X = reference.enter(x, paths[0])
     for i, (layer, path) in enumerate(zip(sublayers, paths, strict=True)):
@@ -168,149 +180,35 @@ def run_stream(reference, x, sublayers, paths, then=None):
     return sublayers[-1].then(reference.leave(X, paths[-1]))
 
 
-def take_apart(name, model, inputs):
-    """``(streams, finish)``: per stream a function from earlier streams' outputs to ``(x, sublayers)``, and the
-    function from the outputs of all streams to the model's."""
-    return globals()[f"_{name}"](model, inputs)
+def pathway(config, key, weights) -> Pathway:
+    """The streams of a host widened by the reference, with the weights that the library gave a rewrite."""
+    reference = reference_for(config, weights)
+
+    def carry(stream: Stream, x: torch.Tensor) -> torch.Tensor:
+        blocks = [[_both(block)] if stream.parallel else [_sublayer(b) for b in block] for block in stream.blocks]
+        owners = [b.owner for block in stream.blocks for b in (block[:1] if stream.parallel else block)]
+        order = [owners[:i].count(owner) for i, owner in enumerate(owners)]
+        paths = [f"resfx.{key}.{owner}.add{i}" for owner, i in zip(owners, order, strict=True)]
+        return run_stream(reference, x, [s for block in blocks for s in block], paths)
+
+    return carry
 
 
-def _nanogpt(model, inputs):
-    idx = inputs["idx"]
+def _sublayer(branch):
+    def rest(c):
+        ways = branch.project if branch.kind == "attention" else branch.first
+        return (branch.attend if branch.kind == "attention" else branch.second)(*(way(c) for way in ways))
 
-    def stream(_):
-        x = model.wte(idx) + model.wpe(torch.arange(idx.shape[1]))
-        parts = []
-        for b in model.blocks:
-            parts += [
-                Sublayer(b.ln_1, b.attend),
-                Sublayer(b.ln_2, lambda c, b=b: b.out(torch.nn.functional.gelu(b.fc(c)))),
-            ]
-        return x, parts
-
-    return [stream], lambda xs: model.head(model.ln_f(xs[0]))
+    return Sublayer(branch.open, rest, branch.after or same)
 
 
-def _gpt2(model, inputs):
-    ids, t = inputs["input_ids"], model.transformer
+def _both(block):
+    """Two branches of one state with norms of their own; the first one's context gates."""
+    first, *others = block
+    seen = {}
 
-    def stream(_):
-        parts = []
-        for b in t.h:
-            parts += [Sublayer(b.ln_1, lambda c, b=b: b.attn(c)[0]), Sublayer(b.ln_2, b.mlp)]
-        return t.wte(ids) + t.wpe(torch.arange(ids.shape[1])), parts
+    def open(x):
+        seen["x"] = x
+        return first.open(x)
 
-    return [stream], lambda xs: model.lm_head(t.ln_f(xs[0]))
-
-
-def _llama(model, inputs):
-    ids, m = inputs["input_ids"], model.model
-
-    def stream(_):
-        x = m.embed_tokens(ids)
-        rope = m.rotary_emb(x, torch.arange(ids.shape[1]).unsqueeze(0))
-        parts = []
-        for b in m.layers:
-            attend = lambda c, b=b: b.self_attn(c, position_embeddings=rope, attention_mask=None)[0]
-            parts += [Sublayer(b.input_layernorm, attend), Sublayer(b.post_attention_layernorm, b.mlp)]
-        return x, parts
-
-    return [stream], lambda xs: model.lm_head(m.norm(xs[0]))
-
-
-_qwen3 = _llama
-
-
-def _gpt_neox(model, inputs):
-    ids, m = inputs["input_ids"], model.gpt_neox
-
-    def stream(_):
-        x = m.embed_in(ids)
-        rope = m.rotary_emb(x, torch.arange(ids.shape[1]).unsqueeze(0))
-        parts = []
-        for b in m.layers:
-            # Both branches read the same state through norms of their own; the context is the attention's.
-            state = {}
-
-            def norm(x, b=b, state=state):
-                state["x"] = x
-                return b.input_layernorm(x)
-
-            def branch(c, b=b, state=state):
-                attended = b.attention(c, attention_mask=None, position_embeddings=rope)[0]
-                return b.mlp(b.post_attention_layernorm(state["x"])) + attended
-
-            parts.append(Sublayer(norm, branch))
-        return x, parts
-
-    return [stream], lambda xs: model.get_output_embeddings()(m.final_layer_norm(xs[0]))
-
-
-def _vit(model, inputs):
-    m = model.vit
-
-    def stream(_):
-        x = m.embeddings(inputs["pixel_values"])
-        parts = []
-        for b in m.layers:
-            parts += [Sublayer(b.layernorm_before, lambda c, b=b: b.attention(c)[0]),
-                      Sublayer(b.layernorm_after, b.mlp)]  # fmt: skip
-        return x, parts
-
-    return [stream], lambda xs: model.classifier(m.layernorm(xs[0])[:, 0])
-
-
-def _bert(model, inputs):
-    m = model.bert
-
-    def stream(_):
-        parts = []
-        for b in m.encoder.layer:
-            out = b.attention.output
-            parts.append(Sublayer(lambda x: x, lambda c, b=b, o=out: o.dense(b.attention.self(c)[0]), out.LayerNorm))
-            parts.append(Sublayer(lambda x: x, lambda c, b=b: b.output.dense(b.intermediate(c)), b.output.LayerNorm))
-        return m.embeddings(inputs["input_ids"]), parts
-
-    return [stream], lambda xs: model.cls(xs[0])
-
-
-def _t5(model, inputs):
-    enc, dec = model.encoder, model.decoder
-
-    def encoder(_):
-        x = model.shared(inputs["input_ids"])
-        size = x.shape[1]
-        bias = enc.block[0].layer[0].SelfAttention.compute_bias(size, size)
-        parts = []
-        for b in enc.block:
-            attend = lambda c, a=b.layer[0].SelfAttention: a(c, mask=None, position_bias=bias)[0]
-            parts += [
-                Sublayer(b.layer[0].layer_norm, attend),
-                Sublayer(b.layer[1].layer_norm, b.layer[1].DenseReluDense),
-            ]
-        return x, parts
-
-    def decoder(earlier):
-        memory = enc.final_layer_norm(earlier[0])
-        x = model.shared(inputs["decoder_input_ids"])
-        size = x.shape[1]
-        causal = torch.full((size, size), torch.finfo(x.dtype).min, dtype=x.dtype).triu(1)
-        bias = dec.block[0].layer[0].SelfAttention.compute_bias(size, size) + causal
-        parts = []
-        for b in dec.block:
-            own, cross, mlp = b.layer
-            none = torch.zeros(1, own.SelfAttention.n_heads, size, memory.shape[1], dtype=x.dtype)
-            parts += [
-                Sublayer(own.layer_norm, lambda c, a=own.SelfAttention: a(c, mask=None, position_bias=bias)[0]),
-                Sublayer(cross.layer_norm, lambda c, a=cross.EncDecAttention, z=none:
-                         a(c, mask=None, key_value_states=memory, position_bias=z)[0]),
-                Sublayer(mlp.layer_norm, mlp.DenseReluDense),
-            ]  # fmt: skip
-        return x, parts
-
-    def finish(xs):
-        hidden = dec.final_layer_norm(xs[1])
-        if model.config.tie_word_embeddings or getattr(model.config, "scale_decoder_outputs", False):
-            hidden = hidden * model.model_dim**-0.5
-        return model.lm_head(hidden)
-
-    return [encoder, decoder], finish
+    return Sublayer(open, lambda c: _sublayer(first).branch(c) + sum(b(seen["x"]) for b in others))

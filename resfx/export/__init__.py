@@ -1,6 +1,7 @@
 """Lowering of rewritten models to files that run elsewhere. The packages it needs are imported when it is called."""
 
+from .kernels import build_kernels
 from .lowering import Exported, to_onnx
 from .runtime import session
 
-__all__ = ["Exported", "session", "to_onnx"]
+__all__ = ["Exported", "build_kernels", "session", "to_onnx"]

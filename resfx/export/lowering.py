@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from ..errors import ExportError, ResfxError, require
+from . import builtin
 from .axes import axis_names, other_example, rename_axes
 from .operators import DOMAIN, attach_bodies, fused_operators, translation_table
 from .repairs import expand_rotary_caches, own_names, share_heads
@@ -26,6 +27,7 @@ from .verify import verify, wants_reference
 EXTERNAL_ABOVE = 2**30  # bytes of weights; one protobuf file holds 2 GiB at most
 
 Backend = Literal["onnxruntime", "reference"]
+Profile = Literal["portable", "standard", "ort-cuda"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Exported:
     Attributes:
         path: the model; ``data`` is the file with its weights, beside it, or ``None``.
         inputs, outputs: names and shapes; a dynamic axis is a name.
-        nodes: number of nodes by domain; ``""`` is standard ONNX, ``"resfx"`` the fused operators.
+        nodes: number of nodes by domain; ``""`` is standard ONNX, ``"resfx"`` the fused operators, and
+            ``"com.microsoft"`` the kernels of ONNX Runtime that their bodies call.
         differences: greatest absolute difference from the eager model by backend, over every check.
         notes: checks that were left out, and why.
     """
@@ -59,7 +62,7 @@ def to_onnx(
     external_data: Literal["auto"] | bool = "auto",
     check: bool | Backend = True,
     dynamic: bool | Mapping[str, Mapping[int, str]] = True,
-    profile: Literal["portable", "standard"] = "portable",
+    profile: Profile = "portable",
 ) -> Exported:
     """Export a rewritten module, or any other model, in eval mode to ONNX.
 
@@ -82,17 +85,26 @@ def to_onnx(
         dynamic: ``True`` for every axis that the model leaves open, ``False`` for none, or the axes and their
             names, such as ``{"input_ids": {0: "batch", 1: "sequence"}}``.
         profile: ``"portable"`` keeps each fused operator one node in the domain ``resfx``, with its body attached
-            as a function, so that any session runs it; ``"standard"`` has standard operators only.
+            as a function, so that any session runs it; ``"standard"`` has standard operators only; ``"ort-cuda"`` is
+            ``"portable"`` with bodies that call ONNX Runtime's own kernels (``com.microsoft``) where its CUDA provider
+            has one for the node's type. Such a file runs in ONNX Runtime alone, in the release it was made with or a
+            later one. Its check runs the CPU's kernels of the same names; where the CPU has none, it is left out, with
+            a note.
 
     Raises:
         MissingPackageError: if ``onnx``, ``onnxscript`` or (for a check) ``onnxruntime`` is not installed.
-        ExportError: if the model cannot be lowered or a check fails.
+        ExportError: if the model cannot be lowered, a check fails, or the installed ONNX Runtime is too old for
+            ``"ort-cuda"``.
         CaptureError, VariantError: if the model cannot be captured with these inputs.
     """
-    for package in ("onnx", "onnxscript", *(("onnxruntime",) if check in (True, "onnxruntime") else ())):
+    for package in (
+        "onnx",
+        "onnxscript",
+        *(("onnxruntime",) if check in (True, "onnxruntime") or profile == "ort-cuda" else ()),
+    ):
         require(package, "onnx", "ONNX export")
     _refuse_bad_options(opset, profile, check)
-    fused = profile == "portable"
+    fused = profile != "standard"
     flat = flatten_model(new, args, kwargs, fused)
     asked = f"cannot lower {type(flat.source.model).__name__} to ONNX"
     with _translating(asked):
@@ -103,8 +115,8 @@ def to_onnx(
     expand_rotary_caches(lowered.model)
     own_names(lowered.model, "tree.")
     rename_axes(lowered.model, names)
-    attach_bodies(lowered.model, fused_operators(), opset)
-    nodes = Counter(node.domain for node in lowered.model.graph.all_nodes())
+    attach_bodies(lowered.model, fused_operators(), opset, builtin.choose if profile == "ort-cuda" else lambda n: None)
+    nodes = Counter(node.domain for node in lowered.model.graph.all_nodes()) + _builtin_nodes(lowered.model)
     nodes.setdefault(DOMAIN, 0)
 
     target = Path(path)
@@ -112,7 +124,8 @@ def to_onnx(
     outside = weights > EXTERNAL_ABOVE if external_data == "auto" else external_data
     with _put_in_place(target) as draft:
         lowered.save(str(draft), external_data=outside)
-        differences, notes = _check(flat, program, draft, check) if check else ({}, ("not checked",))
+        backends, notes = _backends(lowered.model, draft, check)
+        differences, notes = _check(flat, program, draft, backends, notes) if check else ({}, ("not checked",))
     data = target.with_name(target.name + ".data")
     return Exported(
         target, _shapes(lowered.model.graph.inputs), _shapes(lowered.model.graph.outputs), dict(nodes), differences,
@@ -123,10 +136,12 @@ def to_onnx(
 def _refuse_bad_options(opset: int, profile: str, check: Any) -> None:
     if not 18 <= opset <= 25:
         raise ValueError(f"opset must lie in 18 to 25, not {opset}: the exporter labels others wrongly")
-    if profile not in ("portable", "standard"):
-        raise ValueError(f"profile must be 'portable' or 'standard', not {profile!r}")
+    if profile not in get_args(Profile):
+        raise ValueError(f"profile must be one of {', '.join(get_args(Profile))}, not {profile!r}")
     if check not in (True, False, "onnxruntime", "reference"):
         raise ValueError(f"check must be True, False, 'onnxruntime' or 'reference', not {check!r}")
+    if profile == "ort-cuda" and check == "reference":
+        raise ValueError("check='reference' cannot run profile='ort-cuda'; use True, False or 'onnxruntime'")
 
 
 @contextmanager
@@ -168,18 +183,39 @@ def _lower(program: torch.export.ExportedProgram, flat: FlatModel, opset: int) -
     return lowered
 
 
+def _builtin_nodes(model: Any) -> Counter[str]:
+    """How many of ONNX Runtime's own kernels the nodes of a model call."""
+    calls = sum(_builtin_nodes_of(model, node) for node in model.graph.all_nodes())
+    return Counter({builtin.DOMAIN: calls} if calls else {})
+
+
+def _builtin_nodes_of(model: Any, node: Any) -> int:
+    return sum(n.domain == builtin.DOMAIN for n in model.functions.get(node.op_identifier(), ()))
+
+
+def _backends(model: Any, draft: Path, check: bool | Backend) -> tuple[list[str], tuple[str, ...]]:
+    """What to run a file in, and why not in more."""
+    if check is not True:
+        return [str(check)] if check else [], ()
+    calls = {node: _builtin_nodes_of(model, node) for node in model.graph.all_nodes()}
+    if any(calls.values()):
+        if all(builtin.runs_on_cpu(node) for node, count in calls.items() if count):
+            return ["onnxruntime"], ("not run in the reference evaluator: it does not know com.microsoft",)
+        missing = sorted({n.op_type for n, count in calls.items() if count and not builtin.runs_on_cpu(n)})
+        return [], (f"not run: the CPU has no kernel for the type of {', '.join(missing)}",)
+    if not wants_reference(str(draft)):
+        return ["onnxruntime"], ("not run in the reference evaluator: too large",)
+    return ["onnxruntime", "reference"], ()
+
+
 def _check(
-    flat: FlatModel, program: torch.export.ExportedProgram, draft: Path, check: bool | Backend
+    flat: FlatModel, program: torch.export.ExportedProgram, draft: Path, backends: list[str], known: tuple[str, ...]
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    onnx, notes = require("onnx", "onnx", "checking"), []
+    onnx, notes = require("onnx", "onnx", "checking"), list(known)
     try:
         onnx.checker.check_model(str(draft), full_check=True)
     except Exception as error:
         raise ExportError("the exported file is not valid ONNX", str(error), "another opset=, or report it") from error
-    backends = ["onnxruntime", "reference"] if check is True else [str(check)]
-    if check is True and not wants_reference(str(draft)):
-        backends.remove("reference")
-        notes.append("not run in the reference evaluator: too large")
     examples = [flat.call.leaves]
     other = other_example(program, flat.call.leaves, flat.variant.capture.accepts)
     if other is None:

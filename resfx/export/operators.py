@@ -1,18 +1,20 @@
 """Fused operators in ONNX: one node in the project's own domain each, with its body attached as a function.
 
-A record is one file ``resfx/ops/<operator>_onnx.py`` that sets ``OPERATOR``. A node whose body is attached runs in
-any session; where a library registers a kernel for the node, the kernel wins. The body of a function cannot ask
-which optional inputs are there, so each way a model uses an operator gets a body of its own, told apart by the
-node's ``overload`` (empty where a model has one way only, which is all that ``onnx.reference`` understands).
+Files ``resfx/ops/*_onnx.py`` set ``OPERATOR``, to a record or several. A node whose body is attached runs in any
+session; where a library registers a kernel for the node, the kernel wins. The body of a function cannot ask which
+optional inputs are there, nor how many make up a list, so each way a model uses an operator gets a body of its own,
+told apart by the node's ``overload`` (empty where a model has one way only, which is all that ``onnx.reference``
+understands).
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,19 +34,21 @@ class FusedOperator:
     """One fused operator.
 
     Attributes:
-        torch_name: the ``torch.library`` operator. Its tensors are the node's inputs in order, its numbers the node's
-            attributes by name.
+        torch_name: the ``torch.library`` operator. Its tensors are the node's inputs, by name; lists of them, one after
+            the other, its variadic input; its numbers the node's attributes.
         schema: the ``onnx.defs.OpSchema`` of the node. An attribute ``stash_type`` that the torch operator lacks is
-            filled with the type to accumulate in.
+            filled with the type to accumulate in: float for inputs ``T`` of half types.
         body: ``body(op, *inputs, **attributes)`` builds the function of standard operators with
             ``op.Add(...)`` and the like. Absent inputs are ``None``; attributes are references, flags numbers.
         flags: integer attributes that the body branches on.
+        derived: attributes that the torch operator lacks, as functions of its arguments by name.
     """
 
     torch_name: str
     schema: Any
     body: Callable[..., Any]
     flags: tuple[str, ...] = ()
+    derived: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
 
     @property
     def torch_op(self) -> Any:
@@ -87,10 +91,11 @@ def operator_schema(
     )  # fmt: skip
 
 
-def tensor(name: str, variable: str, doc: str, optional: bool = False) -> Any:
-    """An input of a schema."""
+def tensor(name: str, variable: str, doc: str, optional: bool = False, many: bool = False) -> Any:
+    """An input of a schema; ``many``, of the last one, for any number of them."""
     schema = require("onnx.defs", "onnx", _PURPOSE).OpSchema
-    option = schema.FormalParameterOption.Optional if optional else schema.FormalParameterOption.Single
+    options = schema.FormalParameterOption
+    option = options.Variadic if many else options.Optional if optional else options.Single
     return schema.FormalParameter(name, variable, doc, param_option=option)
 
 
@@ -128,13 +133,19 @@ def _translation(record: FusedOperator) -> Callable[..., Any]:
     scalars = {a.name: _scalar(a) for a in arguments if "Tensor" not in str(a.type)}
 
     def translate(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs)
-        given.apply_defaults()
-        tensors = [v for n, v in given.arguments.items() if n not in scalars]
-        numbers = {n: int(v) if isinstance(v, bool) else v for n, v in given.arguments.items() if n in scalars}
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        numbers = {n: int(v) if isinstance(v, bool) else v for n, v in given.items() if n in scalars}
+        numbers |= {n: derive(given) for n, derive in record.derived.items()}
         if "stash_type" in record.schema.attributes and "stash_type" not in numbers:
-            numbers["stash_type"] = _stash_type(next(t for t in tensors if t is not None))
-        return node(*tensors, **numbers)
+            numbers["stash_type"] = _stash_type(next(_main(record, given)))
+        inputs, count = _inputs(record, given), len(record.schema.inputs)
+        if record.schema.inputs[-1].option == _variadic(record):
+            # By name: the exporter takes all positions for a variadic input, those of other inputs too.
+            numbers[record.schema.inputs[-1].name] = tuple(inputs[count - 1 :])
+            del inputs[count - 1 :]
+        return node(*inputs, **numbers)
 
     # The exporter reads the signature to sort tensors from numbers, and passes every argument.
     parameters = [
@@ -151,6 +162,32 @@ def _translation(record: FusedOperator) -> Callable[..., Any]:
     return translate
 
 
+def _inputs(record: FusedOperator, given: Mapping[str, Any]) -> list[Any]:
+    """Arguments as the node's inputs: by name, then the lists."""
+    lists = [v for value in given.values() if isinstance(value, (list, tuple)) for v in value]
+    single = [given[p.name] for p in record.schema.inputs if p.option != _variadic(record)]
+    return [*single, *lists]
+
+
+def _variadic(record: FusedOperator) -> Any:
+    return record.schema.FormalParameterOption.Variadic
+
+
+def _main(record: FusedOperator, given: Mapping[str, Any]) -> Iterator[Any]:
+    """The tensors that the schema calls ``T``."""
+    for value, parameter in zip(_inputs(record, given), _parameters(record), strict=False):
+        if parameter.type_str == "T" and value is not None:
+            yield value
+
+
+def _parameters(record: FusedOperator) -> Iterator[Any]:
+    """A parameter for each input; the variadic one again and again."""
+    for parameter in record.schema.inputs:
+        yield parameter
+    while parameter.option == _variadic(record):
+        yield parameter
+
+
 def _scalar(argument: Any) -> type:
     return _SCALARS[str(argument.type).removeprefix("Optional[").removesuffix("]")]
 
@@ -161,43 +198,74 @@ def _stash_type(value: Any) -> int:
     return int(ir.DataType.FLOAT if half else value.dtype)
 
 
-def attach_bodies(model: Any, records: dict[tuple[str, str], FusedOperator], opset: int) -> None:
-    """Give every fused node of an ``onnx_ir.Model`` a function body. Has to come last: optimisers inline bodies."""
-    uses: dict[tuple[str, str], dict[tuple[Any, ...], list[Any]]] = {}
+def attach_bodies(
+    model: Any,
+    records: dict[tuple[str, str], FusedOperator],
+    opset: int,
+    choose: Callable[[Any], tuple[Any, Mapping[str, int]] | None] = lambda node: None,
+) -> None:
+    """Give every fused node of an ``onnx_ir.Model`` a function body. Has to come last: optimisers inline bodies.
+
+    Args:
+        choose: see :func:`resfx.export.builtin.choose`; by default every body is the standard one.
+    """
+    uses: dict[tuple[str, str], dict[_Way, list[Any]]] = {}
     for node in model.graph.all_nodes():
         record = records.get((node.domain, node.op_type))
         if record is not None:
-            node.resize_inputs(len(record.schema.inputs))
+            node.resize_inputs(max(len(record.schema.inputs), len(node.inputs)))
             given = tuple(value is not None for value in node.inputs)
             flags = tuple(node.attributes[f].as_int() for f in record.flags)
-            uses.setdefault((node.domain, node.op_type), {}).setdefault((given, flags), []).append(node)
+            builtin, static = choose(node) or (None, {})
+            way = _Way(given, flags, None if builtin is None else builtin.body, tuple(sorted(static.items())))
+            uses.setdefault((node.domain, node.op_type), {}).setdefault(way, []).append(node)
     for key, ways in uses.items():
-        for (given, flags), nodes in ways.items():
-            overload = _overload(records[key], given, flags) if len(ways) > 1 else ""
-            function = _function(records[key], given, flags, overload, opset)
+        for number, (way, nodes) in enumerate(ways.items()):
+            overload = _overload(records[key], way) if len(ways) > 1 else ""
+            if any(f.overload == overload and (f.domain, f.name) == key for f in model.functions.values()):
+                overload = f"{overload}_{number}"  # ways that differ in shapes alone
+            function = _function(records[key], way, overload, opset)
             model.functions[function.identifier()] = function
+            for domain in function.opset_imports:
+                model.opset_imports.setdefault(domain, 1)
             for node in nodes:
                 node.overload = overload
         model.opset_imports[key[0]] = VERSION
 
 
-def _overload(record: FusedOperator, given: tuple[bool, ...], flags: tuple[int, ...]) -> str:
+@dataclass(frozen=True)
+class _Way:
+    """One way of using an operator: which inputs are there, its flags, and a body of its own if it has one."""
+
+    given: tuple[bool, ...]
+    flags: tuple[int, ...]
+    body: Callable[..., Any] | None = None
+    static: tuple[tuple[str, int], ...] = ()
+
+
+def _overload(record: FusedOperator, way: _Way) -> str:
+    """A name for one way of use: optional inputs that are there, how many make up a list, flags that are not zero."""
     optional = record.schema.FormalParameterOption.Optional
-    inputs = [p.name for p, here in zip(record.schema.inputs, given, strict=True) if here and p.option == optional]
-    raised = [f if v == 1 else f"{f}{v}" for f, v in zip(record.flags, flags, strict=True) if v]
-    return "_".join(inputs + raised) or "plain"
+    inputs = [p.name for p, here in zip(record.schema.inputs, way.given, strict=False) if here and p.option == optional]
+    if record.schema.inputs[-1].option == _variadic(record):
+        inputs.append(f"of{len(way.given) - len(record.schema.inputs) + 1}")
+    raised = [f if v == 1 else f"{f}{v}" for f, v in zip(record.flags, way.flags, strict=True) if v]
+    return "_".join(inputs + raised + (["builtin"] if way.body else [])) or "plain"
 
 
-def _function(record: FusedOperator, given: tuple[bool, ...], flags: tuple[int, ...], overload: str, opset: int) -> Any:
+def _function(record: FusedOperator, way: _Way, overload: str, opset: int) -> Any:
     ir, onnxscript = require("onnx_ir", "onnx", _PURPOSE), require("onnxscript", "onnx", _PURPOSE)
     kinds = {name: ir.AttributeType[a.type.name] for name, a in record.schema.attributes.items()}
     references = {name: Reference(name, kind) for name, kind in kinds.items()}
-    attributes = {**references, **dict(zip(record.flags, flags, strict=True))}
-    inputs = [ir.Value(name=p.name) if here else None for p, here in zip(record.schema.inputs, given, strict=True)]
+    attributes = {**references, **dict(zip(record.flags, way.flags, strict=True))}
+    body = functools.partial(way.body, **dict(way.static)) if way.body else record.body
+    names = [p.name if p.option != _variadic(record) else f"{p.name}_{i}" for i, p in
+             zip(range(len(way.given)), _parameters(record), strict=False)]  # fmt: skip
+    inputs = [ir.Value(name=name) if here else None for name, here in zip(names, way.given, strict=True)]
     function = onnxscript.build_function(
-        lambda op, *values: record.body(_Builder(op), *values, **attributes), inputs, domain=record.schema.domain,
+        lambda op, *values: body(_Builder(op), *values, **attributes), inputs, domain=record.schema.domain,
         name=record.schema.name, attributes={n: ir.Attr(n, k, None) for n, k in kinds.items()},
-        opset_imports={"": opset},
+        opset_imports={"": opset, **({"com.microsoft": 1} if way.body else {})},
     )  # fmt: skip
     function.overload = overload
     return function

@@ -7,18 +7,33 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ExportError, require
+from .kernels import built_kernels
+
+CPU_ONLY = ("CPUExecutionProvider",)
 
 
-def session(path: str | os.PathLike[str], providers: Sequence[Any] | None = None) -> Any:
+def session(
+    path: str | os.PathLike[str],
+    providers: Sequence[Any] | None = None,
+    *,
+    kernels: bool | str | os.PathLike[str] | None = None,
+    threads: int = 0,
+) -> Any:
     """An ``onnxruntime.InferenceSession`` for an exported model.
 
     Args:
         path: the ``.onnx`` file; external data is looked for beside it.
         providers: execution providers in order of preference, as ONNX Runtime takes them. Default: CUDA where the
             installed package has it, then the CPU.
+        kernels: the library of CPU kernels that ``python -m resfx kernels`` builds. ``None``: use it if it is built
+            and the session runs on the CPU only; ``True``: it must be there; ``False``: function bodies; or its path.
+            A library hides the bodies of all operators it has, so where it lacks a type that the model uses, ``None``
+            falls back to bodies and the others raise.
+        threads: threads inside an operator; 0 lets ONNX Runtime choose.
 
     Raises:
         MissingPackageError: if ONNX Runtime is not installed.
+        ValueError: for kernels and a provider that is not the CPU: each of their nodes would be pulled to the CPU.
         ExportError: if there is no such file, it cannot be loaded, or a provider that was asked for is not in use
             (ONNX Runtime itself falls back to the CPU in silence).
     """
@@ -35,10 +50,14 @@ def session(path: str | os.PathLike[str], providers: Sequence[Any] | None = None
             f"cannot run {path} on {', '.join(unknown)}", f"this onnxruntime offers {', '.join(offered)}",
             "pip install 'resfx[onnx-gpu]' in place of onnxruntime for CUDA, or leave out providers=",
         )  # fmt: skip
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
+    library = _library(path, kernels, _names(asked))
     try:
-        made = runtime.InferenceSession(path, options, providers=asked)
+        try:
+            made = _made(runtime, path, asked, threads, library)
+        except Exception:
+            if library is None or kernels is not None:
+                raise
+            made = _made(runtime, path, asked, threads, None)
     except Exception as error:
         raise ExportError(
             f"cannot run {path}", f"{type(error).__name__}: {str(error).strip()}",
@@ -52,6 +71,34 @@ def session(path: str | os.PathLike[str], providers: Sequence[Any] | None = None
             "check the driver and the CUDA libraries, or ask for CPUExecutionProvider",
         )  # fmt: skip
     return made
+
+
+def _library(path: str, kernels: bool | str | os.PathLike[str] | None, providers: Sequence[str]) -> str | None:
+    """The library to register, if any."""
+    if kernels is False:
+        return None
+    if tuple(providers) != CPU_ONLY:
+        if kernels is None:
+            return None
+        raise ValueError(f"kernels are for the CPU alone, not for {', '.join(providers)}: providers={list(CPU_ONLY)}")
+    found = built_kernels() if kernels is None or kernels is True else kernels
+    if found is not None and os.path.isfile(found):
+        return os.fspath(found)
+    if kernels is None:
+        return None
+    raise ExportError(
+        f"cannot run {path} with kernels", "they are not built" if found is None else f"there is no file {found}",
+        "python -m resfx kernels builds them; kernels=False runs function bodies",
+    )  # fmt: skip
+
+
+def _made(runtime: Any, path: str, providers: Sequence[Any], threads: int, library: str | None) -> Any:
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4 if library else 3  # a fall-back to bodies is no error to print
+    options.intra_op_num_threads = threads
+    if library is not None:
+        options.register_custom_ops_library(library)
+    return runtime.InferenceSession(path, options, providers=providers)
 
 
 def _names(providers: Sequence[Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -94,7 +95,11 @@ def flatten_model(
         tree.eval()
     call = source.call(*example)
     call.leaves = _two_rows(call.leaves)
-    if isinstance(tree, Rewritten):
+    if isinstance(tree, Rewritten) and source.as_eager:
+        # What the model computes instead while it is exported is what export targets know.
+        source = dataclasses.replace(source, as_eager=False)
+        variant = realise(tree, source.capture(tree, call), tree._resfx.applications)
+    elif isinstance(tree, Rewritten):
         variant = tree._resfx.variant_of(tree, call)
     else:
         with _operators(fused):  # the model may call them itself

@@ -6,16 +6,13 @@ formula; the launch parameters below are estimates, not tuned.
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-WIDEST = 32768  # a row is one block
-PROGRAMS = 1024  # that share the rows where a gradient per channel is summed over them
+from ._triton import PROGRAMS, given, launch, on, row_fits
+from .delta import canonical
 
 
 @triton.jit
@@ -95,9 +92,11 @@ def _backward(  # noqa: ANN202
         tl.store(gmix + first * d + columns, summed, mask=inside)
 
 
-def supported(x: Tensor) -> bool:
-    """Whether the kernels take a stream of this type and width."""
-    return x.dtype in (torch.float16, torch.bfloat16, torch.float32) and 0 < x.shape[-1] <= WIDEST and x.numel() > 0
+def supported(
+    x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None, eps2: float, add: bool
+) -> bool:
+    """Whether the kernels take a stream of this type and width, and these operands as documented."""
+    return row_fits(x) and canonical(x, f, beta, v, mix, total)
 
 
 def forward(
@@ -108,47 +107,35 @@ def forward(
     x, f, beta, v = (t.contiguous() for t in (x, f, beta, v))
     out = torch.empty_like(x)
     base = "x" if not add else "sum" if total is None else "total"
-    with _on(x):
+    with on(x):
         _forward[(x.numel() // d,)](
-            x, f, beta, v, _flat(mix, x), _flat(total, x), out, d, eps2, BASE=base, MIX=_kind(mix), **_launch(d)
+            x, f, beta, v, given(mix, x), given(total, x), out, d, eps2, BASE=base, MIX=_kind(mix), **launch(d)
         )
     return out
 
 
 def gradients(
-    grad: Tensor, x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: bool, eps2: float, add: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    grad: Tensor, x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None,
+    eps2: float, add: bool,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     """:func:`resfx.ops.delta.delta_gradients`; sums over rows are taken in a fixed order, without atomics."""
     d = x.shape[-1]
     rows = x.numel() // d
     grad, x, f, beta, v = (t.contiguous() for t in (grad, x, f, beta, v))
     gx, gf, gbeta, gv = (torch.empty_like(t) for t in (x, f, beta, v))
-    base = "x" if not add else "total" if total else "sum"
+    base = "x" if not add else "sum" if total is None else "total"
     kind = _kind(mix)
     programs = min(rows, PROGRAMS) if kind == "channel" else rows
     partial = {"none": gx, "scalar": x.new_empty(rows, dtype=torch.float32),
                "channel": x.new_empty(programs, d, dtype=torch.float32)}[kind]  # fmt: skip
-    with _on(x):
+    with on(x):
         _backward[(programs,)](
-            grad, x, f, beta, v, _flat(mix, x), gx, gf, gbeta, gv, partial, rows, d, eps2,
-            BASE=base, MIX=kind, **_launch(d),
+            grad, x, f, beta, v, given(mix, x), gx, gf, gbeta, gv, partial, rows, d, eps2,
+            BASE=base, MIX=kind, **launch(d),
         )  # fmt: skip
     gmix = None if mix is None else partial.sum(0).to(mix.dtype)
-    return gx, gf, gbeta, gv, gmix
+    return gx, gf, gbeta, gv, gmix, grad if base == "total" else None, None, None
 
 
 def _kind(mix: Tensor | None) -> str:
     return "none" if mix is None else "channel" if mix.ndim else "scalar"
-
-
-def _flat(tensor: Tensor | None, instead: Tensor) -> Tensor:
-    return instead if tensor is None else tensor.contiguous()
-
-
-def _launch(d: int) -> dict[str, Any]:
-    block = triton.next_power_of_2(d)
-    return {"BLOCK": block, "num_warps": 4 if block <= 2048 else 8 if block <= 8192 else 16}
-
-
-def _on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

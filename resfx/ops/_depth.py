@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ._chunks import chunked_sum, cut, is_cut, run_chunk, with_chunks
 from ._grouped_read import MOST, grouped_read
-from ._operators import accumulator, transforming
+from ._operators import accumulator, fused, transforming
 from .method import Method, Place
 
 
@@ -28,12 +29,14 @@ class DepthPlace(Place):
         sources: how many sources it is handed.
         last: whether it stands after the last sublayer, before the readers of the stream's end.
         outputs: how many tensors it returns.
+        sublayers: how many the unit behind the read has; parallel ones count once.
     """
 
     read: int
     sources: int
     last: bool
     outputs: int
+    sublayers: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +50,14 @@ class DepthMethod(Method):
     every bit in any type, on pre-norm and post-norm hosts alike.
 
     Attributes:
-        checkpoint: recompute the read in the backward pass instead of keeping its intermediate tensors.
+        recompute: run the read again in the backward pass and keep only what it was given, none of what lies between.
     """
 
     scope: ClassVar[str] = "depth"
     unit: ClassVar[Literal["sublayer", "block"]] = "block"
     carries: ClassVar[Literal["outputs", "states"]] = "states"
 
-    checkpoint: bool = False
+    recompute: bool = False
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         """The sources of a read, or ``None`` for no read there.
@@ -66,7 +69,7 @@ class DepthMethod(Method):
         raise NotImplementedError
 
     def targets(self, last: bool) -> tuple[str, ...]:
-        """Who reads the result: ``"stream"`` (shortcut and all), ``"input"`` (the branch, not the shortcut), or
+        """Who reads the result: ``"stream"`` (shortcut and all), ``"input"`` (the branch) and ``"shortcut"``, or
         ``"q"``, ``"k"``, ``"v"`` (the attention's projections) and ``"r"`` (every other reader, the shortcut too);
         ``"qr"`` is both."""
         return ("stream",)
@@ -100,11 +103,11 @@ class Read(nn.Module):
         self.preserve = config.start == "preserve"
 
     def forward(self, sources: list[Tensor], x: Tensor, recomputed: bool = False) -> Tensor | tuple[Tensor, ...]:
-        if recomputed or not self.config.checkpoint or not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        if recomputed or not self.config.recompute or not torch.is_grad_enabled() or torch.compiler.is_exporting():
             return self.read(sources, x)
         # Parameters are passed, not looked up again: a recomputation may run outside the call that swapped them.
         given = dict(self.named_parameters())
-        call = lambda p, s, y: torch.func.functional_call(self, p, (s, y, True))
+        call = with_chunks(lambda p, s, y: torch.func.functional_call(self, p, (s, y, True)))
         return checkpoint(call, given, sources, x, use_reentrant=False, preserve_rng_state=False)
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -123,9 +126,16 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None
         weights: ``(n,)``, or ``(..., n)`` for weights of each token's own.
         base: ``(..., d)``; kept bit for bit where every weight is zero.
     """
+    return _weighted_sum(list(sources), weights, base)
+
+
+def weighted_sum_formula(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None) -> Tensor:
+    """:func:`weighted_sum` step by step."""
     dtype = sources[0].dtype if base is None else base.dtype
     wide = accumulator(dtype)
     weights = weights.to(wide)
+    if is_cut(sources):
+        return chunked_sum(sources, weights, base).to(dtype)
     total = weights[..., 0, None] * sources[0].to(wide)
     for j in range(1, len(sources)):
         total = total + weights[..., j, None] * sources[j].to(wide)
@@ -135,6 +145,8 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None
 
 def rms_scores(sources: Sequence[Tensor], query: Tensor, eps: float) -> Tensor:
     """``query . RMSNorm(source_j)`` as ``(..., n)``, in float32 for half types: a product and a scale per source."""
+    if is_cut(sources):
+        return torch.cat([run_chunk(rms_scores, sources[part], query, eps) for part in cut(len(sources))], -1)
     wide = accumulator(sources[0].dtype)
     query = query.to(wide)
     scores = []
@@ -153,7 +165,7 @@ def attention_read(
     eps: float,
     relative: bool = False,
 ) -> Tensor:
-    """``base + gate sum_j a_j sources[j]`` with ``a = softmax_j(query . RMSNorm(source_j))`` (arXiv 2603.15031, eq. 2-4).
+    """``base + gate sum_j a_j sources[j]`` with ``a = softmax_j(query . RMSNorm(source_j))`` (AttnRes, eq. 2-4).
 
     Args:
         sources: ``n`` tensors ``(..., d)``.
@@ -166,7 +178,7 @@ def attention_read(
     Returns:
         ``(..., d)`` in the type of the base, or of the sources; float32 inside for half types.
     """
-    return _open_read(list(sources), query, base, gate, eps, relative)
+    return _attention_read(list(sources), query, base, gate, eps, relative)
 
 
 def attention_read_formula(
@@ -175,7 +187,7 @@ def attention_read_formula(
     """:func:`attention_read` step by step."""
     logits = rms_scores(sources, query, eps)
     weights = relative_softmax(logits) - 1 if relative else logits.softmax(-1)
-    return weighted_sum(sources, weights if gate is None else weights * gate, base)
+    return weighted_sum_formula(sources, weights if gate is None else weights * gate, base)
 
 
 def _open_read(
@@ -213,3 +225,7 @@ def in_blocks(read: int, size: int, partial: bool = True) -> list[tuple[int, ...
     """The start, then outputs ``1..read`` in groups of ``size``; the last group may be unfinished."""
     groups = [tuple(range(i, min(i + size, read + 1))) for i in range(1, read + 1, size)]
     return [(0,), *(g for g in groups if partial or len(g) == size)]
+
+
+_weighted_sum = fused("weighted_sum", weighted_sum_formula)
+_attention_read = fused("attention_read", attention_read_formula, open_form=_open_read)

@@ -3,14 +3,85 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ._operators import keeps_one_node, one_node
 from ._streaming import Mixer, State, last, readable
+from .method import Method, Place
 from .window import reach
 
-ACTIVATIONS = {"none": lambda x: x, "silu": nn.functional.silu}
+ACTIVATIONS = ("none", "silu")
+
+
+def short_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool) -> Tensor:
+    """``base + act(sum_s weight[:, s] x[:, t + s] + bias)``.
+
+    Args:
+        x: the positions read, ``k - 1`` more than results, ``(batch, T + k - 1, d)``.
+        weight: ``(d, k)``.
+        bias: ``(d,)``.
+        base: ``(batch, T, d)``, nothing by default.
+        silu: whether ``act`` is SiLU; else it does nothing.
+    """
+    return (_node if keeps_one_node() else _convolution)(x, weight, bias, base, silu)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool) -> Tensor:
+    taps = weight.unbind(1)
+    size = x.shape[1] - len(taps) + 1
+    mixed = x.narrow(1, 0, size) * taps[0]
+    for s in range(1, len(taps)):
+        mixed = torch.addcmul(mixed, x.narrow(1, s, size), taps[s])
+    if bias is not None:
+        mixed = mixed + bias
+    if silu:
+        mixed = nn.functional.silu(mixed)
+    return mixed if base is None else base + mixed
+
+
+_node = one_node(
+    "short_convolution_node",
+    _convolution,
+    lambda x, weight, *_: x.new_empty(x.shape[0], x.shape[1] - weight.shape[1] + 1, x.shape[2]),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalConvMethod(Method):
+    """What the methods that insert :class:`LocalConv` have in common; they differ in where, and in their defaults.
+
+    Padding counts as zeros; texts packed into one row are not told apart.
+    """
+
+    scope: ClassVar[str] = "sequence"
+
+    kernel: int = 4
+    bias: bool = False
+    activation: str = "none"
+    residual: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel < 1:
+            raise ValueError(f"kernel must be at least 1 position, not {self.kernel}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {tuple(ACTIVATIONS)}, not {self.activation!r}")
+        if self.start == "preserve" and not self.residual and self.activation != "none":
+            raise ValueError(
+                f"{self.activation}(conv(x)) is not the identity for any weights: "
+                "residual=True, activation='none' or start='published'"
+            )
+
+    def build(self, place: Place) -> nn.Module:
+        return LocalConv(
+            place.width, self.kernel, bias=self.bias, activation=self.activation, residual=self.residual,
+            causal=place.causal, identity=self.start == "preserve",
+            factory={"device": place.device, "dtype": place.dtype},
+        )  # fmt: skip
 
 
 class LocalConv(Mixer):
@@ -53,15 +124,9 @@ class LocalConv(Mixer):
             x = nn.functional.pad(x, (0, 0, before, after))
         else:
             x = torch.cat((state[0], x), 1)
-        size = rows.shape[1]
-        taps = self.weight.unbind(1)
-        mixed = x.narrow(1, 0, size) * taps[0]
-        for s in range(1, self.kernel):
-            mixed = torch.addcmul(mixed, x.narrow(1, s, size), taps[s])
-        if self.bias is not None:
-            mixed = mixed + self.bias
-        mixed = ACTIVATIONS[self.activation](mixed).to(rows.dtype)
-        out = self.from_rows(rows + mixed if self.residual else mixed, h)
+        base = rows if self.residual and rows.dtype == x.dtype else None
+        mixed = short_convolution(x, self.weight, self.bias, base, self.activation == "silu").to(rows.dtype)
+        out = self.from_rows(rows + mixed if self.residual and base is None else mixed, h)
         return (out, (last(x, before, 1),)) if keep else out
 
     def extra_repr(self) -> str:

@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from ._local_conv import ACTIVATIONS, LocalConv
-from .method import Method, Place
+from ._local_conv import LocalConvMethod
 
 POINTS = {"A": ("attention",), "B": ("q", "k", "v"), "C": ("mlp",), "D": ("hidden",)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Canon(Method):
+class Canon(LocalConvMethod):
     """``h_t + sum_{s<k} w_s h_{t-s}`` per channel at points of a block.
 
     ==== =====================================================================================================
@@ -38,45 +35,14 @@ class Canon(Method):
     """
 
     name: ClassVar[str] = "canon"
-    scope: ClassVar[str] = "sequence"
 
     at: str = "ABCD"
-    kernel: int = 4
-    bias: bool = False
-    activation: str = "none"
-    residual: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.at or set(self.at) - set(POINTS) or len(set(self.at)) != len(self.at):
             raise ValueError(f"at must be letters of 'ABCD', each once, not {self.at!r}")
-        check_convolution(self)
 
     @property
     def points(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(p for letter in sorted(self.at) for p in POINTS[letter])
-
-    def build(self, place: Place) -> nn.Module:
-        return convolution(self, place)
-
-
-def check_convolution(config) -> None:  # noqa: ANN001 - Canon or ShortConv
-    """Reject options that no convolution, or no preserving one, can have."""
-    if config.kernel < 1:
-        raise ValueError(f"kernel must be at least 1 position, not {config.kernel}")
-    if config.activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {tuple(ACTIVATIONS)}, not {config.activation!r}")
-    if config.start == "preserve" and not config.residual and config.activation != "none":
-        raise ValueError(
-            f"{config.activation}(conv(x)) is not the identity for any weights: "
-            "residual=True, activation='none' or start='published'"
-        )
-
-
-def convolution(config, place: Place) -> LocalConv:  # noqa: ANN001 - Canon or ShortConv
-    """The mixer a config describes."""
-    return LocalConv(
-        place.width, config.kernel, bias=config.bias, activation=config.activation, residual=config.residual,
-        causal=place.causal, identity=config.start == "preserve",
-        factory={"device": place.device, "dtype": place.dtype},
-    )  # fmt: skip

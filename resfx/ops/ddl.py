@@ -49,10 +49,10 @@ class DDL(Method):
         compress: what a branch reads is compressed over value channels, ``"channel"``, or over channels and the last
             ``token_kernel`` tokens, ``"token"``.
         share_compressor: one compressor per ``"block"`` (the authors' code) or per ``"sublayer"`` (the paper).
-        embed_conv: the state enters through a causal convolution over tokens; it starts as equal channels.
+        embed_conv: the state enters through a causal convolution over tokens, as in the paper's main results; it
+            starts as equal channels. Without, the channels are copies (the paper's "w/o EC").
         token_kernel: taps of both convolutions over tokens.
         write_only: leave out what is erased, ``x + beta v k``: the control for the value of erasing.
-        recompute: keep state and gates for the backward pass, and none of what lies between.
     """
 
     name: ClassVar[str] = "ddl"
@@ -74,10 +74,9 @@ class DDL(Method):
     value_channels: int = 1
     compress: Literal["channel", "token"] = "channel"
     share_compressor: Literal["block", "sublayer"] = "block"
-    embed_conv: bool = False
+    embed_conv: bool = True
     token_kernel: int = 4
     write_only: bool = False
-    recompute: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,7 +105,7 @@ class DDL(Method):
             if self.target == "constant":
                 raise ValueError("target='constant' is the same for every value channel: they would never differ")
             return
-        for field in ("compress", "share_compressor", "embed_conv", "token_kernel", "write_only", "recompute"):
+        for field in ("compress", "share_compressor", "embed_conv", "token_kernel", "write_only"):
             if getattr(self, field) != getattr(type(self), field):
                 raise ValueError(f"{field}={getattr(self, field)!r} needs value_channels of at least 2")
 
@@ -119,7 +118,8 @@ class DDL(Method):
         if place.context_width is None and self.context == "host":
             return "the branch has no normalised context to gate from"
         if self.over_tokens and place.rank != 3:
-            return "a convolution over tokens needs a stream of shape (batch, tokens, d)"
+            other = " (compress='channel' with embed_conv=False needs no tokens)"
+            return "a convolution over tokens needs a stream of shape (batch, tokens, d)" + other
         return None
 
     @property

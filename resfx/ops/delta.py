@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._operators import accumulator, keeps_one_node, transforming, triton_kernels
+from ._operators import accumulator, fused, transforming
 
 
 def delta_formula(
@@ -67,16 +67,10 @@ def delta_shortcut(
     Returns:
         The new stream, ``(..., d)``, in the type of ``x``; reductions run in float32 for half types.
     """
-    if keeps_one_node():
-        return torch.ops.resfx.delta_shortcut(x, f, beta, v, mix, total, eps2, add)
-    if transforming() or torch.compiler.is_exporting() or not _canonical(x, f, beta, v, mix, total):
-        return delta_formula(x, f, beta, v, mix, total, eps2, add)
-    if x.is_cuda and not torch.compiler.is_compiling():
-        return torch.ops.resfx.delta_shortcut(x, f, beta, v, mix, total, eps2, add)
-    return _Delta.apply(x, f, beta, v, mix, total, eps2, add)
+    return _operator(x, f, beta, v, mix, total, eps2, add)
 
 
-def _canonical(x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None) -> bool:
+def canonical(x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None) -> bool:
     """Whether no operand is broadcast or promoted but as :func:`delta_shortcut` says."""
     same = x.shape == f.shape and x.dtype == f.dtype
     gates = beta.shape == v.shape == (*x.shape[:-1], 1)
@@ -169,52 +163,19 @@ class _Delta(torch.autograd.Function):
         return (*grads, grad if ctx.total else None, None, None)
 
 
-@torch.library.custom_op("resfx::delta_shortcut", mutates_args=())
-def _delta_op(
+def _eager(
     x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None, eps2: float, add: bool
 ) -> Tensor:
-    if not _canonical(x, f, beta, v, mix, total):
+    form = delta_eager if canonical(x, f, beta, v, mix, total) else delta_formula
+    return form(x, f, beta, v, mix, total, eps2, add)
+
+
+def _open(
+    x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None, eps2: float, add: bool
+) -> Tensor:
+    if transforming() or torch.compiler.is_exporting() or not canonical(x, f, beta, v, mix, total):
         return delta_formula(x, f, beta, v, mix, total, eps2, add)
-    kernels = triton_kernels("delta", x)
-    return (kernels.forward if kernels else delta_eager)(x, f, beta, v, mix, total, eps2, add)
+    return _Delta.apply(x, f, beta, v, mix, total, eps2, add)
 
 
-@_delta_op.register_fake
-def _(
-    x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None, eps2: float, add: bool
-) -> Tensor:
-    return delta_formula(x, f, beta, v, mix, total, eps2, add)
-
-
-@torch.library.custom_op("resfx::delta_shortcut_gradients", mutates_args=())
-def _gradients_op(
-    grad: Tensor, x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: bool, eps2: float, add: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    kernels = triton_kernels("delta", x)
-    *grads, gmix = (kernels.gradients if kernels else delta_gradients)(grad, x, f, beta, v, mix, total, eps2, add)
-    return (*grads, x.new_empty(0) if gmix is None else gmix)
-
-
-@_gradients_op.register_fake
-def _(
-    grad: Tensor, x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: bool, eps2: float, add: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gx, gf, gbeta, gv = (torch.empty_like(t) for t in (x, f, beta, v))
-    return gx, gf, gbeta, gv, x.new_empty(0) if mix is None else torch.empty_like(mix)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Of the registered operator: open torch where it is differentiated again, and for broadcast operands."""
-    x, f, beta, v, mix = tensors = ctx.saved_tensors
-    if not _canonical(x, f, beta, v, mix, None):
-        total = torch.zeros_like(grad) if ctx.total else None
-        call = lambda x, f, beta, v, mix=None: delta_formula(x, f, beta, v, mix, total, ctx.eps2, ctx.add)
-        pull: Any = torch.func.vjp(call, *(t for t in tensors if t is not None))[1]
-        return (*pull(grad), *(() if mix is not None else (None,)), grad if ctx.total else None, None, None)
-    if not x.is_cuda or torch.is_grad_enabled():
-        return _Delta.backward(ctx, grad)
-    *grads, gmix = torch.ops.resfx.delta_shortcut_gradients(grad, *tensors, ctx.total, ctx.eps2, ctx.add)
-    return (*grads, None if mix is None else gmix, grad if ctx.total else None, None, None)
-
-
-_delta_op.register_autograd(_backward, setup_context=_Delta.setup_context)
+_operator = fused("delta_shortcut", delta_formula, eager=_eager, open_form=_open, files="delta")

@@ -7,10 +7,16 @@ from typing import Any
 from ..export.operators import FusedOperator, attribute, operator_schema, output, tensor
 
 
-def body(
-    op: Any, x: Any, f: Any, beta: Any, v: Any, mix: Any, total: Any, *, eps2: Any, add: bool, stash_type: Any
-) -> Any:
+def body(op: Any, x: Any, f: Any, *given: Any, stash_type: Any, **settings: Any) -> Any:
     """:func:`resfx.ops.delta.delta_formula`, step by step."""
+    base, weight = base_and_weight(op, x, f, *given, stash_type=stash_type, **settings)
+    return op.Add(base, op.CastLike(op.Mul(weight, op.Cast(f, to=stash_type)), base))
+
+
+def base_and_weight(
+    op: Any, x: Any, f: Any, beta: Any, v: Any, mix: Any, total: Any, *, eps2: Any, add: bool, stash_type: Any
+) -> tuple[Any, Any]:
+    """What ``f`` is added to, and its weight, ``(..., 1)``, or ``(..., d)`` for a mix per feature."""
 
     def wide(value: Any) -> Any:
         return op.Cast(value, to=stash_type)
@@ -24,12 +30,8 @@ def body(
     if mix is not None:
         weight = op.Mul(wide(mix), op.Sub(weight, wide(op.Constant(value_float=1.0))))
     if not add:
-        base = x
-    elif total is None:
-        base = op.Add(x, f)
-    else:
-        base = total
-    return op.Add(base, op.CastLike(op.Mul(weight, fw), base))
+        return x, weight
+    return (op.Add(x, f) if total is None else total), weight
 
 
 OPERATOR = FusedOperator(

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ._channels import combine, delta_write, spread, total
 from ._operators import accumulator
 from ._streaming import Mixer, State, last, readable
 from .ddl import DDL, DeltaSite
 from .method import Place
-from .wide import Expand, WideStream, factory_of, recomputed, weighted_sum
+from .wide import Expand, WideStream, factory_of
 
 
 def build_stream(config: DDL, places: Sequence[Place]) -> WideStream:
@@ -79,13 +80,12 @@ class ChannelCompressor(nn.Module):
         n, out = len(read), []
         for v in range(n):
             taps = [(read[k], kernel[v - k + self.centre]) for k in range(n) if 0 <= v - k + self.centre < n]
-            out.append(_sum([r * w for r, w in taps]))
+            out.append(total([r * w for r, w in taps]))
         return out
 
     def forward(self, state: Tensor) -> Tensor:
-        weights = self.weights(accumulator(state.dtype))
-        excess = _sum(weights) - _unit(self.config, self.read, weights[0].dtype)
-        return recomputed(self.config.recompute, _weigh, state, excess, weights)
+        weights = torch.stack(self.weights(accumulator(state.dtype)))
+        return combine(state, weights, _unit(self.config, self.read, weights.dtype))
 
 
 class TokenCompressor(nn.Module):
@@ -114,10 +114,10 @@ class TokenCompressor(nn.Module):
 
     def forward(self, state: Tensor) -> tuple[Tensor, ...]:
         dtype = accumulator(state.dtype)
-        read, taps = self.read.to(dtype).unbind(0), self.kernel.to(dtype).unbind(-1)
-        weights = [[r * w for r, w in zip(read, tap.unbind(0), strict=True)] for tap in reversed(taps)]
-        excess = _sum(weights[0]) - _unit(self.config, self.read, dtype)
-        return recomputed(self.config.recompute, _weigh_taps, state, excess, weights)
+        read, kernel = self.read.to(dtype).unsqueeze(-1), self.kernel.to(dtype)
+        *past, now = [read * tap for tap in kernel.unbind(-1)]
+        parts = [combine(state, now, _unit(self.config, self.read, dtype))]
+        return (*parts, *(combine(state, weights, None) for weights in reversed(past)))
 
 
 class TokenSum(Mixer):
@@ -170,7 +170,7 @@ class EmbedConv(Mixer):
         x = h if real is None else h * real.unsqueeze(-1)
         x = nn.functional.pad(x, (0, 0, reach, 0)) if state is None else torch.cat((state[0], x), 1)
         wide = x.to(taps[0].dtype)
-        out = taps[-1] * h.to(wide.dtype).unsqueeze(-2)
+        out = taps[-1] * spread(h.to(wide.dtype), self.channels)
         for start, tap in enumerate(taps[:-1]):
             out = torch.addcmul(out, tap, wide.narrow(1, start, size).unsqueeze(-2))
         out = out.to(h.dtype)
@@ -188,52 +188,12 @@ class DeltaWrite(DeltaSite):
 
     def forward(self, state: Tensor, f: Tensor, x: Tensor, c: Tensor | None, memo: None) -> Tensor:  # type: ignore[override]
         beta, v = self.gates(x, f, c)
-        settings = (self.eps2, self.config.start == "preserve", not self.config.write_only)
-        return recomputed(self.config.recompute, write_formula, state, f, beta, v, self.mix, *settings)
+        config = self.config
+        return delta_write(state, f, beta, v, self.mix, self.eps2, config.start == "preserve", not config.write_only)
 
 
-def write_formula(
-    state: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, eps2: float, add: bool, erase: bool
-) -> Tensor:
-    """The delta shortcut of :mod:`resfx.ops.delta` for ``state (..., n, d)``, ``f (..., d)``, ``beta (..., 1)`` and
-    ``v (..., n)``."""
-    wide = accumulator(state.dtype)
-    xw, fw = state.to(wide), f.to(wide).unsqueeze(-2)
-    scale = torch.rsqrt((fw * fw).sum(-1, keepdim=True) + eps2)
-    change = v.to(wide).unsqueeze(-1)
-    if erase:
-        change = change - (fw * xw).sum(-1, keepdim=True) * scale
-    weight = beta.to(wide).unsqueeze(-1) * change * scale
-    if mix is not None:
-        weight = mix.to(wide) * (weight - 1)
-    return torch.addcmul(xw + fw if add else xw, weight, fw).to(state.dtype)
-
-
-def _sum(terms: Sequence[Tensor]) -> Tensor:
-    out = terms[0]
-    for term in terms[1:]:
-        out = out + term
-    return out
-
-
-def _unit(config: DDL, read: Tensor, dtype: torch.dtype) -> Tensor | int:
-    """What the weights of the channels sum to where they average: one, but for rounding."""
-    n = config.value_channels
-    if config.start != "preserve" or n & (n - 1) == 0:
-        return 1
-    return _sum(torch.full_like(read, 1 / n).to(dtype).unbind(0))
-
-
-def _weigh(state: Tensor, excess: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Channels weighted by ``weights``, whose sum is ``1 + excess``, as the first channel and differences from it."""
-    first, *others = state.to(excess.dtype).unbind(-2)
-    out = torch.addcmul(first, excess, first)
-    for weight, other in zip(weights[1:], others, strict=True):
-        out = torch.addcmul(out, weight, other - first)
-    return out.to(state.dtype)
-
-
-def _weigh_taps(state: Tensor, excess: Tensor, weights: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
-    channels = state.to(excess.dtype).unbind(-2)
-    past = [weighted_sum(w, channels).to(state.dtype) for w in weights[1:]]
-    return (_weigh(state, excess, weights[0]), *past)
+def _unit(config: DDL, read: Tensor, dtype: torch.dtype) -> Tensor | float:
+    """What the weights of the channels sum to at a preserving start: one, but for rounding."""
+    if config.start != "preserve":
+        return 1.0
+    return total(torch.full_like(read, 1 / len(read)).to(dtype).unbind(0)).detach()

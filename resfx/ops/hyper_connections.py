@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ._channels import combine, inverse_deviation, mix
 from ._operators import accumulator
 from .method import Method, Place
-from .wide import Expand, Readout, WideStream, factory_of, recomputed, weighted_sum
+from .wide import Expand, Readout, WideStream, factory_of
 
 READOUTS = ("auto", "mean", "sum", "learned")
 
@@ -36,7 +37,6 @@ class HyperConnections(Method):
         readout: how the channels leave: ``"mean"``, ``"sum"`` (paper), ``"learned"``; ``"auto"`` is the mean with
             ``start="preserve"`` and the sum with ``start="published"``.
         eps: of the norm.
-        recompute: keep state and coefficients for the backward pass, and none of what lies between.
     """
 
     name: ClassVar[str] = "hyper_connections"
@@ -49,7 +49,6 @@ class HyperConnections(Method):
     scale: float = 0.01
     readout: Literal["auto", "mean", "sum", "learned"] = "auto"
     eps: float = 1e-5
-    recompute: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +60,7 @@ class HyperConnections(Method):
         return WideStream(
             Expand(self.n),
             [None if p.parallel else HyperRead(self, p) for p in places],
-            [HyperWrite(p.parallel, self.recompute) for p in places],
+            [HyperWrite(p.parallel) for p in places],
             Readout(self.n, readout_of(self), factory_of(places[-1])),
         )
 
@@ -97,12 +96,12 @@ class HyperRead(nn.Module):
     def __init__(self, config: HyperConnections, place: Place) -> None:
         super().__init__()
         n, d, factory = config.n, place.width, factory_of(place)
-        self.config = config
+        self.config, self.lead = config, place.depth % n
         self.read = nn.Parameter(torch.zeros(n, **factory))
         self.write = nn.Parameter(torch.ones(n, **factory))
         self.mix = nn.Parameter(torch.eye(n, **factory))
         with torch.no_grad():
-            self.read[place.depth % n] = 1
+            self.read[self.lead] = 1
         if config.dynamic:
             self.dynamic = nn.Parameter(torch.zeros(n + 2, d, **factory))  # rows: read, write, n of the mix
             self.scale = nn.Parameter(torch.full((2,), config.scale, **factory))  # of read and mix, of write
@@ -113,14 +112,12 @@ class HyperRead(nn.Module):
         read, write, mix = self.read.to(wide), self.write.to(wide), self.mix.to(wide)
         if not self.config.dynamic:
             return read, write, mix
-        values, weight = state.to(wide), self.dynamic.to(wide)
+        weight, layer = self.dynamic.to(wide), self.config.norm == "layer"
         seen = nn.functional.linear(state.to(self.dynamic.dtype), self.dynamic).to(wide)
         # The norm is linear but for its scale, so it can follow the projection: no normalised copy of the state.
-        if self.config.norm == "layer":
-            variance, mean = torch.var_mean(values, -1, correction=0, keepdim=True)
-            seen = (seen - mean * weight.sum(-1)) * torch.rsqrt(variance + self.config.eps)
-        else:
-            seen = seen * torch.rsqrt(values.square().mean(-1, keepdim=True) + self.config.eps)
+        if layer:
+            seen = seen - state.mean(-1, keepdim=True, dtype=wide) * weight.sum(-1)
+        seen = seen * inverse_deviation(state, self.config.eps, layer)
         if self.config.tanh:
             seen = torch.tanh(seen)
         scale = self.scale.to(wide)
@@ -128,9 +125,8 @@ class HyperRead(nn.Module):
         return read + seen[..., 0], write + seen[..., 1], mix + seen[..., 2:]
 
     def forward(self, state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        read, write, mix = self.coefficients(state)
-        x = recomputed(self.config.recompute, read_formula, state, read)
-        return x, (write, mix)
+        read, write, matrix = self.coefficients(state)
+        return combine(state, read.unsqueeze(-1), 1.0, self.lead), (write, matrix)
 
     def extra_repr(self) -> str:
         return f"channels={self.config.n}, dynamic={self.config.dynamic}"
@@ -139,25 +135,10 @@ class HyperRead(nn.Module):
 class HyperWrite(nn.Module):
     """``B^T f + A_r^T H``; for the second of two parallel branches ``B^T f + H``: both writes are one site."""
 
-    def __init__(self, follows: bool, recompute: bool) -> None:
+    def __init__(self, follows: bool) -> None:
         super().__init__()
-        self.follows, self.recompute = follows, recompute
+        self.follows = follows
 
     def forward(self, state: Tensor, f: Tensor, x: Tensor, c: Tensor | None, memo: tuple[Tensor, Tensor]) -> Tensor:
-        write, mix = memo
-        return recomputed(self.recompute, write_formula, state, f, write, None if self.follows else mix)
-
-
-def read_formula(state: Tensor, read: Tensor) -> Tensor:
-    """Channels ``(..., n, d)`` weighted by ``read (..., n)``."""
-    channels = state.to(accumulator(state.dtype)).unbind(-2)
-    return weighted_sum([w.unsqueeze(-1) for w in read.unbind(-1)], channels).to(state.dtype)
-
-
-def write_formula(state: Tensor, f: Tensor, write: Tensor, mix: Tensor | None) -> Tensor:
-    """``state (..., n, d)`` mixed by ``mix (..., n, n)``, plus ``f (..., d)`` weighted by ``write (..., n)``."""
-    base = state.to(accumulator(state.dtype))
-    if mix is not None:
-        sources = [m.unsqueeze(-1) for m in mix.unbind(-2)]
-        base = weighted_sum(sources, [c.unsqueeze(-2) for c in base.unbind(-2)])
-    return torch.addcmul(base, write.unsqueeze(-1), f.to(base.dtype).unsqueeze(-2)).to(state.dtype)
+        write, matrix = memo
+        return mix(state, f, write, None if self.follows else matrix.transpose(-1, -2), unit=False)

@@ -10,11 +10,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from ._channels import combine, inverse_deviation, mix, total
 from ._operators import accumulator
 from .hyper_connections import check_wide, readout_of
 from .method import Method, Place
 from .sinkhorn import sinkhorn
-from .wide import Expand, Readout, WideStream, factory_of, recomputed
+from .wide import Expand, Readout, WideStream, factory_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +36,13 @@ class MHC(Method):
     Attributes:
         n: channels.
         sinkhorn_iterations: rounds of column and row scaling.
+        sinkhorn_newton: Newton steps that carry on to the limit of the rounds, see :func:`resfx.ops.sinkhorn.sinkhorn`;
+            the paper stops after its rounds, which is 0.
         lean: weight of the leading channel in ``H_pre`` at the start; the paper's tables do not say.
         diagonal: ``b_res`` starts at this multiple of the identity.
         readout: how the channels leave: ``"mean"``, ``"sum"``, ``"learned"``; ``"auto"`` is the mean with
             ``start="preserve"`` and the sum with ``start="published"``. The paper does not say.
         eps: of the norm.
-        recompute: keep state and coefficients for the backward pass, and none of what lies between.
     """
 
     name: ClassVar[str] = "mhc"
@@ -48,23 +50,25 @@ class MHC(Method):
 
     n: int = 4
     sinkhorn_iterations: int = 20
+    sinkhorn_newton: int = 8
     lean: float = 0.7
     diagonal: float = 4.0
     readout: Literal["auto", "mean", "sum", "learned"] = "auto"
     eps: float = 1e-6
-    recompute: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_wide(self, least=2)
         if self.sinkhorn_iterations < 1:
             raise ValueError(f"sinkhorn_iterations must be at least 1, not {self.sinkhorn_iterations}")
+        if self.sinkhorn_newton < 0:
+            raise ValueError(f"sinkhorn_newton must not be negative, not {self.sinkhorn_newton}")
         if not 0 < self.lean < 1:
             raise ValueError(f"lean must lie between 0 and 1, not {self.lean}")
 
     def build_stream(self, places: Sequence[Place]) -> WideStream:
         reads = [None if p.parallel else ManifoldRead(self, p) for p in places]
-        writes = [ManifoldWrite(p.parallel, self.recompute) for p in places]
+        writes = [ManifoldWrite(p.parallel) for p in places]
         return WideStream(Expand(self.n), list(reads), list(writes),
                           Readout(self.n, readout_of(self), factory_of(places[-1])))  # fmt: skip
 
@@ -97,31 +101,30 @@ class ManifoldRead(nn.Module):
         """Projections with unit variance on a normalised state."""
         nn.init.normal_(self.projection, std=1 / math.sqrt(self.projection.shape[1]))
 
-    def coefficients(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """``H_pre (..., n)``, ``H_post - 1 (..., n)``, ``H_res (..., n, n)``, and by how much ``H_pre`` sums to
-        more than one, less what it did at the start."""
+    def coefficients(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | float]:
+        """``H_pre (..., n)``, ``H_post (..., n)``, ``H_res (..., n, n)``, and what ``H_pre`` summed to at the start,
+        ``(..., 1)``: one, but for rounding."""
         n, flat = self.config.n, state.flatten(-2)
         wide = accumulator(state.dtype)
         # The division by the norm commutes with the projection and is cheaper after it.
-        scale = torch.rsqrt(flat.to(wide).square().mean(-1, keepdim=True) + self.config.eps)
+        scale = inverse_deviation(flat, self.config.eps, centre=False)
         seen = nn.functional.linear(flat.to(self.projection.dtype), self.projection).to(wide) * scale
         alpha = self.alpha.to(wide)
         pre = alpha[0] * seen[..., :n] + self.pre.to(wide)
-        post = 2 * torch.sigmoid(alpha[1] * seen[..., n : 2 * n] + self.post.to(wide)) - 1
+        post = 2 * torch.sigmoid(alpha[1] * seen[..., n : 2 * n] + self.post.to(wide))
         res = None
         if self.res is not None:
             res = (alpha[2] * seen[..., 2 * n :]).unflatten(-1, (n, n)) + self.res.to(wide)
-            res = sinkhorn(res, self.config.sinkhorn_iterations)
-        weights = torch.sigmoid(pre)
-        excess = _total(weights) - 1
+            res = sinkhorn(res, self.config.sinkhorn_iterations, self.config.sinkhorn_newton)
+        unit: Tensor | float = 1.0
         if self.origin is not None:  # computed like the weights themselves, so that the difference starts at zero
-            excess = _total(weights) - _total(torch.sigmoid(torch.zeros_like(pre) + self.origin.to(wide)))
-        return weights, post, res, excess
+            start = torch.sigmoid(torch.zeros_like(pre) + self.origin.to(wide))
+            unit = total(start.unsqueeze(-1).unbind(-2)).detach()
+        return torch.sigmoid(pre), post, res, unit
 
     def forward(self, state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
-        weights, post, res, excess = self.coefficients(state)
-        x = recomputed(self.config.recompute, read_formula, state, weights, excess, self.lead)
-        return x, (post, res)
+        weights, post, res, unit = self.coefficients(state)
+        return combine(state, weights.unsqueeze(-1), unit, self.lead), (post, res)
 
     def extra_repr(self) -> str:
         return f"channels={self.config.n}, lead={self.lead}"
@@ -130,44 +133,12 @@ class ManifoldRead(nn.Module):
 class ManifoldWrite(nn.Module):
     """``H_res X + H_post^T f``; for the second of two parallel branches ``X + H_post^T f``: both are one site."""
 
-    def __init__(self, follows: bool, recompute: bool) -> None:
+    def __init__(self, follows: bool) -> None:
         super().__init__()
-        self.follows, self.recompute = follows, recompute
+        self.follows = follows
 
     def forward(
         self, state: Tensor, f: Tensor, x: Tensor, c: Tensor | None, memo: tuple[Tensor, Tensor | None]
     ) -> Tensor:
         post, res = memo
-        return recomputed(self.recompute, write_formula, state, f, post, None if self.follows else res)
-
-
-def _total(weights: Tensor) -> Tensor:
-    out, *others = weights.unbind(-1)
-    for other in others:
-        out = out + other
-    return out
-
-
-def read_formula(state: Tensor, weights: Tensor, excess: Tensor, lead: int) -> Tensor:
-    """``sum_j w_j X_j`` with ``sum_j w_j = 1 + excess``, as channel ``lead`` and differences from it."""
-    channels = state.to(accumulator(state.dtype)).unbind(-2)
-    first = channels[lead]
-    out = torch.addcmul(first, excess.unsqueeze(-1), first)
-    for j, channel in enumerate(channels):
-        if j != lead:
-            out = torch.addcmul(out, weights[..., j, None], channel - first)
-    return out.to(state.dtype)
-
-
-def write_formula(state: Tensor, f: Tensor, post: Tensor, res: Tensor | None) -> Tensor:
-    """``res X + (1 + post) f`` for ``state (..., n, d)``, ``f (..., d)``, ``post (..., n)`` and ``res (..., n, n)``
-    whose rows sum to one."""
-    wide = state.to(accumulator(state.dtype))
-    mixed = wide
-    if res is not None:
-        first, *others = wide.unbind(-2)
-        mixed = first.unsqueeze(-2)
-        for i, other in enumerate(others, 1):
-            mixed = torch.addcmul(mixed, res[..., i, None], (other - first).unsqueeze(-2))
-    f = f.to(wide.dtype).unsqueeze(-2)
-    return torch.addcmul(mixed + f, post.unsqueeze(-1), f).to(state.dtype)
+        return mix(state, f, post, None if self.follows else res, unit=True)

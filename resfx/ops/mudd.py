@@ -29,6 +29,9 @@ class MUDD(DepthMethod):
     Attributes:
         streams: which of ``q``, ``k``, ``v``, ``r`` have connections of their own; the others keep ``X_i``.
         hidden: width ``K``, or ``None`` for as many as there are weights.
+        dilation: distance between sources, ``k``: ``X_j`` with ``j = i (mod k)``.
+        period: connections after every ``period``-th block only, ``p``; the other blocks read ``X_i``.
+        window: only the last so many sources and the embedding; ``None`` for all.
         prepost: normalise sources and result: ``X_i + c norm(sum_j A_j g norm(X_j))`` with ``a = 0``, ``g = 1`` and
             ``c = 0.001`` on every stream (equation 10).
         eps: of the norms.
@@ -38,17 +41,26 @@ class MUDD(DepthMethod):
 
     streams: str = "qkvr"
     hidden: int | None = None
+    dilation: int = 1
+    period: int = 1
+    window: int | None = None
     prepost: bool = False
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.validate(hidden=self.hidden, eps=self.eps)
+        self.validate(hidden=self.hidden, eps=self.eps, dilation=self.dilation, period=self.period, window=self.window)
+        if self.window is not None and self.dilation > 1:
+            raise ValueError("window and dilation are two ways to leave sources out: one must stay at its default")
         if not self.streams or set(self.streams) - set("qkvr") or len(set(self.streams)) != len(self.streams):
             raise ValueError(f"streams must be some of 'qkvr', each once, not {self.streams!r}")
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
-        return [(j,) for j in range(read + 1)] if read else None
+        if read == 0 or read % self.period:
+            return None
+        if self.window is not None:
+            return [(j,) for j in range(read + 1) if j == 0 or j > read - self.window]
+        return [(j,) for j in range(read % self.dilation, read + 1, self.dilation)]
 
     def targets(self, last: bool) -> tuple[str, ...]:
         return ("stream",) if last else tuple(self.streams)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from .canon import check_convolution, convolution
-from .method import Method, Place
+from ._local_conv import LocalConvMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShortConv(Method):
+class ShortConv(LocalConvMethod):
     """``act(conv(x))`` on queries, keys and values, as linear-attention models have it; with a residual by default.
 
     The published form (``ShortConvolution`` of flash-linear-attention) is SiLU without residual, which no weights make
@@ -27,23 +24,15 @@ class ShortConv(Method):
     """
 
     name: ClassVar[str] = "short_conv"
-    scope: ClassVar[str] = "sequence"
 
     on: str = "qkv"
-    kernel: int = 4
-    bias: bool = False
     activation: str = "silu"
-    residual: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.on or set(self.on) - set("qkv") or len(set(self.on)) != len(self.on):
             raise ValueError(f"on must be letters of 'qkv', each once, not {self.on!r}")
-        check_convolution(self)
 
     @property
     def points(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(sorted(self.on))
-
-    def build(self, place: Place) -> nn.Module:
-        return convolution(self, place)

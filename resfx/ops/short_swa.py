@@ -20,11 +20,13 @@ class ShortSWA(Method):
 
     The attention's branch and its shortcut then read ``S``. The norm starts as a copy of the host's own; where the
     host norms after the add (BERT) its input is a norm's output already and none is added. Bidirectional hosts get a
-    centred window. ``start="preserve"`` has a zero output projection: bit for bit the host.
+    centred window. ``start="preserve"`` has a zero output projection: bit for bit the host. Padding is not read; texts
+    packed into one row are not told apart.
 
     Attributes:
         window: positions read, ``w``; the paper's 128 matches the chunks of common kernels.
-        kind: ``"sliding"`` reads the last ``w`` positions, ``"chunk"`` the position's own chunk of ``w`` so far.
+        kind: ``"sliding"`` reads the last ``w`` positions, ``"chunk"`` the position's own chunk of ``w`` so far; chunks
+            are counted from the first position of a row, padding included.
         heads: number of heads; 0 for as many as the host's attention.
         rope: rotate queries and keys by their position (base 10000); the source leaves positions open.
         placement: ``"residual"`` as above; ``"branch"`` mixes only what the attention reads, after the host's norm:

@@ -3,19 +3,18 @@
 The wide state is one tensor ``(..., n, d)``: channel ``j`` is ``state[..., j, :]``. Every operation is written so
 that equal channels stay equal *exactly*: a mean is one channel plus the mean of differences from it, and a mix
 whose weights sum to one is one channel plus weighted differences. All run elementwise in float32 for half types,
-so that neither autocast nor reduced-precision matrix products touch the stream.
+so that neither autocast nor reduced-precision matrix products touch the stream. See :mod:`resfx.ops._channels`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from ._channels import combine, spread, total
 from ._operators import accumulator
 from .method import Place
 
@@ -51,7 +50,7 @@ class Expand(nn.Module):
         self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(-2).expand(*x.shape[:-1], self.channels, x.shape[-1])
+        return spread(x, self.channels)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
@@ -67,17 +66,12 @@ class Readout(nn.Module):
         self.weight = nn.Parameter(torch.zeros(channels, **factory)) if kind == "learned" else None
 
     def forward(self, state: Tensor) -> Tensor:
-        wide = state.to(accumulator(state.dtype))
+        wide = accumulator(state.dtype)
         if self.kind == "sum":
-            return wide.sum(-2).to(state.dtype)
-        first, *others = wide.unbind(-2)
-        out = first
-        for other in others:
-            out = out + (other - first) / self.channels
-        if self.weight is not None:
-            for weight, channel in zip(self.weight.to(wide.dtype).unbind(-1), (first, *others), strict=True):
-                out = torch.addcmul(out, weight, channel)
-        return out.to(state.dtype)
+            return total(state.to(wide).unbind(-2)).to(state.dtype)
+        mean = torch.full((self.channels, 1), 1 / self.channels, dtype=wide, device=state.device)
+        weights = mean if self.weight is None else mean + self.weight.to(wide).unsqueeze(-1)
+        return combine(state, weights, total(mean.unbind(-2)))
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, {self.kind}"
@@ -86,18 +80,3 @@ class Readout(nn.Module):
 def factory_of(place: Place) -> dict[str, Any]:
     """Type and device for new parameters."""
     return {"device": place.device, "dtype": place.dtype}
-
-
-def recomputed(recompute: bool, formula: Callable[..., Any], *tensors: Any) -> Any:
-    """``formula(*tensors)``; with ``recompute`` only the tensors are kept for the backward pass."""
-    if recompute and torch.is_grad_enabled():
-        return checkpoint(formula, *tensors, use_reentrant=False, preserve_rng_state=False)
-    return formula(*tensors)
-
-
-def weighted_sum(weights: Sequence[Tensor], channels: Sequence[Tensor]) -> Tensor:
-    """Sum of ``weights[j] (..., 1)`` times ``channels[j] (..., d)``, one pass per channel."""
-    out = weights[0] * channels[0]
-    for weight, channel in zip(weights[1:], channels[1:], strict=True):
-        out = torch.addcmul(out, weight, channel)
-    return out

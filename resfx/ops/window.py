@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._operators import accumulator
+from ._operators import accumulator, keeps_one_node, one_node
 
 SMALLEST_BLOCK = 16  # queries that share one matrix product in eager mode
 
@@ -60,6 +60,8 @@ def windowed_attention(
             form with more keys than queries.
     """
     _validate(q, k, window, chunk)
+    if keeps_one_node() and window is not None and q.dim() == 4:
+        return _node(q, k, v, mask, window, causal, chunk, scale or 0.0)
     k, v = _share_heads(q, k), _share_heads(q, v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if window is None:
@@ -195,11 +197,27 @@ def windowed_attention_row(
     Returns:
         ``(..., heads, d_v)`` in the type of the values; softmax and sums run in float32 for half types.
     """
+    if keeps_one_node():
+        return _row_node(q, list(keys), list(values), scale or 0.0)
+    return _row(q, keys, values, scale or 0.0)
+
+
+def _row(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: float) -> Tensor:
     wide = accumulator(q.dtype)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scale = scale or 1 / math.sqrt(q.shape[-1])
     scores = [(q.to(wide) * k.to(wide)).sum(-1, keepdim=True) for k in keys]
     weights = (torch.cat(scores, -1) * scale).softmax(-1)
     total = weights[..., :1] * values[0].to(wide)
     for j in range(1, len(values)):
         total = total + weights[..., j : j + 1] * values[j].to(wide)
     return total.to(values[0].dtype)
+
+
+def _node_formula(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int, causal: bool, chunk: bool, scale: float
+) -> Tensor:
+    return windowed_attention(q, k, v, window, causal=causal, chunk=chunk, mask=mask, scale=scale or None)
+
+
+_node = one_node("windowed_attention_node", _node_formula, lambda q, k, v, *_: v.new_empty(*q.shape[:-1], v.shape[-1]))
+_row_node = one_node("windowed_attention_row_node", _row, lambda q, keys, values, _: torch.empty_like(values[0]))

@@ -19,8 +19,11 @@ CROSS = "cross-attention: its keys come from another stream"
 WINDOWED = "attention over windows or pooled positions: its sequence is not the stream's"
 UNREADABLE = "a padding mask that is not (batch, positions)"
 NOT_ROWS = "the stream is not (batch, sequence, features)"
+REMEDIES = {
+    UNREADABLE: "a mask of (batch, positions), one text to a row: a mask of pairs does not say what is padding",
+}
 
-_SCORE_STEPS = frozenset("mul div add sub masked_fill where to _to_copy clamp dropout tanh baddbmm type_as".split())
+_SCORE_STEPS = frozenset("mul div add sub masked_fill where to _to_copy clamp dropout tanh type_as".split())
 _COMPARISONS = frozenset(["le", "lt", "ge", "gt"])
 _TRIANGLES = frozenset(["tril", "triu"])
 _KEEP, _DROP = ("attention_mask", "mask"), ("padding_mask",)
@@ -111,27 +114,42 @@ def _written_out(
 ) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node, list[fx.Node]] | None:
     """``softmax(q @ k^T + mask) @ v`` spelled out."""
     node, masks = index.data[softmax][0], []
-    while index.role[node] != "matmul":
+    while index.role[node] != "matmul" and index.name[node] != "baddbmm":
         inputs = [x for x in index.data[node] if x in region]
         onward = [x for x in inputs if index.name[x] not in _COMPARISONS]
         if (index.name[node] not in _SCORE_STEPS and index.role[node] != "pass") or len(onward) != 1:
             return None
         masks += [x for x in index.data[node] if x is not onward[0]]
         node = onward[0]
-    scores = [x for x in index.data[node] if x in region]
+    factors = node.args[1:3] if index.name[node] == "baddbmm" else index.data[node]  # bias + q @ k^T
+    masks += [x for x in index.data[node] if x not in factors]
+    scores = [x for x in factors if isinstance(x, fx.Node) and x in region]
     weights = softmax
     while (users := [u for u in weights.users if index.role[u] in ("pass", "matmul")]) and len(users) == 1:
         weights, last = users[0], weights
         if index.role[weights] == "matmul":
             values = [x for x in index.data[weights] if x is not last]
             if len(scores) == 2 and len(values) == 1:
-                return softmax, scores[0], _untransposed(scores[1], index), values[0], masks
+                key = _untransposed(scores[1], index)
+                query, key, value = (_with_heads(x, index) for x in (scores[0], key, values[0]))
+                return softmax, query, key, value, masks
             return None
     return None
 
 
 def _untransposed(key: fx.Node, index: Index) -> fx.Node:
     return index.data[key][0] if index.name[key] in ("transpose", "permute", "mT") and index.data[key] else key
+
+
+def _with_heads(operand: fx.Node, index: Index) -> fx.Node:
+    """The operand as ``(batch, heads, positions, features)``, where a host flattens the first two for its product."""
+    node = operand
+    while index.rank(node) == 3 and index.role[node] == "pass" and len(index.data[node]) == 1:
+        node = index.data[node][0]
+    split, merged = shape(node), shape(operand)
+    if split is None or merged is None or len(split) != 4:
+        return operand
+    return node if [hint(n) for n in split[2:]] == [hint(n) for n in merged[1:]] else operand
 
 
 def _mask_ancestors(masks: Iterable[fx.Node], index: Index) -> set[fx.Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class Source:
         traced: the graph comes from ``torch.fx.symbolic_trace``: any call, but one graph per training mode.
         frozen: the graph has types and devices as literals.
         varying: integer fields of stateful arguments seen to vary between calls.
+        as_eager: code that behaves otherwise while it is exported is captured as it behaves in eager mode.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class Source:
     traced: bool = False
     frozen: bool = False
     varying: set[tuple[type, str]] = field(default_factory=set)
+    as_eager: bool = False
 
     @property
     def shared(self) -> bool:
@@ -60,6 +63,9 @@ class Source:
         if self.traced:
             return Capture(_trace(shell_of(tree, self.cls)), [])
         assert call is not None
+        if self.as_eager:
+            with contextlib.suppress(CaptureError):  # the way it takes in eager mode may not be traceable
+                return capture_call(tree, self.cls, self.signature, call, as_eager=True)
         return capture_call(tree, self.cls, self.signature, call)
 
 
@@ -80,6 +86,7 @@ def source_of(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] |
             f"cannot capture a {type(model).__name__}", "it is not a torch module",
             "pass an nn.Module, a torch.fx.GraphModule, an ExportedProgram or the path of a .pt2 file",
         )  # fmt: skip
+    _refuse_wrapper(model)
     example = None if args is None and kwargs is None else (tuple(args or ()), dict(kwargs or {}))
     if isinstance(model, fx.GraphModule):
         _propagate_shapes(model, example)
@@ -93,6 +100,20 @@ def source_of(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] |
     if example is None:
         return Source(model, type(model), signature, None, traced=True)
     return Source(model, type(model), signature, example)
+
+
+def _refuse_wrapper(model: nn.Module) -> None:
+    """A module around the one that has the residual stream: what it adds would be lost in a graph."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    found, remedy = "", ""
+    if isinstance(model, torch.jit.ScriptModule):
+        found, remedy = "TorchScript has no Python code to capture", "pass the module it was scripted from"
+    elif isinstance(model, parallel):
+        found, remedy = "it spreads another module over devices", "rewrite its .module, then wrap the result"
+    elif hasattr(model, "_orig_mod"):
+        found, remedy = "it is compiled already", "rewrite its ._orig_mod, then torch.compile the result"
+    if found:
+        raise CaptureError(f"cannot capture a {type(model).__name__}", found, remedy)
 
 
 def _load_program(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:

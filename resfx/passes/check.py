@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,15 +15,27 @@ from .apply import Application
 from .structure import Flattener
 
 
+class GraphDiffers(Exception):
+    """The captured graph computes otherwise than the eager code, before any rewrite."""
+
+
 def check_rewrite(
-    new: Any, before: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]], applications: Sequence[Application]
+    new: Any,
+    before: nn.Module,
+    example: tuple[tuple[Any, ...], dict[str, Any]],
+    applications: Sequence[Application],
+    exact: bool = False,
 ) -> None:
     """Same output at a preserving start, and a gradient for every new parameter now or after one step.
 
     Runs the original once and the rewritten model up to three times, forward and backward; no state is kept:
     random number generators and buffers are put back, no ``.grad`` is written.
 
+    Args:
+        exact: raise where the graph itself differs from the eager code, so that it can be captured otherwise.
+
     Raises:
+        GraphDiffers: if ``exact``.
         CheckError: naming the first site that breaks, or the parameters without gradient.
     """
     if any(t.is_meta for t in new.parameters()):
@@ -31,7 +43,7 @@ def check_rewrite(
     args, kwargs = example
     with _untouched(new, before):
         if all(a.method.start == "preserve" for a in applications):
-            _check_output(new, before, args, kwargs)
+            _check_output(new, before, args, kwargs, applications, exact)
         _check_gradients(new, args, kwargs)
 
 
@@ -67,7 +79,9 @@ def _fresh(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
-def _check_output(new: Any, before: nn.Module, args: Any, kwargs: Any) -> None:
+def _check_output(
+    new: Any, before: nn.Module, args: Any, kwargs: Any, applications: Sequence[Application], exact: bool
+) -> None:
     state = torch.random.get_rng_state()
     with torch.no_grad():
         want = tensors_of(before(*_fresh(args), **_fresh(kwargs)))
@@ -76,12 +90,14 @@ def _check_output(new: Any, before: nn.Module, args: Any, kwargs: Any) -> None:
     if len(want) == len(got) and all(same(a, b) for a, b in zip(want, got, strict=True)):
         return
     worst = max((difference(a, b) for a, b in zip(want, got, strict=False)), default=float("inf"))
-    site = first_broken_site(new, args, kwargs)
+    site = first_broken_site(new, args, kwargs, applications)
+    if site is None and exact:
+        raise GraphDiffers
     if site is None and len(want) == len(got) and all(_rounding(a, b) for a, b in zip(want, got, strict=True)):
         warnings.warn(
             f"the captured graph of {type(before).__name__} rounds differently from its eager code, by up to"
             f" {worst:.2g} before any rewrite: every rewritten add is exact, the start as a whole equal to rounding",
-            stacklevel=4,
+            stacklevel=5,
         )
         return
     raise CheckError(
@@ -91,34 +107,34 @@ def _check_output(new: Any, before: nn.Module, args: Any, kwargs: Any) -> None:
     )
 
 
-def first_broken_site(new: Any, args: Any, kwargs: Any) -> str | None:
-    """The first new module that changes the stream: an add that is not the plain sum of its first two inputs, a read
-    that does not return what it was to read."""
+# What the new modules of a scope compute as long as they leave the host alone, by their names in the tree.
+_PLAIN: dict[tuple[str, str], Callable[[Sequence[Any], dict[str, Any]], torch.Tensor]] = {
+    ("site", "add"): lambda given, named: total if (total := named.get("total")) is not None else given[0] + given[1],
+    ("depth", "read"): lambda given, named: given[1],
+    ("depth", "exit"): lambda given, named: given[1],
+    ("wide", "read"): lambda given, named: given[0][..., 0, :],
+    ("wide", "write"): lambda given, named: given[0] + given[1].unsqueeze(-2),
+}
+
+
+def first_broken_site(new: Any, args: Any, kwargs: Any, applications: Sequence[Application]) -> str | None:
+    """The first new module that changes the stream: an add that is not the plain sum, a read that is not the state."""
     broken: list[str] = []
 
-    def look(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
-            if len(inputs) == 1:  # the read of a wide state
-                plain, output = inputs[0][..., 0, :], output[0]
-                plain = output if isinstance(output, tuple) else plain  # summed over tokens elsewhere
-            elif isinstance(inputs[0], (list, tuple)):
-                plain = inputs[1]
-            elif inputs[0].dim() > inputs[1].dim():  # every channel of a wide state
-                plain = inputs[0] + inputs[1].unsqueeze(-2)
-            else:
-                plain = named["total"] if named.get("total") is not None else inputs[0] + inputs[1]
+    def look(name: str, plain: Callable[..., torch.Tensor]) -> Any:
+        def hook(module: nn.Module, given: Any, named: Any, output: Any) -> None:
             results = output if isinstance(output, tuple) else (output,)
-            if not broken and not all(same(plain, r) for r in results):
+            if not broken and not all(same(plain(given, named), r) for r in results if isinstance(r, torch.Tensor)):
                 broken.append(name)
 
         return hook
 
-    bank = new.get_submodule("resfx")
-    hooks = [
-        m.register_forward_hook(look(n), with_kwargs=True)
-        for n, m in bank.named_modules()
-        if n.split(".")[-1].rstrip("0123456789") in ("add", "read", "exit", "write")
-    ]
+    scopes = {a.key: a.method.scope for a in applications}
+    hooks = []
+    for name, module in new.get_submodule("resfx").named_modules():
+        kind = name.rsplit(".", 1)[-1].rstrip("0123456789")
+        if plain := _PLAIN.get((scopes.get(name.split(".", 1)[0], ""), kind)):
+            hooks.append(module.register_forward_hook(look(name, plain), with_kwargs=True))
     try:
         with torch.no_grad():
             new(*_fresh(args), **_fresh(kwargs))
@@ -156,12 +172,34 @@ def _check_gradients(new: Any, args: Any, kwargs: Any) -> None:
         moved = {n: p.detach() + 0.05 * torch.randn_like(p) for n, p in host.items()}
         alive |= _learning(new, start, moved, args, kwargs)
     dead = sorted(set(start) - alive)
+    if dead:
+        unused = _unused(new, args, kwargs)
+        dead = [n for n in dead if not n.startswith(unused)]
     if not dead:
         return
     raise CheckError(
         f"{len(dead)} of {len(start)} new parameters get no gradient, at the start or after a step",
         ", ".join(dead[:4]), "exclude= those sites (their output may not reach the loss), or check=False",
     )  # fmt: skip
+
+
+def _unused(new: Any, args: Any, kwargs: Any) -> tuple[str, ...]:
+    """The new modules that got no rows on the example: those of tokens it has none of."""
+    empty: dict[str, bool] = {}
+    hooks = [
+        m.register_forward_hook(
+            lambda _, inputs, out, n=n: empty.__setitem__(n, empty.get(n, True) and not tensors_of(inputs)[0].numel())
+        )
+        for n, m in new.get_submodule("resfx").named_modules()
+        if next(m.parameters(recurse=False), None) is not None
+    ]
+    try:
+        with torch.no_grad():
+            new(*_fresh(args), **_fresh(kwargs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(f"resfx.{n}." for n, nothing in empty.items() if nothing)
 
 
 def _learning(

@@ -30,8 +30,9 @@ class ShortState:
         tensors: its state; empty before the first token.
     """
 
-    is_sliding = is_compileable = is_croppable = supports_early_init = False
+    is_compileable = is_croppable = supports_early_init = False
     is_initialized = batch_only = True
+    is_sliding = "short"  # neither True nor false: a host looks for its first layer of either kind to size its masks
 
     def __init__(self, name: str, tensors: list[torch.Tensor]) -> None:
         self.name, self.tensors = name, tensors
@@ -60,7 +61,8 @@ class ShortState:
         if tokens_to_remove:
             raise ResfxError(
                 f"cannot take {abs(tokens_to_remove)} tokens back from the cache",
-                f"{self.name} keeps only its last few tokens", "run the shorter prompt again with a fresh cache",
+                f"{self.name} keeps only its last few tokens",
+                "generate without an assistant or prompt look-up; or run the shorter text again with a fresh cache",
             )  # fmt: skip
 
     def get_seq_length(self) -> int:

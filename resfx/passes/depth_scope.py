@@ -16,7 +16,7 @@ from torch import fx, nn
 from ..ops._depth import DepthMethod
 from ..report import Site, Stream
 from .depth_chain import Chain, Step, chain_of
-from .depth_readers import Readers
+from .depth_readers import ROLES, Readers
 from .index import Index
 from .site_scope import _out_of_place
 
@@ -81,32 +81,36 @@ class StreamRewriter:
             groups = method.sources(number, last) if site in wanted else None
             if groups is not None:
                 count += 1
-                self._read(number, last, site, step, state, [[n for j in g for n in elements[j]] for g in groups])
+                rows = [[n for j in g for n in elements[j]] for g in groups]
+                self._read(number, last, len(unit), site, step, state, rows)
         return count
 
     def _read(
-        self, number: int, last: bool, site: Site, step: Step, state: fx.Node, sources: list[list[fx.Node]]
+        self, number: int, last: bool, size: int, site: Site, step: Step, state: fx.Node, sources: list[list[fx.Node]]
     ) -> None:
         targets = self.method.targets(last)
         cursor = Cursor(self.graph, state, site, self.name, self.created)
         cursor.after(n for group in sources for n in group)
         x = self._running_sum(state, cursor)
         rows = [self._project(self._sum(group, cursor), cursor) for group in sources]
-        facts = {"read": number, "sources": len(rows), "last": last, "outputs": len(targets)}
+        facts = {"read": number, "sources": len(rows), "last": last, "outputs": len(targets), "sublayers": size}
         read = cursor.emit("call_module", self.bank("exit" if last else "read", site, facts), rows, x)
         results = {targets[0]: read}
         if len(targets) > 1:
             parts = [cursor.emit("call_function", operator.getitem, read, i) for i in range(len(targets))]
-            results = {role: part for target, part in zip(targets, parts, strict=True) for role in target}
+            named = zip(targets, parts, strict=True)
+            results = {role: part for t, part in named for role in (t if set(t) <= {*ROLES, "r"} else [t])}
             read.meta.pop("val")
         readers = Readers(self.graph, state, self.index, self.created)
         if "stream" in results:
             readers.redirect_all(results["stream"])
         elif "input" in results:
             readers.redirect_branch([s.branch for s in step.sites], results["input"])
+            if "shortcut" in results:
+                readers.redirect_all(results["shortcut"])
         else:
             readers.redirect_roles(step.sites, results)
-        into = results.get("stream") or results.get("r")
+        into = results.get("stream") or results.get("shortcut") or results.get("r")
         if into is not None and not last:
             step.into = into
             if self.method.carries == "outputs":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,16 +16,22 @@ from .calls import Call, unbind
 from .diagnose import diagnose
 from .graph import Capture
 from .guards import guard_function
+from .host_checkpoint import traced_plainly
 from .normalize import flatten_graph
 from .structure import Flattener, Template
 
 AUTO = torch.export.Dim.AUTO
 
 
-def capture_call(module: nn.Module, forward_class: Any, signature: inspect.Signature, call: Call) -> Capture:
+def capture_call(
+    module: nn.Module, forward_class: Any, signature: inspect.Signature, call: Call, as_eager: bool = False
+) -> Capture:
     """Capture one call of ``forward_class.forward`` over the tree of ``module``.
 
     The tree is not changed: the trace runs on a shell that shares its submodules and parameters.
+
+    Args:
+        as_eager: let code that asks ``torch.compiler.is_exporting()`` take the way it takes in eager mode.
 
     Raises:
         CaptureError: with the operator, the user's source line and a remedy.
@@ -35,7 +42,8 @@ def capture_call(module: nn.Module, forward_class: Any, signature: inspect.Signa
         given = call.arguments(leaves)
         args, kwargs = unbind(signature, given)
         objects = _objects(given)
-        result = forward_class.forward(self, *args, **kwargs)
+        with _answering_as_eager() if as_eager else contextlib.nullcontext():
+            result = forward_class.forward(self, *args, **kwargs)
         flat = Flattener(known=objects)
         outcome["output"] = flat.flatten(result)
         outcome["states"] = [flat.state(o) for o in objects]
@@ -45,7 +53,7 @@ def capture_call(module: nn.Module, forward_class: Any, signature: inspect.Signa
     dynamic = tuple([dynamic_axes(x, i in images) for i, x in enumerate(call.leaves)])
     shell = shell_of(module, type(forward_class.__name__, (forward_class,), {"forward": forward}))
     try:
-        with warnings.catch_warnings(), torch.enable_grad():
+        with warnings.catch_warnings(), torch.enable_grad(), traced_plainly(module):
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 shell, distinct(call.leaves), dynamic_shapes=(dynamic,) if dynamic else None, strict=False
@@ -62,6 +70,17 @@ def capture_call(module: nn.Module, forward_class: Any, signature: inspect.Signa
             inputs[part[1]].meta["argument"] = name
     accepts, source = guard_function(program, [n.meta["val"] for n in inputs], "L['leaves']")
     return Capture(graph, constants, accepts, source, outcome["output"], outcome["states"], call.template)
+
+
+@contextlib.contextmanager
+def _answering_as_eager() -> Iterator[None]:
+    compiler: Any = torch.compiler
+    before = compiler._is_exporting_flag  # it still answers that it is compiled: some code must not read values
+    compiler._is_exporting_flag = False
+    try:
+        yield
+    finally:
+        compiler._is_exporting_flag = before
 
 
 def distinct(leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

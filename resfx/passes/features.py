@@ -17,12 +17,16 @@ _TURNS = frozenset("transpose permute swapaxes swapdims movedim moveaxis t".spli
 _RESHAPES = frozenset("view reshape flatten unflatten _unsafe_view view_as reshape_as".split())
 
 
-def describe_site(site: Site, region: list[fx.Node], index: Index, root: nn.Module | None) -> None:
-    """Fill in ``kind``, ``context``, ``axis`` and ``width`` from the nodes between fork and branch."""
+def describe_site(site: Site, region: list[fx.Node], index: Index, root: nn.Module | None, entry: fx.Node) -> None:
+    """Fill in ``kind``, ``context``, ``axis`` and ``width`` from the nodes between fork and branch.
+
+    Args:
+        entry: what the branch starts from: the fork, unless the branch reads another stream's state.
+    """
     site.kind = _kind(region, index)
     site.attention = next((n for n in region if index.name[n] in ops.ATTENTION), None)
     site.axis, site.width = feature_axis(site.branch, index, root)
-    site.context = _context(site, set(region), index)
+    site.context = _context(site, region, index, entry)
     operands = [*site.node.args, *site.node.kwargs.values()]
     site.shortcut_index = operands.index(site.shortcut)
     alpha = site.node.kwargs.get("alpha", 1)
@@ -38,15 +42,23 @@ def _kind(region: list[fx.Node], index: Index) -> str:
     return "mlp" if any(index.role[n] == "weight" for n in region) else "other"
 
 
-def _context(site: Site, region: set[fx.Node], index: Index) -> fx.Node | None:
+def _context(site: Site, region: list[fx.Node], index: Index, entry: fx.Node) -> fx.Node | None:
     """The norm that opens the branch; on a post-norm host the fork itself, which is a norm's output."""
-    opening = [n for n in region if index.role[n] == "norm" and index.strip(index.data[n][0]) is site.fork]
+    found = opening_norm(region, entry, index)
+    if found is not None and _rows_agree(found, site):
+        return found
+    if is_norm_output(entry, index) and _rows_agree(entry, site):
+        return entry
+    return None
+
+
+def opening_norm(region: list[fx.Node], entry: fx.Node, index: Index) -> fx.Node | None:
+    """What the first norm of a branch that starts from ``entry`` hands on."""
+    opening = [n for n in region if index.role[n] == "norm" and index.strip(index.data[n][0]) is entry]
+    inside = set(region)
     for core in sorted(opening, key=index.position.__getitem__):
-        found = norm_output(core, index)
-        if found in region and _rows_agree(found, site):
+        if (found := norm_output(core, index)) in inside:
             return found
-    if is_norm_output(site.fork, index) and _rows_agree(site.fork, site):
-        return site.fork
     return None
 
 
@@ -107,6 +119,8 @@ def feature_axis(branch: fx.Node, index: Index, root: nn.Module | None) -> tuple
     channels = name in ops.CONV or name in ("batch_norm", "group_norm", "instance_norm")
     axis = 1 if channels or index.role[node] in ("pool", "upsample") else -1
     rank = index.rank(node)
+    if rank is None and trail:  # an operator of several outputs, such as a recurrent cell, of which one was taken
+        rank = index.rank(trail[-1][0])
     if rank is not None:
         axis %= rank
         for step, source in reversed(trail):

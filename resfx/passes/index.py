@@ -27,6 +27,8 @@ class Index:
         constant: the node depends on no user input (parameters, positions, literals).
         role: ``weight``, ``norm``, ``pool``, ``upsample``, ``matmul``, ``pass``, ``part``, ``act``,
             ``scale`` or ``""``. A part is one piece of a split tensor: the pieces are different tensors.
+        newest: operands that an in-place write had changed by the time a node read them, as ``(reader, operand)``,
+            and the writer.
         observed: in-place writers whose effect is read through another name of the tensor.
         alive: nodes whose value reaches an output, or something that outlives the call.
     """
@@ -40,6 +42,7 @@ class Index:
     constant: dict[fx.Node, bool] = field(default_factory=dict)
     parametric: dict[fx.Node, bool] = field(default_factory=dict)
     role: dict[fx.Node, str] = field(default_factory=dict)
+    newest: dict[tuple[fx.Node, fx.Node], fx.Node] = field(default_factory=dict)
     observed: set[fx.Node] = field(default_factory=set)
     alive: set[fx.Node] = field(default_factory=set)
 
@@ -56,6 +59,7 @@ class Index:
                 writer = newest.get(base.get(x, x))
                 if writer is not None and writer is not x and self.position[writer] > self.position[x]:
                     self.observed.add(writer)
+                    self.newest[node, x] = writer
                     resolved.append(writer)
                     if base.get(x, x) is not x or not ops.is_inplace(writer):
                         resolved.append(x)
@@ -137,7 +141,7 @@ class Index:
     def _role(self, node: fx.Node, name: str, inputs: list[fx.Node]) -> str:
         if name == "getitem" and inputs and self.name[inputs[0]] in ops.PARTS:
             return "part"
-        if name in ops.PASS:
+        if name in ops.PASS or (name == "index" and inputs and not self.constant[inputs[0]]):
             return "pass"
         if name in ops.WEIGHTED or name == "weighted_module":
             return "weight"
@@ -161,9 +165,23 @@ class Index:
 
     def strip(self, node: fx.Node) -> fx.Node:
         """Up through operators that only rearrange, cast or drop, to the node that carries the value."""
-        while self.role[node] == "pass" and self.data[node]:
+        gathered = False
+        while self.data[node] and (self.role[node] == "pass" or (gathered and self.name[node] == "index_put")):
+            gathered |= self.name[node] == "index"  # rows of a tensor in which other rows were replaced
             node = self.data[node][0]
         return node
+
+    def rows(self, node: fx.Node) -> fx.Node | None:
+        """The gather by which a node is some rows of a tensor (``x[mask]``), if it is."""
+        while self.role[node] == "pass" and self.data[node]:
+            if self.name[node] == "index":
+                return node
+            node = self.data[node][0]
+        return None
+
+    def read(self, node: fx.Node, operand: fx.Node) -> fx.Node:
+        """The operand as the node reads it: after the last in-place write, if there was one."""
+        return self.newest.get((node, operand), operand)
 
     def strip_scaled(self, node: fx.Node) -> tuple[fx.Node, bool]:
         """Like :meth:`strip`, also through multiplication by a literal or a parameter; whether one was met."""

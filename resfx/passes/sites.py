@@ -16,9 +16,11 @@ from torch import fx, nn
 
 from ..report import Site, Skip
 from . import operators as ops
-from .features import describe_site, settle_axes
+from .coupled import coupled_form, first_of_pair, only_opens
+from .features import describe_site, opening_norm, settle_axes
 from .graph import dtype, owner, same_shape, source_line
 from .index import Index
+from .projections import projection_form
 from .reasons import (
     BROADCAST,
     CONSTANT,
@@ -29,6 +31,7 @@ from .reasons import (
     MERGED,
     NESTED_SCALED,
     NO_PATH,
+    OPENS,
     OVERWRITTEN,
     REINJECTED,
     REMEDIES,
@@ -44,7 +47,7 @@ class Branch:
     sites: list[Site] = field(default_factory=list)
     weighted: bool = False
     reached: bool = False
-    foreign: bool = False
+    foreign: list[Site] = field(default_factory=list)  # adds of streams older than the fork
 
 
 class Detector:
@@ -56,17 +59,17 @@ class Detector:
         self.sites: list[Site] = []
         self.skips: list[Skip] = []
         self.site_of: dict[fx.Node, Site] = {}
-        self._chain: dict[fx.Node, tuple[fx.Node, int]] = {}  # state -> (root of its stream, depth)
+        self.chain: dict[fx.Node, tuple[fx.Node, int]] = {}  # state -> (root of its stream, depth)
 
     def run(self) -> Detector:
         """Visit every add in order, then settle what only the whole graph can tell."""
         for node in self.index.nodes:
-            if self.index.name[node] == "add" and len(self._operands(node)) == 2:
+            if self.index.name[node] == "add" and len(self.operands(node)) == 2:
                 self._visit(node)
         self._settle()
         return self
 
-    def _operands(self, node: fx.Node) -> list[fx.Node]:
+    def operands(self, node: fx.Node) -> list[fx.Node]:
         operands = list(node.args) + [node.kwargs[k] for k in ("other",) if k in node.kwargs]
         return [a for a in operands[:2] if isinstance(a, fx.Node) and self.index._is_tensor(a)]
 
@@ -78,13 +81,13 @@ class Detector:
                     self._accept(found)
                     return
                 reason = reason or found
-        self._refuse(node, explain(node, self._operands(node), reason or NO_PATH, self.index))
+        self._refuse(node, explain(node, self.operands(node), reason or NO_PATH, self.index))
 
     def _implausible(self, node: fx.Node) -> str | None:
         kind, index = dtype(node), self.index
         if node not in index.alive:
             return DEAD
-        left, right = self._operands(node)
+        left, right = self.operands(node)
         if kind is not None and not kind.is_floating_point and kind is not torch.complex64:
             return INTEGER
         if same_shape(left, right) is False or same_shape(left, node) is False:
@@ -94,30 +97,34 @@ class Detector:
         return OVERWRITTEN if node in index.observed else None
 
     def _forms(self, node: fx.Node) -> Iterator[Site | str]:
-        left, right = self._operands(node)
+        left, right = self.operands(node)
         orders = ((left, right), (right, left))
         reasons: list[str] = []
         for scaled in (False, True):
             for shortcut, branch in orders:
-                fork, was_scaled = self.index.strip_scaled(shortcut)
+                state = self.index.read(node, shortcut)
+                fork, was_scaled = self.index.strip_scaled(state)
                 if not scaled:
-                    fork, was_scaled = self.index.strip(shortcut), False
+                    fork, was_scaled = self.index.strip(state), False
                 elif not was_scaled:
                     continue
-                found = self._between(fork, branch)
+                found = self.between(fork, branch)
                 if found.reached and found.weighted:
                     if not was_scaled and self._merged(fork, branch):
                         yield MERGED
                         return
-                    if self._other_slice(shortcut, fork, found):
+                    if self._other_slice(state, fork, found):
                         continue
-                    yield self._site(node, shortcut, branch, fork, "scaled" if was_scaled else "identity", found)
+                    yield self.site(node, shortcut, branch, fork, "scaled" if was_scaled else "identity", found)
                 reasons.append(self._why_not(found))
         for shortcut, branch in orders:
             if parallel := self._climb(node, shortcut, branch):
                 yield parallel
+        for shortcut, branch in orders if FOREIGN in reasons else ():
+            if coupled := coupled_form(self, node, shortcut, branch):
+                yield coupled
         for shortcut, branch in orders:
-            if projected := self._projection(node, shortcut, branch):
+            if projected := projection_form(self, node, shortcut, branch):
                 yield projected
         yield next(
             (r for r in (ELEMENTWISE, FOREIGN) if r in reasons),
@@ -130,7 +137,7 @@ class Detector:
 
     # -- walking -------------------------------------------------------------------------------------------------
 
-    def _between(self, fork: fx.Node, branch: fx.Node) -> Branch:
+    def between(self, fork: fx.Node, branch: fx.Node) -> Branch:
         """Walk back from ``branch`` over nodes later than ``fork``."""
         index, found = self.index, Branch()
         start = index.position[fork]
@@ -147,7 +154,7 @@ class Detector:
             if (site := self.site_of.get(node)) is not None:
                 jumps[node] = jump = self._jump(site, fork)
                 found.sites.append(site)
-                found.foreign |= jump is False
+                found.foreign += [site] if jump is False else []
                 onward = [jump] if isinstance(jump, fx.Node) else []
             for x in onward:
                 if x not in seen:
@@ -160,8 +167,8 @@ class Detector:
     def _jump(self, site: Site, fork: fx.Node) -> fx.Node | bool:
         """From a residual add inside a branch: ``True`` if its stream passes through ``fork``, ``False`` if the
         stream is older than ``fork``, else the node where the stream began."""
-        root, depth = self._chain[site.node]
-        if fork in self._chain and self._chain[fork][0] is root and self._chain[fork][1] < depth:
+        root, depth = self.chain[site.node]
+        if fork in self.chain and self.chain[fork][0] is root and self.chain[fork][1] < depth:
             return True
         if root in self.site_of:  # a projection starts a stream, out of what it projects
             root = self.site_of[root].fork
@@ -191,9 +198,9 @@ class Detector:
             site = self.site_of.get(state)
             if site is None or site.form in ("projection", "resampled"):
                 return None
-            found = self._between(site.fork, branch)
+            found = self.between(site.fork, branch)
             if found.reached and found.weighted and not found.sites:
-                return self._site(node, shortcut, branch, site.fork, "parallel", found)
+                return self.site(node, shortcut, branch, site.fork, "parallel", found)
             state = site.fork
         return None
 
@@ -227,81 +234,40 @@ class Detector:
                 return False
         return terms > 1
 
-    def _projection(self, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Site | None:
-        index = self.index
-        fork, path = self._strip_projection(shortcut)
-        if not path:
-            return None
-        found = self._between(fork, branch)
-        region = set(found.nodes)
-        for i, step in enumerate(path):
-            if step in region:  # the branch starts later on the shortcut's own way: that is the fork
-                fork, path = step, path[:i]
-                found = self._between(fork, branch)
-                break
-        weights = sum(index.role[n] == "weight" for n in path)
-        resampled = any(index.role[n] == "pool" or index.name[n] in ops.REDUCE | ops.RESAMPLE for n in path)
-        if not (weights or resampled) or not (found.reached and found.weighted) or found.sites:
-            return None
-        count = sum(index.role[n] == "weight" for n in found.nodes)
-        bends = any(index.role[n] in ("act", "matmul") for n in found.nodes)
-        if not bends or count <= weights or self._only_upsampled(fork, branch, found) or self._in_cell(node):
-            return None
-        return self._site(node, shortcut, branch, fork, "projection" if weights else "resampled", found)
-
-    def _in_cell(self, node: fx.Node) -> bool:
-        """Whether the add is one of several sums that are concatenated, as the cells of searched networks are."""
-        joins = [u for u in node.users if self.index.name.get(u) == "cat"]
-        return any(sum(self.index.name[x] == "add" for x in self.index.data[u]) > 2 for u in joins)
-
-    def _only_upsampled(self, fork: fx.Node, branch: fx.Node, found: Branch) -> bool:
-        """Whether every way from the fork to the branch goes through an upsampling: a feature pyramid's lateral."""
-        index = self.index
-        reached = {fork}
-        for node in found.nodes:
-            if index.role[node] != "upsample" and any(x in reached for x in index.data[node]):
-                reached.add(node)
-        return branch not in reached
-
-    def _strip_projection(self, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
-        """Up through at most two weighted operators with their norms, affine terms, activations, pooling and
-        padding; and the operators passed, from the add upward."""
-        index, weights, limit = self.index, 0, 2
-        path: list[fx.Node] = []
-        while True:
-            node = index.strip(node)
-            role, name = index.role[node], index.name[node]
-            inputs = [x for x in index.data[node] if not index.constant[x]]
-            if len(inputs) != 1 and not (role == "norm" and inputs):
-                return node, path
-            resamples = role == "pool" or name in ops.REDUCE | ops.RESAMPLE or name == "cat"
-            if role == "weight" and weights < limit:
-                weights += 1
-            elif role == "act" and weights:
-                limit = weights  # an activation may open a shortcut; one between its weights makes it a branch
-            elif not (resamples or role in ("norm", "scale") or name == "add"):
-                return node, path
-            path.append(node)
-            node = inputs[0]
-
     # -- accepting -----------------------------------------------------------------------------------------------
 
-    def _site(self, node: fx.Node, shortcut: fx.Node, branch: fx.Node, fork: fx.Node, form: str, found: Branch) -> Site:
+    def site(
+        self, node: fx.Node, shortcut: fx.Node, branch: fx.Node, fork: fx.Node, form: str, found: Branch,
+        entry: fx.Node | None = None,
+    ) -> Site:  # fmt: skip
+        """The site of an add; ``entry`` is what its branch starts from where that is not the fork."""
         site = Site(node=node, shortcut=shortcut, branch=branch, fork=fork, form=form, owner=owner(node),
                     line=source_line(node), inner=found.sites)  # fmt: skip
-        describe_site(site, found.nodes, self.index, self.root)
+        describe_site(site, found.nodes, self.index, self.root, entry or fork)
+        own = self.site_of.get(fork)
+        site.lane = own.lane if own is not None else 0
         return site
 
     def _accept(self, site: Site) -> None:
+        if (first := first_of_pair(self, site)) is not None:
+            self.skips = [s for s in self.skips if s.node is not first.node]
+            self._enter(first)
+        self._enter(site)
+
+    def _enter(self, site: Site) -> None:
         self.sites.append(site)
         self.site_of[site.node] = site
+        rows = self.index.rows(self.index.read(site.node, site.shortcut))
+        if rows is not None:  # some tokens of a state: a stream of its own
+            self.chain[site.node] = (rows, 1)
+            return
         state = site.fork if site.form != "parallel" else self.index.strip(site.shortcut)
         root, depth = self._origin(state)
         if site.form in ("projection", "resampled"):
             root, depth = site.node, -1
         else:
-            self._chain.setdefault(site.fork, (root, depth))
-        self._chain[site.node] = (root, depth + 1)
+            self.chain.setdefault(site.fork, (root, depth))
+        self.chain[site.node] = (root, depth + 1)
 
     def _origin(self, state: fx.Node) -> tuple[fx.Node, int]:
         """The stream a state belongs to: through norms, activations and masks to the last add, else a new stream."""
@@ -310,7 +276,7 @@ class Detector:
 
     def _carried(self, node: fx.Node, turns: int) -> tuple[fx.Node, int] | None:
         index = self.index
-        while node not in self._chain:
+        while node not in self.chain:
             inputs = [x for x in index.data[node] if not index.constant[x]] or index.data[node]
             role = index.role[node]
             if role == "norm":
@@ -323,7 +289,7 @@ class Detector:
                 found = {f for x in inputs if turns and (f := self._carried(x, turns // 2)) is not None}
                 return found.pop() if role == "scale" and len(found) == 1 else None
             node = inputs[0]
-        return self._chain[node]
+        return self.chain[node]
 
     def _refuse(self, node: fx.Node, reason: str) -> None:
         self.skips.append(Skip(owner(node), source_line(node), reason, REMEDIES.get(reason, ""), node=node))
@@ -339,14 +305,18 @@ class Detector:
             for inner in site.inner:
                 if inner.form == "scaled" and inner.fork is not site.fork:
                     dropped[inner.node] = NESTED_SCALED
+                elif only_opens(self, inner, site):
+                    dropped[inner.node] = OPENS
+                    nodes = self.between(site.fork, site.branch).nodes
+                    site.context = site.context or opening_norm(nodes, inner.node, self.index)
         for site in self.sites:
             if site.node in dropped:
                 self._refuse(site.node, dropped[site.node])
-        self.sites = [s for s in self.sites if s.node not in dropped]
+        self.sites = sorted((s for s in self.sites if s.node not in dropped), key=lambda s: self.index.position[s.node])
         self.skips.sort(key=lambda s: self.index.position[s.node])  # type: ignore[index]
         counts: dict[str, int] = {}
         for site in self.sites:
-            site.root, site.depth = self._chain[site.node]
+            site.root, site.depth = self.chain[site.node]
             site.order = counts.get(site.owner, 0)
             counts[site.owner] = site.order + 1
         settle_axes(self.sites)

@@ -13,12 +13,12 @@ def find_streams(sites: list[Site]) -> list[Stream]:
     A stream ends where its state is projected or resampled: what follows has another basis, so it is another
     stream. Sites inside another site's branch form streams of their own.
     """
-    by_root: dict[fx.Node, list[Site]] = {}
+    by_root: dict[tuple[fx.Node, int], list[Site]] = {}
     for site in sites:
         assert site.root is not None
-        by_root.setdefault(site.root, []).append(site)
+        by_root.setdefault((site.root, site.lane), []).append(site)
     streams = []
-    for number, (root, members) in enumerate(by_root.items()):
+    for number, ((root, _), members) in enumerate(by_root.items()):
         _name_blocks(members)
         for site in members:
             site.stream = number

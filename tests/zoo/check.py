@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import resfx
 from resfx.errors import CaptureError, NoSitesError, ResfxError
+from resfx.export import to_onnx
 from resfx.passes.check import same, tensors_of
 
 from .entry import Entry, expected
@@ -29,7 +35,12 @@ class Result:
         rewritten: adds that DDL took over, with the default forms.
         exact: the rewritten model starts bit for bit where the original stands, and every new parameter learns;
             ``None`` where there was nothing to rewrite.
-        compiled, exported: through ``torch.compile(backend="aot_eager")`` and to ONNX, where asked for.
+        compiled: ``torch.compile(backend="aot_eager", fullgraph=True)`` gives what the graph gives; ``None`` if not run.
+        exported: ``to_onnx`` and ONNX Runtime give what eager mode gives; ``None`` if not run.
+        compile_error, export_error: why not.
+        seconds: CPU seconds, all in all.
+        stage: what ran last.
+        code: the version of the library, see :func:`version`.
         error: what went wrong.
     """
 
@@ -45,8 +56,13 @@ class Result:
     rewritten: int = 0
     exact: bool | None = None
     compiled: bool | None = None
+    compile_error: str = ""
+    exported: bool | None = None
+    export_error: str = ""
     nodes: int = 0
     seconds: float = 0.0
+    stage: str = "build"
+    code: str = ""
     error: str = ""
 
     @property
@@ -56,28 +72,60 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        return self.right and self.exact is not False and self.compiled is not False
+        return self.right and self.exact is not False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def check(entry: Entry, compile: bool = False) -> Result:
+@functools.cache
+def version() -> str:
+    """A digest of the library's sources: results of different versions are not one table."""
+    found = hashlib.sha256()
+    for path in sorted(Path(resfx.__file__).parent.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:10]
+
+
+def check(entry: Entry, compile: bool = False, onnx: bool = False) -> Result:
     """Build, capture, rewrite and compare one architecture. Never raises for what the model does."""
-    result = Result(entry.name, entry.source, entry.blocks, streams_want=entry.streams)
-    start = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            _check(entry, result, compile)
-        except Exception as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            result.error = result.error or f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]
-    result.seconds = round(time.perf_counter() - start, 1)
+    *_, result = stages(entry, compile, onnx)
     return result
 
 
-def _check(entry: Entry, result: Result, compile: bool) -> None:
+def stages(entry: Entry, compile: bool = False, onnx: bool = False) -> Iterator[Result]:
+    """The same, step by step: yields the result so far before each stage that may take long, and at the end."""
+    result = Result(entry.name, entry.source, entry.blocks, streams_want=entry.streams, code=version())
+    start = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        new, call, error = None, None, ""
+        try:
+            new, call = _check(entry, result)
+        except Exception as caught:
+            error = _text(caught)
+        result.error = result.error or error
+        for stage, asked, run in (("compile", compile, _compile), ("export", onnx, _export)):
+            if not (asked and new is not None):
+                continue
+            result.seconds, result.stage = round(time.process_time() - start, 1), stage
+            yield result
+            try:
+                good, why = run(new, call), ""
+            except Exception as caught:
+                good, why = False, _text(caught)
+            setattr(result, {"compile": "compiled", "export": "exported"}[stage], good)
+            setattr(result, f"{stage}_error", why or ("" if good else "other values"))
+    result.seconds, result.stage = round(time.process_time() - start, 1), "done"
+    yield result
+
+
+def _text(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"[:400]
+
+
+def _check(entry: Entry, result: Result) -> tuple[Any, Any]:
     torch.backends.mha.set_fastpath_enabled(False)  # it rounds otherwise than the same layers in training
     model, call = entry.make()
     args, kwargs = ((call["input"],), {}) if set(call) == {"input"} else ((), call)
@@ -102,15 +150,26 @@ def _check(entry: Entry, result: Result, compile: bool) -> None:
     result.found = dict(sorted(Counter(s.form for s in report.sites).items()))
     result.streams = len(report.streams)
     if new is None:
-        return
+        return None, None
     result.rewritten = len(report.changed)
     torch.manual_seed(0)
     with torch.no_grad():
         after = tensors_of(new(*args, **kwargs))
     result.exact = len(before) == len(after) and all(same(a, b) for a, b in zip(before, after, strict=True))
-    if compile:
-        torch._dynamo.reset()
-        with torch.no_grad():
-            compiled = tensors_of(torch.compile(new, backend="aot_eager", fullgraph=True)(*args, **kwargs))
-        result.compiled = all(torch.allclose(a.float(), b.float(), atol=1e-4, rtol=1e-4, equal_nan=True)
-                              for a, b in zip(after, compiled, strict=True))  # fmt: skip
+    return new, (args, kwargs)
+
+
+def _compile(new: Any, call: Any) -> bool:
+    args, kwargs = call
+    torch._dynamo.reset()
+    with torch.no_grad():
+        want = tensors_of(new(*args, **kwargs))
+        got = tensors_of(torch.compile(new, backend="aot_eager", fullgraph=True)(*args, **kwargs))
+    return all(torch.allclose(a.float(), b.float(), atol=1e-4, rtol=1e-4, equal_nan=True)
+               for a, b in zip(want, got, strict=True))  # fmt: skip
+
+
+def _export(new: Any, call: Any) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        to_onnx(new, Path(folder) / "model.onnx", *call, check="onnxruntime")  # raises where values differ
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 _HEAD = """# The zoo
@@ -14,7 +15,9 @@ stands, bit for bit. `make zoo` runs it and writes this page.
 The expected number comes from the model's source: the adds in the `forward` of each class of block, times how many
 such blocks the built model has (`tests/zoo/table_*.py`, one line an architecture). *found* and *expected* are by form:
 i identity, s scaled, p parallel, c projection (a convolution or linear layer on the shortcut), r resampled.
-*start* is exact when outputs are equal bit for bit and every new parameter gets a gradient.
+*start* is exact when outputs are equal bit for bit and every new parameter gets a gradient. *compiled*: through
+`torch.compile(backend="aot_eager", fullgraph=True)`. *ONNX*: written with `to_onnx`, and ONNX Runtime gives what eager
+mode gives, at a second size of every dynamic axis too. A dash is: not run, or nothing to rewrite.
 """
 _SHORT = {"identity": "i", "scaled": "s", "parallel": "p", "projection": "c", "resampled": "r"}
 
@@ -30,6 +33,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     false = sum(max(0, n - r["want"].get(f, 0)) for r in captured for f, n in r["found"].items())
     missed = sum(max(0, n - r["found"].get(f, 0)) for r in captured for f, n in r["want"].items())
     compiled = [r for r in rows if r["compiled"] is not None]
+    exported = [r for r in rows if r["exported"] is not None]
     lines = [_HEAD, "## Totals", "", "| | |", "|---|---|", f"| tried | {len(rows)} |",
              f"| captured | {_share(captured, rows)} |", f"| adds and streams exactly right | {_share(right, captured)} |",
              f"| exact start | {_share(exact, tried)} of those with something to rewrite |",
@@ -37,18 +41,31 @@ def page(rows: list[dict[str, Any]]) -> str:
              f"| residual adds | {want}; {false} false, {missed} missed |",
              f"| rewritten | {sum(r['rewritten'] for r in rows)} adds |"]  # fmt: skip
     if compiled:
-        lines.append(f"| compiled whole (aot_eager) | {_share([r for r in compiled if r['compiled']], compiled)} |")
+        lines.append(f"| compiled whole (aot_eager) | {_share([r for r in compiled if r['compiled']], compiled)} run |")
+    if exported:
+        lines.append(f"| exported to ONNX, checked | {_share([r for r in exported if r['exported']], exported)} run |")
+    versions = Counter(r["code"] for r in rows)
+    text = ", ".join(f"{n} lines with `{v}`" for v, n in versions.most_common())
+    lines.append(f"| version of the library (digest of its sources) | {text} |")
     misses = [r for r in rows if r not in good]
     if misses:
         lines += ["", "## Misses", "", "| architecture | why |", "|---|---|"]
         lines += [f"| {r['name']} | {_why(r)} |" for r in misses]
-    lines += ["", "## All", "", "| architecture | from | blocks | expected | found | streams | rewritten | start |",
-              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for title, flag, why in (
+        ("Not compiled whole", "compiled", "compile_error"), ("Not exported to ONNX", "exported", "export_error"),
+    ):  # fmt: skip
+        if bad := [r for r in rows if r[flag] is False]:
+            lines += ["", f"## {title}", "", "| architecture | why |", "|---|---|"]
+            lines += [f"| {r['name']} | {_text(r[why])} |" for r in bad]
+    lines += ["", "## All", "", "| architecture | from | blocks | expected | found | streams | rewritten | start"
+              " | compiled | ONNX |", "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for r in rows:
         start = {True: "exact", False: "**differs**", None: "-"}[r["exact"]]
+        extra = [{True: "yes", False: "no", None: "-"}[r[f]] for f in ("compiled", "exported")]
         lines.append(
             f"| {r['name']} | {r['source']} | {r['blocks'].replace('|', '/')} | {_forms(r['want'])}"
-            f" | {_forms(r['found']) if r['captured'] else 'not captured'} | {_streams(r)} | {r['rewritten']} | {start} |"
+            f" | {_forms(r['found']) if r['captured'] else 'not captured'} | {_streams(r)} | {r['rewritten']} | {start}"
+            f" | {extra[0]} | {extra[1]} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -73,5 +90,8 @@ def _why(r: dict[str, Any]) -> str:
     if r["captured"] and not _right(r):
         streams = "" if r["streams_want"] in (None, r["streams"]) else f"; {_streams(r)} streams"
         return f"found {_forms(r['found'])}, expected {_forms(r['want'])}{streams}. {r['error']}".replace("|", "/")
-    error = re.sub(r"\S*/site-packages/", "", r["error"] or "unknown")
-    return error.replace("|", "/").replace("\n", " ")
+    return _text(r["error"] or "unknown")
+
+
+def _text(error: str) -> str:
+    return re.sub(r"\S*/site-packages/", "", error).replace("|", "/").replace("\n", " ")

@@ -477,6 +477,77 @@ class LowRank(nn.Module):
         return 0.5 * y * (1 + torch.tanh(0.8 * (y + 0.044715 * y**3)))
 
 
+class Coupling(nn.Module):
+    """A reversible block: ``y1 = x1 + f(x2)``, ``y2 = x2 + g(y1)``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.f, self.g = (
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+            for _ in range(2)
+        )
+
+    def forward(self, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        y1 = x1 + self.f(x2)
+        return y1, x2 + self.g(y1)
+
+
+class Reversible(nn.Module):
+    """Two streams of coupled blocks, from the halves of a tensor or twice the same one."""
+
+    def __init__(self, halves: bool) -> None:
+        super().__init__()
+        self.halves, self.stem, width = halves, nn.Linear(D, D), D // 2 if halves else D
+        self.blocks = nn.ModuleList(Coupling(width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        x1, x2 = h.chunk(2, -1) if self.halves else (h, h)
+        for block in self.blocks:
+            x1, x2 = block(x1, x2)
+        return torch.cat((x1, x2), -1)
+
+
+class TwoKinds(nn.Module):
+    """Tokens of two kinds share the attention and have an MLP each, added in place to the rows of their kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n1, self.attn = nn.LayerNorm(D), Attention()
+        self.norms = nn.ModuleList(nn.LayerNorm(D) for _ in range(2))
+        self.mlps = nn.ModuleList(nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, D)) for _ in range(2))
+
+    def forward(self, x: Tensor, kind: Tensor) -> Tensor:
+        x = x + self.attn(self.n1(x))
+        for i, rows in enumerate((kind, ~kind)):
+            x[rows] += self.mlps[i](self.norms[i](x[rows]))
+        return x
+
+
+class KindStack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Linear(D, D), nn.ModuleList(TwoKinds() for _ in range(2))
+
+    def forward(self, x: Tensor, kind: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x, kind)
+        return x
+
+
+class Injected(Layer):
+    """A shared block adds to what a branch reads, not to the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, D))
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.n1(x + self.shared(x)))
+        return x + self.mlp(self.n2(x))
+
+
 class TorchTransformer(nn.Module):
     def __init__(self, norm_first: bool) -> None:
         super().__init__()
@@ -520,6 +591,10 @@ _add("TemporalConv", lambda: nn.Sequential(Temporal(4, 8, 1), Temporal(8, 8, 2))
 _add("WaveNet", WaveNet, x=noise(2, 8, 20))
 _add("LatentQueries", Latents, x=noise(2, 6, D))
 _add("LowRankGelu", LowRank, x=noise(2, 6, D))
+_add("Reversible", lambda: Reversible(False), x=noise(2, 4, D))
+_add("ReversibleHalves", lambda: Reversible(True), x=noise(2, 4, D))
+_add("TwoKinds", KindStack, x=noise(2, 4, D), kind=noise(2, 4) > 0)
+_add("Injected", lambda: Stack(Injected(), Injected()), **_ids)
 _add("TorchTransformerPre", lambda: TorchTransformer(True), src=noise(2, 6, D), tgt=noise(2, 5, D))
 _add("TorchTransformerPost", lambda: TorchTransformer(False), src=noise(2, 6, D), tgt=noise(2, 5, D))
 
@@ -556,6 +631,10 @@ TemporalConv | Temporal[downsample] projection; Temporal[!downsample] 1
 WaveNet | WaveNet*3 1
 LatentQueries | Latents 3
 LowRankGelu | none | 0
+Reversible | Coupling 2 | 2
+ReversibleHalves | Coupling 2 | 2
+TwoKinds | TwoKinds 3 | 6
+Injected | Injected 2
 TorchTransformerPre | TransformerEncoderLayer 2; TransformerDecoderLayer 3 | 2
 TorchTransformerPost | TransformerEncoderLayer 2; TransformerDecoderLayer 3 | 2
 """

@@ -26,7 +26,7 @@ DINOv3ViTModel | DINOv3ViTLayer 2
 DistilBertModel | TransformerBlock 2
 DPRQuestionEncoder | BertSelfOutput 1; BertOutput 1
 DPTModel | DPTViTLayer 1; DPTViTOutput 1
-EmbeddingGemma2TextModel | EmbeddingGemma2EncoderLayer 2; EmbeddingGemma2TextPLEBlock 1
+EmbeddingGemma2TextModel | EmbeddingGemma2EncoderLayer 2; EmbeddingGemma2TextPLEBlock 1 | 1 | {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 16}
 EncoderDecoderModel | BertSelfOutput 1; BertOutput 1 | 2
 EsmModel | EsmSelfOutput 1; EsmOutput 1
 EuroBertModel | EuroBertDecoderLayer 2

@@ -157,6 +157,6 @@ BambaForCausalLM | BambaDecoderLayer 2 | 1 | {"mamba_n_heads": 8, "mamba_d_head"
 GraniteMoeHybridForCausalLM | GraniteMoeHybridDecoderLayer 2 | 1 | {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1}
 Lfm2MoeForCausalLM | Lfm2MoeDecoderLayer 2 | 1 | {"layer_types": ["conv", "full_attention"]}
 Zamba2ForCausalLM | Zamba2MambaDecoderLayer 1 | ? | {"num_hidden_layers": 3, "layers_block_type": ["mamba", "mamba", "hybrid"]}
-ReformerModelWithLMHead | none | 0 | {"is_decoder": True, "attn_layers": ["local", "local"], "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16]}
+ReformerModelWithLMHead | ReformerLayer 2 | 2 | {"is_decoder": True, "attn_layers": ["local", "local"], "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16]}
 Emu3ForCausalLM | Emu3DecoderLayer 2
 """

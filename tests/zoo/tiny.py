@@ -40,7 +40,7 @@ def tiny_config(cls: type, changes: dict[str, Any], nested: bool = False) -> Any
     """
     default = cls()
     fields = set(vars(default)) | set(getattr(cls, "attribute_map", {}))
-    values = {k: v for k, v in SMALL.items() if k in fields and isinstance(getattr(default, k, None), (int, NoneType))}
+    values = {k: v for k, v in SMALL.items() if k in fields and isinstance(_default(default, k), (int, NoneType))}
     values |= changes
     for name in getattr(cls, "sub_configs", {}):
         part = getattr(default, name, None)
@@ -50,6 +50,13 @@ def tiny_config(cls: type, changes: dict[str, Any], nested: bool = False) -> Any
                 part = tiny_config(type(part), given, True)
                 values[name] = part.to_dict() if nested else part
     return cls(**{k: v for k, v in values.items() if v is not ...})
+
+
+def _default(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name, None)
+    except Exception:  # a value per layer, which the configuration makes itself
+        return ...
 
 
 def build(model: str, changes: dict[str, Any]) -> nn.Module:

@@ -1,0 +1,140 @@
+// CPU kernels of the fused operators of resfx for ONNX Runtime, 1.17 or later. Built by `python -m resfx kernels`.
+//
+// Needs no header of the runtime: its C interface is versioned and only ever appended to, so the slots used are
+// declared here. One record per operator and type of its main tensors (float, double, float16, bfloat16); numbers per
+// row and weights may have any of these. Sums run in float, or double for double. Every kernel makes one pass over
+// memory: a row stays in the first-level cache between its loops. Loops are plain and left to the compiler's
+// vectoriser; sums have many accumulators, so no flag that changes arithmetic is needed. Rows are shared out over the
+// threads of the session.
+
+#include "channels.h"
+#include "sequence.h"
+#include "site_and_depth.h"
+
+#include <cstring>
+
+namespace {
+
+struct CustomOp {  // what the runtime reads of a record: version 17 of its layout
+  uint32_t version;
+  void* (*create)(const Op*, Api, const KernelInfo*);
+  const char* (*name)(const Op*);
+  const char* (*provider)(const Op*);
+  Type (*input_type)(const Op*, size_t);
+  size_t (*input_count)(const Op*);
+  Type (*output_type)(const Op*, size_t);
+  size_t (*output_count)(const Op*);
+  void (*compute)(void*, Context*);
+  void (*destroy)(void*);
+  Presence (*input_presence)(const Op*, size_t);
+  Presence (*output_presence)(const Op*, size_t);
+  int (*input_memory)(const Op*, size_t);
+  int (*least_inputs)(const Op*);
+  int (*inputs_alike)(const Op*);
+  int (*least_outputs)(const Op*);
+  int (*outputs_alike)(const Op*);
+  Status* (*create_or_fail)(const Op*, Api, const KernelInfo*, void**);
+  Status* (*compute_or_fail)(void*, Context*);
+  Status* (*infer_shape)(const Op*, void*);
+  int (*since)(const Op*);
+  int (*until)(const Op*);
+};
+static_assert(sizeof(CustomOp) == 176, "the layout of version 17");
+
+struct Op : CustomOp {
+  const char* label;
+  Type type;           // of the main tensors
+  const char* inputs;  // a letter each: T main, n numbers, b flags; with ? after it optional, with * any number
+  std::vector<const char*> reals, wholes;
+  void (*run)(const Call&);
+};
+
+// The i-th input of a description such as "TTnnn?T?": its letter and what follows it.
+std::pair<char, Presence> input_of(const char* inputs, size_t i) {
+  for (const char* p = inputs; *p; ++p) {
+    Presence presence = p[1] == '?' ? kOptional : p[1] == '*' ? kVariadic : kRequired;
+    if (i-- == 0) return {*p, presence};
+    if (presence != kRequired) ++p;
+  }
+  return {'T', kRequired};
+}
+
+Status* failed(Api api, const std::exception& error) { return call<Status*>(api, kCreateStatus, 1, error.what()); }
+
+Op record(const char* label, Type type, const char* inputs, std::vector<const char*> reals,
+          std::vector<const char*> wholes, void (*run)(const Call&)) {
+  Op op{};
+  op.version = kVersion;
+  op.name = [](const Op* o) { return o->label; };
+  op.provider = [](const Op*) { return "CPUExecutionProvider"; };
+  op.input_type = [](const Op* o, size_t i) {
+    char letter = input_of(o->inputs, i).first;
+    return letter == 'T' ? o->type : letter == 'b' ? kBool : kAny;
+  };
+  op.input_count = [](const Op* o) {
+    return size_t(std::count_if(o->inputs, o->inputs + std::strlen(o->inputs), [](char c) { return c != '?' && c != '*'; }));
+  };
+  op.output_type = [](const Op* o, size_t) { return o->type; };
+  op.output_count = [](const Op*) { return size_t(1); };
+  op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  op.input_presence = [](const Op* o, size_t i) { return input_of(o->inputs, i).second; };
+  op.output_presence = [](const Op*, size_t) { return kRequired; };
+  op.input_memory = [](const Op*, size_t) { return 0; };
+  op.least_inputs = op.inputs_alike = op.least_outputs = op.outputs_alike = [](const Op*) { return 1; };
+  op.since = [](const Op*) { return 1; };
+  op.until = [](const Op*) { return 1; };
+  op.create_or_fail = [](const Op* o, Api api, const KernelInfo* info, void** kernel) -> Status* {
+    auto made = new Kernel{o, api};
+    *kernel = made;
+    Status* status = nullptr;
+    for (size_t i = 0; i < o->reals.size() && !status; ++i)
+      status = call<Status*>(api, kAttributeFloat, info, o->reals[i], &made->real[i]);
+    for (size_t i = 0; i < o->wholes.size() && !status; ++i)
+      status = call<Status*>(api, kAttributeInt, info, o->wholes[i], &made->whole[i]);
+    return status;
+  };
+  op.compute_or_fail = [](void* kernel, Context* context) -> Status* {
+    auto* k = static_cast<Kernel*>(kernel);
+    try {
+      k->op->run(Call{*k, context});
+      return nullptr;
+    } catch (const std::exception& error) {
+      return failed(k->api, std::runtime_error(std::string("resfx::") + k->op->label + ": " + error.what()));
+    }
+  };
+  op.label = label, op.type = type, op.inputs = inputs, op.reals = std::move(reals), op.wholes = std::move(wholes);
+  op.run = run;
+  return op;
+}
+
+template <class T>
+void add_records(std::vector<Op>& to) {
+  Type t = TypeOf<T>::value;
+  to.push_back(record("DeltaShortcut", t, "TTnnn?T?", {"eps2"}, {"add"}, delta_shortcut<T>));
+  to.push_back(record("WeightedSum", t, "nT?T*", {}, {}, weighted_sum<T>));
+  to.push_back(record("AttentionRead", t, "nT?n?T*", {"eps"}, {"relative"}, attention_read<T>));
+  to.push_back(record("WindowedAttentionRow", t, "TT*", {"scale"}, {}, windowed_attention_row<T>));
+  to.push_back(record("WindowedAttention", t, "TTTb?", {"scale"}, {"window", "causal", "chunk"}, windowed_attention<T>));
+  to.push_back(record("CombineChannels", t, "Tnn?", {}, {"lead", "centred"}, combine_channels<T>));
+  to.push_back(record("MixChannels", t, "TTnn?", {}, {"unit"}, mix_channels<T>));
+  to.push_back(record("DeltaWrite", t, "TTnnn?", {"eps2"}, {"add", "erase"}, delta_write<T>));
+  to.push_back(record("Sinkhorn", t, "T", {}, {"iterations"}, sinkhorn<T>));
+  to.push_back(record("ShortConvolution", t, "Tnn?T?", {}, {"silu"}, short_convolution<T>));
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) Status* RegisterCustomOps(Options* options, const ApiBase* base) {
+  Api api = base->GetApi(kVersion);
+  if (!api) return nullptr;  // older than 1.17: the runtime has said so
+  static const std::vector<Op>& records = *[] {
+    auto* all = new std::vector<Op>;
+    add_records<float>(*all), add_records<double>(*all), add_records<Half>(*all), add_records<BFloat>(*all);
+    return all;
+  }();
+  Domain* domain = nullptr;
+  Status* status = call<Status*>(api, kCreateCustomOpDomain, "resfx", &domain);
+  for (const Op& op : records)
+    if (!status) status = call<Status*>(api, kCustomOpDomainAdd, domain, static_cast<const CustomOp*>(&op));
+  return status ? status : call<Status*>(api, kAddCustomOpDomain, options, domain);
+}

@@ -1,0 +1,84 @@
+"""Long lists of tensors in chunks of a few fixed sizes, so that few compiled functions serve lists of every length.
+
+A read over ``K`` sources written out is another program for every ``K``: compiling all reads of a deep model takes
+time that grows with the square of its depth. Run block by block, a model compiles what a read does with a chunk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._operators import transforming
+
+SIZES = (8, 4, 2, 1)
+"""A list longer than the first is cut into as many of each as fit."""
+
+Compiler = Callable[[Callable[..., Any], int], Callable[..., Any]]
+
+_compiler: contextvars.ContextVar[Compiler | None] = contextvars.ContextVar("resfx_chunks", default=None)
+
+
+@contextlib.contextmanager
+def compiling_chunks(compiler: Compiler | None) -> Iterator[None]:
+    """Inside, long lists are cut, and ``compiler(function, size)`` makes what runs on each chunk."""
+    token = _compiler.set(compiler)
+    try:
+        yield
+    finally:
+        _compiler.reset(token)
+
+
+def with_chunks(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` as it runs now, for code that runs it again later: in a backward pass."""
+    if torch.compiler.is_compiling() or (compiler := _compiler.get()) is None:
+        return function
+
+    def run(*args: Any) -> Any:
+        with compiling_chunks(compiler):
+            return function(*args)
+
+    return run
+
+
+def is_cut(items: Sequence[Any]) -> bool:
+    """Whether a list of this length is to be taken in chunks."""
+    if len(items) <= SIZES[0] or torch.compiler.is_compiling():
+        return False
+    return _compiler.get() is not None and not transforming()
+
+
+def cut(count: int) -> Iterator[slice]:
+    """Consecutive slices of ``SIZES`` that cover a list."""
+    first = 0
+    for size in SIZES:
+        while count - first >= size:
+            yield slice(first, first + size)
+            first += size
+
+
+def run_chunk(function: Callable[..., Any], sources: Sequence[Tensor], *args: Any) -> Any:
+    """``function(sources, *args)`` on one chunk, compiled for its length."""
+    compiler = _compiler.get()
+    assert compiler is not None
+    return compiler(function, len(sources))(list(sources), *args)
+
+
+def chunked_sum(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None) -> Tensor:
+    """``base + sum_j weights[..., j] sources[j]`` in the type of the weights."""
+    total = sources[0].new_zeros((), dtype=weights.dtype).expand_as(sources[0]) if base is None else base
+    for part in cut(len(sources)):
+        total = run_chunk(_add_chunk, sources[part], weights[..., part].contiguous(), total)
+    return total
+
+
+def _add_chunk(sources: list[Tensor], weights: Tensor, total: Tensor) -> Tensor:
+    total = total.to(weights.dtype)
+    for j, source in enumerate(sources):
+        total = total + weights[..., j, None] * source.to(weights.dtype)
+    return total

@@ -1,0 +1,46 @@
+"""The switch that Hugging Face models have for computing activations again in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+def is_recomputing(tree: nn.Module) -> bool:
+    """Whether a Hugging Face model was told to recompute activations."""
+    if not getattr(type(tree), "supports_gradient_checkpointing", False):
+        return False
+    flags = [m.__dict__.get("gradient_checkpointing", False) for m in tree.modules()]  # a list: the compiler traces it
+    return any(flags)
+
+
+def host_function(tree: nn.Module, name: str) -> Callable[..., Any] | None:
+    """What the host would recompute a block with: its layer says so, or the nearest module around it that has a say."""
+    parts = name.split(".")
+    for size in range(len(parts), -1, -1):
+        module = tree.get_submodule(".".join(parts[:size]))
+        flag = module.__dict__.get("gradient_checkpointing")
+        if flag is not None:
+            return module.__dict__.get("_gradient_checkpointing_func") if flag else None
+    return None
+
+
+@contextmanager
+def traced_plainly(tree: nn.Module) -> Iterator[None]:
+    """Inside, Hugging Face layers that recompute activations just run: a graph is cut into blocks afterwards."""
+    name = "_gradient_checkpointing_func"
+    held = [(m, m.__dict__[name]) for m in tree.modules() if name in m.__dict__]
+    try:
+        for module, _ in held:
+            module.__dict__[name] = _plainly
+        yield
+    finally:
+        for module, function in held:
+            module.__dict__[name] = function
+
+
+def _plainly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args)
