@@ -20,7 +20,7 @@ from ._operators import accumulator
 GROUP = 8  # sources that share one loop
 MOST = 10  # sources of a read that is compiled as one loop, and together with the norm behind it
 
-_LIMIT = {"max_reuse_entries": 2**16}  # the groups are few, whatever the count
+_LIMIT: dict[str, Any] = {"max_reuse_entries": 2**16}  # the groups are few, whatever the count
 _known = inspect.signature(torch.compiler.nested_compile_region).parameters
 _region = torch.compiler.nested_compile_region(**{k: v for k, v in _LIMIT.items() if k in _known})  # not in torch 2.11
 Running = tuple[Tensor, Tensor, Tensor, Tensor | None]
