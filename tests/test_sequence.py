@@ -15,7 +15,6 @@ from torch import nn
 
 import resfx
 
-
 PADDED = {("llama", "swa"), ("llama", "conv"), ("bert", "canon")}
 
 
