@@ -208,7 +208,6 @@ def write(
         for row in (r for r in rows if r["group"] == title):
             lines.append("| " + " | ".join(_cell(row, c) for c in columns) + " |")
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
-    print(f"wrote {RESULTS / name}.json and .md", file=sys.stderr)
 
 
 def _cell(row: dict[str, Any], column: str) -> str:
