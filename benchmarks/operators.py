@@ -230,7 +230,7 @@ def main() -> None:
     for kind in options.only:
         for row in GROUPS[kind](options):
             rows.append(row)
-            write(name, rows, options, head, columns)  # a run that is cut short keeps what it measured
+            write(name, rows, options, head, columns, quiet=True)  # a run that is cut short keeps what it measured
     print(f"wrote results/{name}.json and .md", file=sys.stderr)
 
 
