@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ MODES = ("forward", "training")
 Rows = Iterator[dict[str, Any]]
 
 
-def cases(named: dict[str, Callable[..., Tensor]], inputs: list[Tensor], mode: str) -> list[Case]:
+def cases(named: Mapping[str, Callable[..., Any]], inputs: list[Tensor], mode: str) -> list[Case]:
     """A case of each function; names that end in ``compiled`` are compiled. Unused inputs have no gradient."""
     make = lambda n, f: compiled(f) if n.endswith("compiled") else f
     return [Case(n, steps(make(n, f), inputs, mode)) for n, f in named.items()]
@@ -64,7 +64,7 @@ def site(options: Any) -> Rows:
             place = Place(width=d, context_width=d, kind="mlp", depth=0, dtype=dtype,
                           device=torch.device(options.device))  # fmt: skip
             shortcut = DDL().build(place)
-            torch.nn.init.constant_(shortcut.mix, 0.3)
+            torch.nn.init.constant_(shortcut.get_parameter("mix"), 0.3)
             released = DDL.repository(start="published").build(place).requires_grad_(False)
             shortcut.requires_grad_(False)
 
