@@ -195,7 +195,8 @@ def _open_read(
 ) -> Tensor:
     """:func:`attention_read` in plain torch: many sources are compiled in groups."""
     compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and not transforming()
-    if compiling and len(sources) > MOST and (gate is None or not relative) and _alike(sources, base):
+    grouped = (compiling and len(sources) > MOST) or is_cut(sources)
+    if grouped and (gate is None or not relative) and _alike(sources, base):
         read = grouped_read(sources, query, gate, eps, relative)
         return read if base is None else base + read
     return attention_read_formula(sources, query, base, gate, eps, relative)
