@@ -20,6 +20,12 @@ i identity, s scaled, p parallel, c projection (a convolution or linear layer on
 mode gives, at a second size of every dynamic axis too. A dash is: not run, or nothing to rewrite.
 """
 _HELD_OUT = """
+## Why Inkling's start is equal to rounding only
+
+In eager mode it reads the values of the position ids, finds one sequence a row and drops the mask; attention then runs
+with grouped heads, in the kernel that torch has for those with a bias. A graph must not read values: it carries the
+mask and repeats the heads, which is another kernel and rounds otherwise, by 2e-9. Every rewritten add is exact.
+
 ## At first sight
 
 How the rules did on architectures that none of them was written for, before anything was changed:
