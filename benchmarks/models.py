@@ -1,12 +1,16 @@
 """Whole models before and after a rewrite: ``python -m benchmarks.models``.
 
-A decoder of 12 blocks with random weights, each method at its preserving start, timed by :func:`resfx.compare`:
-forward and training step, eager and (``--backends eager compiled``) compiled, peak memory beside time.
+A decoder with random weights, each method at its preserving start: forward and training step, eager, compiled block by
+block or as one graph (``--backends eager blocks whole``), 12, 24 or 48 layers (``--depths``), peak memory and compile
+time beside time.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import itertools
+import os
 import sys
 from typing import Any
 
@@ -14,8 +18,9 @@ import torch
 from torch import nn
 
 import resfx
-from resfx.measure import quartiles
+from resfx.measure import Inputs, Runner, interleave, peak_memory, quartiles, set_training, wall_clock
 from resfx.ops.method import methods
+from resfx.runners import fresh_cache, step_of
 
 from .common import start, write
 
@@ -55,72 +60,121 @@ class Decoder(nn.Module):
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x)
+        return self.loss(x, tokens)
+
+    def loss(self, x: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """What stands behind the blocks."""
         return nn.functional.cross_entropy(self.head(self.norm(x)).flatten(0, 1).float(), tokens.flatten())
+
+
+VARIANTS: dict[str, Any] = {
+    "attnres, blocks of 8": resfx.AttnRes(block=8),
+    "denseformer 4x5": resfx.DenseFormer(dilation=4, period=5),
+    "depth_read, full": resfx.DepthRead(window=None),
+    "short_swa, w=16": resfx.ShortSWA(window=16),
+}
+"""Configurations beside the defaults, by the name they have in the tables."""
+
+BACKENDS = ("eager", "blocks", "whole")
+
+
+def lowered(model: Any, backend: str) -> Any:
+    """A model ready to run: as it is, each block compiled (equal blocks once), or compiled as one graph."""
+    if backend == "eager":
+        return model
+    if backend == "whole":
+        return torch.compile(model, dynamic=False)
+    twin = copy.deepcopy(model)
+    if not isinstance(model, Decoder) or hasattr(model, "_resfx"):
+        return resfx.compile_blocks(twin, dynamic=False)
+    for block in twin.blocks:
+        block.compile(dynamic=False)
+    twin.loss = torch.compile(twin.loss, dynamic=False)
+    return twin
+
+
+def runner(model: Any, inputs: Inputs, backend: str, mode: str) -> tuple[Runner, float]:
+    """A runner that has run once, and the CPU seconds of that call: compilation, for a compiled model."""
+    set_training(model, mode == "train")
+    step_of(model, model, inputs, mode)()  # captures
+    run = Runner(step_of(lowered(model, backend), model, inputs, mode), inputs.renew)
+    with fresh_cache():
+        begin = os.times()
+        run.step()
+        spent = sum(os.times()[:4]) - sum(begin[:4])
+    return run, spent
+
+
+def measured(case: str, model: Any, run: Runner, spent: float, samples: list[float], options: Any) -> dict[str, Any]:
+    """What a row says of one model."""
+    low, middle, high = quartiles(samples)
+    return {
+        "case": case, "median_ms": middle * 1e3, "quartiles_ms": [low * 1e3, high * 1e3], "first_call_s": spent,
+        "peak_MiB": peak_memory(run, torch.device(options.device)) / 2**20, "rounds": len(samples),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }  # fmt: skip
+
+
+def rows_of(plain: Any, baseline: tuple[Runner, float], config: Any, facts: dict[str, Any], tokens: torch.Tensor,
+            options: Any) -> list[dict[str, Any]]:  # fmt: skip
+    """Two rows: the plain model and a method's, timed in turns."""
+    try:
+        new = resfx.rewrite(plain, config, args=(tokens,), check=False)
+        own = runner(new, Inputs((tokens,), {}), facts["backend"], facts["mode"])
+    except Exception as error:
+        return [facts | {"case": "after", "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}]
+    clock = wall_clock(torch.device(options.device))
+    samples = interleave(baseline[0], own[0], clock, repeats=options.rounds, warmup=2, seconds=options.seconds)
+    found = [facts | measured(c, m, *r, s, options) for c, m, r, s in
+             zip(("before", "after"), (plain, new), (baseline, own), samples, strict=True)]  # fmt: skip
+    for row in found:
+        row |= {"baseline": "before", "ratio": row["median_ms"] / found[0]["median_ms"]}
+    print(f"  {found[1]['ratio']:.2f} of the plain time, {own[1]:.0f} s of first call ({baseline[1]:.0f})",
+          file=sys.stderr, flush=True)  # fmt: skip
+    return found
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What this benchmark can vary."""
-    parser.add_argument("--methods", nargs="+", default=None, help="names of methods; all by default")
-    parser.add_argument("--backends", nargs="+", default=["eager"])
-    parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--methods", nargs="+", default=None, help="names of methods or variants; all by default")
+    parser.add_argument("--backends", nargs="+", default=["eager"], choices=BACKENDS)
+    parser.add_argument("--modes", nargs="+", default=["forward", "train"], choices=["forward", "train"])
+    parser.add_argument("--depths", nargs="+", type=int, default=[12])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--length", type=int, default=256)
-
-
-def rows_of(group: str, result: resfx.Comparison, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """A comparison as rows of a result file: before and after for each backend and mode."""
-    rows: list[dict[str, Any]] = []
-    for row in result.rows:
-        here = {"group": group, **facts, "backend": row.backend, "mode": row.mode}
-        if row.reason:
-            rows.append({**here, "case": "both", "failed": row.reason})
-        for case, taken in (("before", row.before), ("after", row.after)):
-            if taken is None or row.before is None:
-                continue
-            low, middle, high = quartiles(taken.samples)
-            memory, least = taken.memory, row.before.memory
-            rows.append({
-                **here, "case": case, "baseline": "before", "ratio": middle / row.before.median,
-                "memory_ratio": memory / least if memory and least else None,
-                "median_ms": middle * 1e3, "quartiles_ms": [low * 1e3, high * 1e3], "first_call_s": taken.first,
-                "peak_MiB": None if memory is None else memory / 2**20,
-                "parameters": result.parameters[case == "after"], "rounds": len(taken.samples),
-            })  # fmt: skip
-    return rows
+    parser.add_argument("--seconds", type=float, default=None, help="stop a row after so long (3 rounds at least)")
+    parser.add_argument("--name", default=None, help="name of the result files")
 
 
 def main() -> None:
     """Compare the plain model with each method's."""
     options = start(__doc__ or "", arguments)
+    chosen = options.methods or [*methods(), *VARIANTS]
     rows: list[dict[str, Any]] = []
-    for name in options.methods or methods():
+    for depth, backend, mode in itertools.product(options.depths, options.backends, options.modes):
         torch.manual_seed(0)
-        plain = Decoder(options.depth, options.width).to(options.device)
+        torch._dynamo.reset()
+        plain = Decoder(depth, options.width).to(options.device)
         tokens = torch.randint(VOCAB, (1, options.length), device=options.device)
-        facts = {"shape": [1, options.length, options.width], "depth": options.depth, "dtype": "float32"}
-        print(name, file=sys.stderr, flush=True)
-        try:
-            new = resfx.rewrite(plain, name, args=(tokens,))
-        except resfx.errors.ResfxError as error:
-            rows.append({"group": name, **facts, "case": "after", "failed": f"{type(error).__name__}: {error.asked}"})
-            continue
-        result = resfx.compare(plain, new, args=(tokens,), backends=options.backends, repeats=options.rounds)
-        rows += rows_of(name, result, facts)
+        facts = {"depth": depth, "shape": [1, options.length, options.width], "dtype": "float32",
+                 "backend": backend, "mode": mode}  # fmt: skip
+        baseline = runner(plain, Inputs((tokens,), {}), backend, mode)
+        for name in chosen:
+            print(name, depth, backend, mode, file=sys.stderr, flush=True)
+            found = rows_of(plain, baseline, VARIANTS.get(name, name), facts, tokens, options)
+            rows += [{"group": name} | row for row in found]
+    rows.sort(key=lambda r: chosen.index(r["group"]))
     head = (
         "One call of a decoder with random weights, before and after the rewrite, the two in turns. `train` is forward,"
-        " loss and backward. `peak_MiB` is what a step allocates at its highest, parameters not counted. No floor is"
-        " given: a model is not one operator."
+        " loss and backward. `blocks`: equal blocks share one compiled function (of the plain model too); `whole`: one"
+        " compiled graph. `peak_MiB` is what a step allocates at its highest, parameters not counted. `first_call_s`"
+        " is the CPU time of the first call with an empty kernel cache, the capture not counted: the compile time. No"
+        " floor is given: a model is not one operator."
     )
     columns = ("depth", "shape", "backend", "mode", "case", "ratio", "peak_MiB", "median_ms", "quartiles_ms",
                "first_call_s", "parameters")  # fmt: skip
-    write(
-        "-".join(["models", *(b for b in options.backends if b != "eager")]),
-        rows,
-        options,
-        head,
-        columns,
-        clock="wall time",
-    )
+    name = options.name or "-".join(["models", *(b for b in options.backends if b != "eager")])
+    write(name, rows, options, head, columns, clock="wall time")
 
 
 if __name__ == "__main__":

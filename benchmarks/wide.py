@@ -14,9 +14,10 @@ import torch
 
 import resfx
 from resfx import DDL, MHC, HyperConnections
+from resfx.measure import quartiles
 
 from .common import start, write
-from .models import VOCAB, Decoder, rows_of
+from .models import VOCAB, Decoder
 
 CC, TC = DDL(value_channels=4, embed_conv=False), DDL(value_channels=4, compress="token", embed_conv=False)
 EC = DDL(value_channels=4)
@@ -52,6 +53,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--length", type=int, default=256)
+
+
+def rows_of(group: str, result: resfx.Comparison, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """A comparison as rows of a result file: before and after for each backend and mode."""
+    rows: list[dict[str, Any]] = []
+    for row in result.rows:
+        here = {"group": group, **facts, "backend": row.backend, "mode": row.mode}
+        if row.reason:
+            rows.append({**here, "case": "both", "failed": row.reason})
+        for case, taken in (("before", row.before), ("after", row.after)):
+            if taken is None or row.before is None:
+                continue
+            low, middle, high = quartiles(taken.samples)
+            memory, least = taken.memory, row.before.memory
+            rows.append({
+                **here, "case": case, "baseline": "before", "ratio": middle / row.before.median,
+                "memory_ratio": memory / least if memory and least else None,
+                "median_ms": middle * 1e3, "quartiles_ms": [low * 1e3, high * 1e3], "first_call_s": taken.first,
+                "peak_MiB": None if memory is None else memory / 2**20,
+                "parameters": result.parameters[case == "after"], "rounds": len(taken.samples),
+            })  # fmt: skip
+    return rows
 
 
 def main() -> None:

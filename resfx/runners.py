@@ -45,7 +45,7 @@ def runner_on(backend: str, model: nn.Module, inputs: Inputs, mode: str) -> Iter
         with tempfile.TemporaryDirectory(prefix="resfx-") as folder:
             yield _onnxruntime(model, inputs, Path(folder) / "model.onnx")
     elif name == "compiled":
-        with _fresh_cache():
+        with fresh_cache():
             runner = _compiled(model, inputs, mode, option or "inductor")
         yield runner
     else:
@@ -113,7 +113,7 @@ def _first(runner: Runner) -> None:
 
 
 @contextlib.contextmanager
-def _fresh_cache() -> Iterator[None]:
+def fresh_cache() -> Iterator[None]:
     """Compile time is only comparable when neither model finds the other's kernels on disk."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the compiler's own imports

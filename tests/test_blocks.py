@@ -162,7 +162,7 @@ def test_reads_over_many_sources_share_the_chunks_they_are_cut_into():
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [
-    (resfx.AttnRes(), torch.bfloat16), (resfx.AttnRes(start="published", checkpoint=True), torch.float32)
+    (resfx.AttnRes(), torch.bfloat16), (resfx.AttnRes(start="published", recompute=True), torch.float32)
 ], ids=["preserve", "published, recomputed"])  # fmt: skip
 def test_long_reads_in_chunks_agree_with_the_formula(mode, dtype):
     new = _decoder(6, mode).to(dtype).train()

@@ -46,7 +46,7 @@ def test_generate_with_its_cache(method):
 
 
 @pytest.mark.parametrize(
-    "method", ["mhc 3", "token", *(pytest.param(m, marks=pytest.mark.matrix) for m in ("mhc", "hyper", "channel"))]
+    "method", ["three", "token", *(pytest.param(m, marks=pytest.mark.matrix) for m in ("mhc", "hyper", "channel"))]
 )
 def test_compiles_whole(method):
     new = copy.deepcopy(rewritten("nanogpt", METHODS[method])[1])

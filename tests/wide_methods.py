@@ -16,7 +16,7 @@ METHODS = {
     "hyper": HyperConnections(),
     "channel": CC,
     "token": TC,
-    "mhc 3": MHC(n=3, readout="learned", sinkhorn_iterations=5, sinkhorn_newton=0),
+    "three": MHC(n=3, readout="learned", sinkhorn_iterations=5, sinkhorn_newton=0),
     "static": HyperConnections(n=3, dynamic=False),
     "linear": HyperConnections(n=2, tanh=False, norm="rms", readout="learned"),
     "erase": DDL(value_channels=2, preserve="erase", share_compressor="sublayer", embed_conv=False),

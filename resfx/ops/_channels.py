@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._operators import accumulator, keeps_one_node, one_node, transforming
+from ._operators import accumulator, at_kernels, fused, keeps_one_node, one_node, transforming
 
 
 def spread(x: Tensor, channels: int) -> Tensor:
@@ -58,16 +58,24 @@ def combine(state: Tensor, weights: Tensor, unit: Tensor | float | None = 1.0, l
         return _combine_node(state, weights, given if isinstance(given, Tensor) else None, lead, unit is not None)
     if _is_open():
         return combine_formula(state, weights, unit, lead)
+    if at_kernels(state) and weights.shape[-1] == 1:
+        excess = None if unit is None else total(weights.unbind(-2)) - unit
+        return _wide_combine(state, weights, excess, lead)
     return _Combine.apply(state, weights, unit, lead)
 
 
 def combine_formula(state: Tensor, weights: Tensor, unit: Tensor | float | None, lead: int) -> Tensor:
     """:func:`combine` step by step."""
+    return _combine_beyond(state, weights, None if unit is None else total(weights.unbind(-2)) - unit, lead)
+
+
+def _combine_beyond(state: Tensor, weights: Tensor, excess: Tensor | None, lead: int) -> Tensor:
+    """With what the weights sum to beyond their unit."""
     channels, parts = state.to(accumulator(state.dtype)).unbind(-2), weights.unbind(-2)
-    if unit is None:
+    if excess is None:
         return weighted_sum(parts, channels).to(state.dtype)
     first = channels[lead]
-    out = torch.addcmul(first, total(parts) - unit, first)
+    out = torch.addcmul(first, excess, first)
     for j, (weight, channel) in enumerate(zip(parts, channels, strict=True)):
         if j != lead:
             out = torch.addcmul(out, weight, channel - first)
@@ -112,7 +120,7 @@ def mix(state: Tensor, f: Tensor, write: Tensor, matrix: Tensor | None, unit: bo
         return _mix_node(state, f, write, matrix, unit)
     if _is_open():
         return mix_formula(state, f, write, matrix, unit)
-    return _Mix.apply(state, f, write, matrix, unit)
+    return _wide_mix(state, f, write, matrix, unit)
 
 
 def mix_formula(state: Tensor, f: Tensor, write: Tensor, matrix: Tensor | None, unit: bool) -> Tensor:
@@ -178,7 +186,7 @@ def delta_write(
         return _delta_node(state, f, beta, v, mix, eps2, add, erase)
     if _is_open():
         return delta_write_formula(state, f, beta, v, mix, eps2, add, erase)
-    return _DeltaWrite.apply(state, f, beta, v, mix, eps2, add, erase)
+    return _wide_delta(state, f, beta, v, mix, eps2, add, erase)
 
 
 def delta_write_formula(
@@ -287,6 +295,11 @@ def total(terms: Sequence[Tensor]) -> Tensor:
 def _is_open() -> bool:
     """Whether to write the plain formula into the graph: transforms see through it, and exporters know it."""
     return transforming() or torch.compiler.is_exporting()
+
+
+_wide_combine = fused("wide_combine", _combine_beyond)
+_wide_mix = fused("wide_mix", mix_formula, open_form=_Mix.apply)
+_wide_delta = fused("wide_delta", delta_write_formula, open_form=_DeltaWrite.apply)
 
 
 def _combine_given(state: Tensor, weights: Tensor, unit: Tensor | None, lead: int, centred: bool) -> Tensor:

@@ -34,9 +34,14 @@ def compiling_chunks(compiler: Compiler | None) -> Iterator[None]:
         _compiler.reset(token)
 
 
+def chunk_compiler() -> Compiler | None:
+    """What makes compiled chunks now; ``None`` where nothing does, and where everything is being compiled."""
+    return None if torch.compiler.is_compiling() else _compiler.get()
+
+
 def with_chunks(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` as it runs now, for code that runs it again later: in a backward pass."""
-    if torch.compiler.is_compiling() or (compiler := _compiler.get()) is None:
+    if (compiler := chunk_compiler()) is None:
         return function
 
     def run(*args: Any) -> Any:
@@ -48,9 +53,7 @@ def with_chunks(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def is_cut(items: Sequence[Any]) -> bool:
     """Whether a list of this length is to be taken in chunks."""
-    if len(items) <= SIZES[0] or torch.compiler.is_compiling():
-        return False
-    return _compiler.get() is not None and not transforming()
+    return len(items) > SIZES[0] and chunk_compiler() is not None and not transforming()
 
 
 def cut(count: int) -> Iterator[slice]:

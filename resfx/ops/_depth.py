@@ -195,7 +195,8 @@ def _open_read(
 ) -> Tensor:
     """:func:`attention_read` in plain torch: many sources are compiled in groups."""
     compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and not transforming()
-    if compiling and len(sources) > MOST and (gate is None or not relative) and _alike(sources, base):
+    grouped = (compiling and len(sources) > MOST) or is_cut(sources)
+    if grouped and (gate is None or not relative) and _alike(sources, base):
         read = grouped_read(sources, query, gate, eps, relative)
         return read if base is None else base + read
     return attention_read_formula(sources, query, base, gate, eps, relative)
@@ -227,5 +228,5 @@ def in_blocks(read: int, size: int, partial: bool = True) -> list[tuple[int, ...
     return [(0,), *(g for g in groups if partial or len(g) == size)]
 
 
-_weighted_sum = fused("weighted_sum", weighted_sum_formula)
-_attention_read = fused("attention_read", attention_read_formula, open_form=_open_read)
+_weighted_sum = fused("weighted_sum", weighted_sum_formula, node=True)
+_attention_read = fused("attention_read", attention_read_formula, open_form=_open_read, node=True)

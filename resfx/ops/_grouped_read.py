@@ -4,22 +4,27 @@ One compiled loop over all ``n`` sources is fast, but it is a loop of its own fo
 grows with ``n``: a model that reads full depth compiles every count there is. Here a read is a running softmax over
 groups of :data:`GROUP` sources, and its backward pass needs one group at a time. The groups are regions that
 ``torch.compile`` compiles once and calls from every read; only a read's first group, the remainder, has other sizes.
+A model compiled block by block compiles the groups themselves and runs what is between them as it is.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._chunks import Compiler, chunk_compiler
 from ._operators import accumulator
 
 GROUP = 8  # sources that share one loop
 MOST = 10  # sources of a read that is compiled as one loop, and together with the norm behind it
 
-_region = torch.compiler.nested_compile_region(max_reuse_entries=2**16)  # the groups are few, whatever the count
+_LIMIT: dict[str, Any] = {"max_reuse_entries": 2**16}  # the groups are few, whatever the count
+_known = inspect.signature(torch.compiler.nested_compile_region).parameters
+_region = torch.compiler.nested_compile_region(**{k: v for k, v in _LIMIT.items() if k in _known})  # not in torch 2.11
 Running = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """Of the sources so far, in float32 for half types: ``sum e^(l - m) s``, ``m``, ``sum e^(l - m)``, and ``sum s``."""
 
@@ -61,7 +66,6 @@ def _take(query: Tensor, eps: float, before: Running, sources: Sequence[Tensor])
     return total, higher, mass * shrink + e.sum(-1, keepdim=True), plain
 
 
-@_region
 def _first(query: Tensor, eps: float, relative: bool, *sources: Tensor) -> Running:
     wide = [s.to(query.dtype) for s in sources]
     logits = torch.cat([_score(s, query, eps)[0] for s in wide], -1)
@@ -73,14 +77,12 @@ def _first(query: Tensor, eps: float, relative: bool, *sources: Tensor) -> Runni
     return total, top, e.sum(-1, keepdim=True), plain.clone() if relative else None
 
 
-@_region
 def _next(
     query: Tensor, eps: float, total: Tensor, top: Tensor, mass: Tensor, plain: Tensor | None, *sources: Tensor
 ) -> Running:
     return _take(query, eps, (total, top, mass, plain), sources)
 
 
-@_region
 def _last(
     query: Tensor, eps: float, total: Tensor, top: Tensor, mass: Tensor, plain: Tensor | None, count: Tensor | None,
     *sources: Tensor,
@@ -93,7 +95,6 @@ def _last(
     return average, top, mass, total * (count / mass) - plain
 
 
-@_region
 def _gradients(
     grad: Tensor, query: Tensor, top: Tensor, factor: Tensor, mean: Tensor, eps: float, relative: bool,
     *sources: Tensor,
@@ -120,6 +121,14 @@ def _gradients(
     return for_query, *for_sources
 
 
+_REGIONS = {f: _region(f) for f in (_first, _next, _last, _gradients)}
+
+
+def _compiled(function: Any, sources: Sequence[Tensor], compiler: Compiler | None) -> Any:
+    """What runs a group: a region of the graph that is being compiled, or a compiled function of its own."""
+    return _REGIONS[function] if compiler is None else compiler(function, len(sources))
+
+
 class _GroupedRead(torch.autograd.Function):
     """The read. The backward pass needs the inputs, the softmax average, and two numbers per row."""
 
@@ -131,12 +140,13 @@ class _GroupedRead(torch.autograd.Function):
         wide = accumulator(dtype)
         first, *rest, last = groups(sources)
         q = query.to(wide)
-        total, top, mass, plain = _first(q, eps, relative, *first)
+        ctx.compiler = by = chunk_compiler()
+        total, top, mass, plain = _compiled(_first, first, by)(q, eps, relative, *first)
         for group in rest:
-            total, top, mass, plain = _next(q, eps, total, top, mass, plain, *group)
+            total, top, mass, plain = _compiled(_next, group, by)(q, eps, total, top, mass, plain, *group)
         # A tensor over a tensor: n / n is one exactly, a number over a tensor is a reciprocal.
         count = torch.full_like(mass, len(sources)) if relative else None
-        average, top, mass, *read = _last(q, eps, total, top, mass, plain, count, *last)
+        average, top, mass, *read = _compiled(_last, last, by)(q, eps, total, top, mass, plain, count, *last)
         out = read[0].to(dtype) if read else average
         if gate is not None:
             out = (out * gate.to(wide)).to(dtype)
@@ -158,7 +168,8 @@ class _GroupedRead(torch.autograd.Function):
         factor = torch.full_like(mass, len(sources) if ctx.relative else 1) / mass
         for_query, for_sources = None, []
         for group in groups(sources):
-            part, *rest = _gradients(g, q, top, factor, shared, ctx.eps, ctx.relative, *group)
+            run = _compiled(_gradients, group, ctx.compiler)
+            part, *rest = run(g, q, top, factor, shared, ctx.eps, ctx.relative, *group)
             for_query = part if for_query is None else for_query + part
             for_sources += rest
         assert for_query is not None

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._operators import keeps_one_node, one_node
+from ._operators import fused, keeps_one_node, one_node
 from ._streaming import Mixer, State, last, readable
 from .method import Method, Place
 from .window import reach
@@ -17,17 +17,35 @@ from .window import reach
 ACTIVATIONS = ("none", "silu")
 
 
-def short_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool) -> Tensor:
-    """``base + act(sum_s weight[:, s] x[:, t + s] + bias)``.
+def short_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool, left: int, size: int
+) -> Tensor:
+    """``base + act(sum_s weight[:, s] x[:, t - left + s] + bias)`` at the positions ``t < size``.
 
     Args:
-        x: the positions read, ``k - 1`` more than results, ``(batch, T + k - 1, d)``.
+        x: the positions read, ``(batch, S, d)``; zeros beyond its ends.
         weight: ``(d, k)``.
         bias: ``(d,)``.
-        base: ``(batch, T, d)``, nothing by default.
+        base: ``(batch, size, d)``, nothing by default.
         silu: whether ``act`` is SiLU; else it does nothing.
+        left: how many positions before its own the first tap reads.
+        size: positions of the result.
     """
-    return (_node if keeps_one_node() else _convolution)(x, weight, bias, base, silu)
+    if keeps_one_node():
+        return _node(_padded(x, weight, left, size), weight, bias, base, silu)
+    return _operator(x, weight, bias, base, silu, left, size)
+
+
+def short_convolution_formula(
+    x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool, left: int, size: int
+) -> Tensor:
+    """:func:`short_convolution` step by step."""
+    return _convolution(_padded(x, weight, left, size), weight, bias, base, silu)
+
+
+def _padded(x: Tensor, weight: Tensor, left: int, size: int) -> Tensor:
+    """All positions that are read, ``(batch, size + k - 1, d)``."""
+    return nn.functional.pad(x, (0, 0, left, size + weight.shape[1] - 1 - left - x.shape[1]))
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool) -> Tensor:
@@ -43,6 +61,7 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | 
     return mixed if base is None else base + mixed
 
 
+_operator = fused("short_convolution", short_convolution_formula)
 _node = one_node(
     "short_convolution_node",
     _convolution,
@@ -119,13 +138,12 @@ class LocalConv(Mixer):
         rows = self.to_rows(h)
         real = readable(rows, mask)
         x = (rows if real is None else rows * real.unsqueeze(-1)).to(self.weight.dtype)
-        before, after = self.reads
-        if state is None:
-            x = nn.functional.pad(x, (0, 0, before, after))
-        else:
+        before = self.reads[0]
+        if state is not None:
             x = torch.cat((state[0], x), 1)
         base = rows if self.residual and rows.dtype == x.dtype else None
-        mixed = short_convolution(x, self.weight, self.bias, base, self.activation == "silu").to(rows.dtype)
+        left, silu = before if state is None else 0, self.activation == "silu"
+        mixed = short_convolution(x, self.weight, self.bias, base, silu, left, rows.shape[1]).to(rows.dtype)
         out = self.from_rows(rows + mixed if self.residual and base is None else mixed, h)
         return (out, (last(x, before, 1),)) if keep else out
 

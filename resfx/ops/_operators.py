@@ -63,6 +63,11 @@ def transforming() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+def at_kernels(x: Tensor) -> bool:
+    """Whether eager calls on this tensor's device run kernels, where there are any for them."""
+    return x.device.type in KERNEL_DEVICES and not torch.compiler.is_compiling()
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type that reductions run in: float32 for half types, else the type itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
@@ -76,14 +81,14 @@ def fused(
     open_form: Callable[..., Tensor] | None = None,
     layout: Callable[[Tensor], Tensor] = Tensor.contiguous,
     files: str = "",
+    node: bool = False,
 ) -> Callable[..., Tensor]:
     """Register ``torch.ops.resfx.<name>`` and return the function that picks a form call by call.
 
     The kernels are a module ``_<files>_triton.py``, imported when the first CUDA tensor comes, with three functions of
     the formula's arguments, all of them positional: ``supported(*args)`` says whether the kernels take these,
     ``forward(*args)`` gives the result in memory of its own, and ``gradients(grad, *args)`` a tuple with a gradient
-    (a list of them for a list of tensors) or ``None`` for each argument. An operator with an ONNX record,
-    ``<files>_onnx.py``, can stay one node (:func:`opaque_operators`).
+    (a list of them for a list of tensors) or ``None`` for each argument.
 
     The registered operator has a CPU implementation (the formula), fake tensors, autograd and vmap. Its backward pass
     runs the kernels, or differentiates the formula where the kernels do not apply or the gradients are to be
@@ -95,7 +100,8 @@ def fused(
         eager: the same in fewer passes over memory, for the operator's CPU implementation.
         open_form: what to call instead of the formula where the kernels are not used.
         layout: brings a result into the memory layout that the kernels write.
-        files: how the names of those two modules start; the operator's name by default.
+        files: how the name of that module starts; the operator's name by default.
+        node: whether it has an ONNX record of its own and can stay one node (:func:`opaque_operators`).
     """
     files = files or name
     plain, outside = eager or formula, open_form or formula
@@ -126,10 +132,9 @@ def fused(
     operator.register_fake(lambda *args: layout(formula(*args)))
     operator.register_autograd(backward, setup_context=setup_context)
     operator.register_vmap(lambda info, axes, *args: _one_by_one(operator, info.batch_size, axes, args))
-    has_node = importlib.util.find_spec(f"{__package__}.{files}_onnx") is not None
 
     def call(*args: Any) -> Tensor:
-        if has_node and keeps_one_node():
+        if node and keeps_one_node():
             return operator(*args)
         if torch.compiler.is_compiling() or transforming() or kernels_for(files, args) is None:
             return outside(*args)

@@ -42,6 +42,12 @@ def given(tensor: Tensor | None, instead: Tensor) -> Tensor:
     return instead if tensor is None else tensor.contiguous()
 
 
+def where_it_lies(state: Tensor) -> Tensor:
+    """A state as ``(rows, n, d)``, its channels side by side or the same memory, features next to each other."""
+    rows = state.reshape(-1, *state.shape[-2:])
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
 def on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """The device to launch on."""
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()

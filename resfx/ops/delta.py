@@ -178,4 +178,4 @@ def _open(
     return _Delta.apply(x, f, beta, v, mix, total, eps2, add)
 
 
-_operator = fused("delta_shortcut", delta_formula, eager=_eager, open_form=_open, files="delta")
+_operator = fused("delta_shortcut", delta_formula, eager=_eager, open_form=_open, files="delta", node=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._operators import accumulator, keeps_one_node, one_node
+from ._operators import accumulator, fused, keeps_one_node, one_node
 
 SMALLEST_BLOCK = 16  # queries that share one matrix product in eager mode
 
@@ -62,10 +62,18 @@ def windowed_attention(
     _validate(q, k, window, chunk)
     if keeps_one_node() and window is not None and q.dim() == 4:
         return _node(q, k, v, mask, window, causal, chunk, scale or 0.0)
-    k, v = _share_heads(q, k), _share_heads(q, v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if window is None:
+        k, v = _share_heads(q, k), _share_heads(q, v)
         return attend(q, k, v, band_mask(q, k, None, causal, False, mask), scale)
+    return _operator(q, k, v, mask, window, causal, chunk, scale)
+
+
+def windowed_attention_formula(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int, causal: bool, chunk: bool, scale: float
+) -> Tensor:
+    """:func:`windowed_attention` in plain torch, in the form that suits the way it runs."""
+    k, v = _share_heads(q, k), _share_heads(q, v)
     if chunk:
         return _chunks(q, k, v, window, causal, mask, scale)
     left, right = reach(window, causal)
@@ -211,6 +219,14 @@ def _row(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: flo
     for j in range(1, len(values)):
         total = total + weights[..., j : j + 1] * values[j].to(wide)
     return total.to(values[0].dtype)
+
+
+def _by_time(y: Tensor) -> Tensor:
+    """Heads next to each other in memory, ready to be merged."""
+    return y.transpose(-3, -2).contiguous().transpose(-3, -2)
+
+
+_operator = fused("windowed_attention", windowed_attention_formula, layout=_by_time)
 
 
 def _node_formula(

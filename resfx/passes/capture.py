@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 from dataclasses import dataclass, field
@@ -63,10 +62,16 @@ class Source:
         if self.traced:
             return Capture(_trace(shell_of(tree, self.cls)), [])
         assert call is not None
+        ways: list[Any] = [(), ("exporting", "compiling")]
         if self.as_eager:
-            with contextlib.suppress(CaptureError):  # the way it takes in eager mode may not be traceable
-                return capture_call(tree, self.cls, self.signature, call, as_eager=True)
-        return capture_call(tree, self.cls, self.signature, call)
+            ways.insert(0, ("exporting",))
+        errors: list[CaptureError] = []
+        for denied in ways:  # code that knows it is traced may take a way that fails, or that eager mode does not take
+            try:
+                return capture_call(tree, self.cls, self.signature, call, denied)
+            except CaptureError as error:
+                errors.append(error)
+        raise errors[-2]
 
 
 def source_of(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None) -> Source:

@@ -216,12 +216,16 @@ def _learning(
         alive |= {n for n, g in grads.items() if g is not None and bool(g.ne(0).any())}
         if len(alive) == len(values):
             break
-        largest = max((float(g.abs().max()) for g in grads.values() if g is not None), default=0.0) or 1.0
+        # Each by its own size, as Adam would: behind many small layers a gradient may be 1e-20 of another.
         values = {
-            n: (v.detach() - 0.1 * g / largest if (g := grads[n]) is not None else v.detach()).requires_grad_()
+            n: (v.detach() - 0.1 * g / _largest(g) if (g := grads[n]) is not None else v.detach()).requires_grad_()
             for n, v in values.items()
         }
     return alive
+
+
+def _largest(values: torch.Tensor) -> float:
+    return float(values.abs().max()) or 1.0
 
 
 def _gradients(

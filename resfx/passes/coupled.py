@@ -1,4 +1,5 @@
-"""Adds that only their surroundings explain: reversible blocks, and sums that open a branch but carry no stream.
+"""Adds that only their surroundings explain: reversible blocks, sums of joined pieces, and sums that open a branch but
+carry no stream.
 
 A reversible block has two streams, each the other's input: ``y1 = x1 + f(x2)``, ``y2 = x2 + g(y1)``. An add of it
 never reaches its own shortcut without passing an add of the other stream, which was itself computed from that
@@ -13,6 +14,7 @@ from torch import fx
 
 from ..report import Site
 from .features import opening_norm
+from .graph import same_shape
 
 if TYPE_CHECKING:
     from .index import Index
@@ -59,6 +61,22 @@ def first_of_pair(search: Detector, second: Site) -> Site | None:
                 second.context = second.context or opening_norm(rest.nodes, node, index)
                 return search.site(node, shortcut, branch, state, "identity", found, entry=start)
     return None
+
+
+def joined_form(search: Detector, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Site | None:
+    """``cat(x1, x2) + cat(f1, f2)``: pieces of a state and what was computed from each, joined before the add."""
+    index = search.index
+    states, results = index.strip(shortcut), index.strip(branch)
+    if index.name[states] != "cat" or index.name[results] != "cat" or states.args[1:] != results.args[1:]:
+        return None
+    lefts, rights = (list(n.args[0]) for n in (states, results))  # type: ignore[arg-type]
+    if len(lefts) != len(rights) or not all(same_shape(a, b) for a, b in zip(lefts, rights, strict=True)):
+        return None
+    found = [search.between(index.strip(a), b) for a, b in zip(lefts, rights, strict=True)]
+    if not all(f.reached and f.weighted for f in found):
+        return None
+    last = max(range(len(lefts)), key=lambda i: index.position[index.strip(lefts[i])])
+    return search.site(node, shortcut, branch, index.strip(lefts[last]), "identity", found[last])
 
 
 def _plain(found: Branch) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -24,14 +24,19 @@ AUTO = torch.export.Dim.AUTO
 
 
 def capture_call(
-    module: nn.Module, forward_class: Any, signature: inspect.Signature, call: Call, as_eager: bool = False
+    module: nn.Module,
+    forward_class: Any,
+    signature: inspect.Signature,
+    call: Call,
+    denied: Sequence[Literal["exporting", "compiling"]] = (),
 ) -> Capture:
     """Capture one call of ``forward_class.forward`` over the tree of ``module``.
 
     The tree is not changed: the trace runs on a shell that shares its submodules and parameters.
 
     Args:
-        as_eager: let code that asks ``torch.compiler.is_exporting()`` take the way it takes in eager mode.
+        denied: what ``torch.compiler.is_exporting()`` and ``is_compiling()`` say no to while the model's code runs,
+            so that code which asks takes the way it takes in eager mode.
 
     Raises:
         CaptureError: with the operator, the user's source line and a remedy.
@@ -42,7 +47,7 @@ def capture_call(
         given = call.arguments(leaves)
         args, kwargs = unbind(signature, given)
         objects = _objects(given)
-        with _answering_as_eager() if as_eager else contextlib.nullcontext():
+        with _denying(denied):
             result = forward_class.forward(self, *args, **kwargs)
         flat = Flattener(known=objects)
         outcome["output"] = flat.flatten(result)
@@ -73,14 +78,15 @@ def capture_call(
 
 
 @contextlib.contextmanager
-def _answering_as_eager() -> Iterator[None]:
-    compiler: Any = torch.compiler
-    before = compiler._is_exporting_flag  # it still answers that it is compiled: some code must not read values
-    compiler._is_exporting_flag = False
+def _denying(denied: Sequence[str]) -> Iterator[None]:
+    before = {name: getattr(torch.compiler, name) for name in (f"_is_{d}_flag" for d in denied)}
+    for name in before:
+        setattr(torch.compiler, name, False)
     try:
         yield
     finally:
-        compiler._is_exporting_flag = before
+        for name, value in before.items():
+            setattr(torch.compiler, name, value)
 
 
 def distinct(leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -65,6 +65,8 @@ class Index:
                         resolved.append(x)
                 else:
                     resolved.append(x)
+            if name == "sub" and len(resolved) == 2 and self._averaged(resolved[1], resolved[0]):
+                resolved = resolved[:1]  # a state less its own average is that state, centred
             self.data[node] = resolved
             if name in _VIEWS and inputs:
                 base[node] = base.get(inputs[0], inputs[0])
@@ -103,6 +105,18 @@ class Index:
                 self.role[node] = "norm"
                 self.data[node] = [value, statistic]
                 return
+
+    def _averaged(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether a tensor is an average of ``source``: over a window, padded or not, or over an axis."""
+        source, stack, turns = self.strip(source), [node], 0
+        while stack:
+            x, turns = stack.pop(), turns + 1
+            inputs = [y for y in self.data[x] if not self.constant[y]]
+            averages = self.role[x] in ("pass", "pool") or self.name[x] in ("cat", "repeat", "mean", "pad")
+            if x is not source and (not averages or not inputs or turns > 24):
+                return False
+            stack += inputs if x is not source else []
+        return node is not source
 
     def _uncentred(self, node: fx.Node) -> fx.Node:
         """What a tensor was before its mean was taken off."""
@@ -171,6 +185,10 @@ class Index:
             node = self.data[node][0]
         return node
 
+    def _biased(self, node: fx.Node) -> bool:
+        """Whether an add has a parameter for an operand."""
+        return len(self.data[node]) == 2 and any(self.parametric[x] for x in self.data[node])
+
     def rows(self, node: fx.Node) -> fx.Node | None:
         """The gather by which a node is some rows of a tensor (``x[mask]``), if it is."""
         while self.role[node] == "pass" and self.data[node]:
@@ -184,13 +202,17 @@ class Index:
         return self.newest.get((node, operand), operand)
 
     def strip_scaled(self, node: fx.Node) -> tuple[fx.Node, bool]:
-        """Like :meth:`strip`, also through multiplication by a literal or a parameter; whether one was met."""
+        """Like :meth:`strip`, also through multiplication by a literal or a parameter; whether one was met. Behind
+        one, a parameter may be added too: ``(x + b) * a``."""
         scaled = False
         while True:
             node = self.strip(node)
+            varying = [x for x in self.data[node] if not self.constant[x]]
+            if scaled and self.name[node] == "add" and len(varying) == 1 and self._biased(node):
+                node = varying[0]
+                continue
             if self.role[node] != "scale":
                 return node, scaled
-            varying = [x for x in self.data[node] if not self.constant[x]]
             if len(varying) != 1 or (
                 len(self.data[node]) > 1 and self.name[node] == "div" and node.args[0] is not varying[0]
             ):

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .operators import is_inplace, operator_name
+
+_SAVED = frozenset("softmax _softmax log_softmax sigmoid tanh exp sqrt rsqrt".split())
 _NOISE = {"_assert_tensor_metadata", "_guards_fn"}
 
 
@@ -35,6 +38,7 @@ def flatten_graph(module: fx.GraphModule, tree: nn.Module) -> tuple[fx.Graph, li
     outputs = fx.node.map_arg(_output(module.graph), lambda n: env[n])
     graph.output(outputs)
     _drop_unused_attributes(graph)
+    _keep_saved_results(graph)
     return graph, _lift_constants(graph, module, tree)
 
 
@@ -98,6 +102,22 @@ def _drop_unused_attributes(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
+
+
+def _keep_saved_results(graph: fx.Graph) -> None:
+    """An in-place write over a result that autograd keeps becomes a new tensor, where nothing reads the old one later.
+
+    Only the ``forward`` of an ``autograd.Function`` may write so; captured, it is differentiated like any code.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node, place in order.items():
+        source = node.args[0] if node.args else None
+        if not (isinstance(source, fx.Node) and is_inplace(node) and operator_name(source) in _SAVED):
+            continue
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload) and all(order[u] <= place for u in source.users):
+            packet = getattr(torch.ops.aten, target._schema.name.split("::")[-1][:-1])
+            node.target = getattr(packet, target._overloadname)
 
 
 def _lift_constants(graph: fx.Graph, module: fx.GraphModule, tree: nn.Module) -> list[Any]:

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from ..report import Site, Skip
 from . import operators as ops
-from .coupled import coupled_form, first_of_pair, only_opens
+from .coupled import coupled_form, first_of_pair, joined_form, only_opens
 from .features import describe_site, opening_norm, settle_axes
 from .graph import dtype, owner, same_shape, source_line
 from .index import Index
@@ -120,9 +120,11 @@ class Detector:
         for shortcut, branch in orders:
             if parallel := self._climb(node, shortcut, branch):
                 yield parallel
-        for shortcut, branch in orders if FOREIGN in reasons else ():
-            if coupled := coupled_form(self, node, shortcut, branch):
+        for shortcut, branch in orders:
+            if FOREIGN in reasons and (coupled := coupled_form(self, node, shortcut, branch)):
                 yield coupled
+            if joined := joined_form(self, node, shortcut, branch):
+                yield joined
         for shortcut, branch in orders:
             if projected := projection_form(self, node, shortcut, branch):
                 yield projected
@@ -168,6 +170,8 @@ class Detector:
         """From a residual add inside a branch: ``True`` if its stream passes through ``fork``, ``False`` if the
         stream is older than ``fork``, else the node where the stream began."""
         root, depth = self.chain[site.node]
+        if (own := self.site_of.get(fork)) is not None and own.lane != site.lane:
+            return False
         if fork in self.chain and self.chain[fork][0] is root and self.chain[fork][1] < depth:
             return True
         if root in self.site_of:  # a projection starts a stream, out of what it projects
@@ -257,9 +261,10 @@ class Detector:
     def _enter(self, site: Site) -> None:
         self.sites.append(site)
         self.site_of[site.node] = site
-        rows = self.index.rows(self.index.read(site.node, site.shortcut))
-        if rows is not None:  # some tokens of a state: a stream of its own
-            self.chain[site.node] = (rows, 1)
+        start = self.index.read(site.node, site.shortcut)
+        rows, whole = self.index.rows(start), self.index.strip(start)
+        if rows is not None or (self.index.name[whole] == "cat" and whole is not site.fork and site.form == "identity"):
+            self.chain[site.node] = (rows or whole, 1)  # some tokens of a state, or more of them: a stream of its own
             return
         state = site.fork if site.form != "parallel" else self.index.strip(site.shortcut)
         root, depth = self._origin(state)

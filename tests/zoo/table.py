@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from . import plain, table_encoders, table_text, table_timm
+from . import plain, table_encoders, table_more, table_text, table_timm
 from .entry import Entry, read
 
 ENTRIES: list[Entry] = [
     *read("plain", plain.TABLE),
     *read("transformers", table_text.TABLE),
     *read("transformers", table_encoders.TABLE),
+    *read("transformers", table_more.TABLE),
     *read("timm", table_timm.TABLE),
 ]
 BY_NAME = {e.name: e for e in ENTRIES}

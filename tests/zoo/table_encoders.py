@@ -112,7 +112,8 @@ ProphetNetModel | ProphetNetEncoderLayer 2; ProphetNetDecoderLayer 3 | 2
 BigBirdPegasusModel | BigBirdPegasusEncoderLayer 2; BigBirdPegasusDecoderLayer 3 | 2
 SwitchTransformersModel | SwitchTransformersLayerSelfAttention 1; SwitchTransformersLayerFF 1; SwitchTransformersLayerCrossAttention 1 | 2
 LayoutLMv3Model | LayoutLMv3SelfOutput 1; LayoutLMv3Output 1 | 1 | {"coordinate_size": 4, "shape_size": 8, "input_size": 32, "_inputs": {"bbox": "zeros 2 7 4"}}
-LiltModel | LiltSelfOutput 1; LiltOutput 1 | ? | {"channel_shrink_ratio": 2, "hidden_size": 48, "_inputs": {"bbox": "zeros 2 7 4"}}
+# nothing reads the last layer's two adds to the layout stream
+LiltModel | LiltLayer 2; LiltEncoder 2 | ? | {"channel_shrink_ratio": 2, "hidden_size": 48, "_inputs": {"bbox": "zeros 2 7 4"}}
 BrosModel | BrosSelfOutput 1; BrosOutput 1 | 1 | {"hidden_size": 128, "_inputs": {"bbox": (2, 7, 4)}}
 LongT5Model | LongT5LayerLocalSelfAttention 1; LongT5LayerSelfAttention 1; LongT5LayerFF 1; LongT5LayerCrossAttention 1 | 2 | {"local_radius": 3}
 LEDModel | LEDEncoderLayer 2; LEDDecoderLayer 3 | 2 | {"attention_window": 4}
@@ -120,11 +121,11 @@ LongformerModel | LongformerSelfOutput 1; LongformerOutput 1 | 1 | {"attention_w
 FSMTModel | EncoderLayer 2; DecoderLayer 3 | 2
 LukeModel | LukeSelfOutput 1; LukeOutput 1 | 1 | {"entity_vocab_size": 20, "entity_emb_size": 16}
 RoCBertModel | RoCBertSelfOutput 1; RoCBertOutput 1 | 1 | {"pronunciation_vocab_size": 99, "shape_vocab_size": 99, "_inputs": {"input_shape_ids": "ids 2 7", "input_pronunciation_ids": "ids 2 7"}}
-XmodModel | XmodSelfOutput 1; XmodOutput 1 | ? | {"default_language": "en_XX"}
-LxmertModel | LxmertAttentionOutput 1; LxmertOutput 1 | ? | {"l_layers": 1, "x_layers": 1, "r_layers": 1, "visual_feat_dim": 8, "_inputs": {"visual_feats": (2, 3, 8), "visual_pos": (2, 3, 4)}}
+XmodModel | XmodSelfOutput 1; XmodOutput 2 | ? | {"default_language": "en_XX"}
+LxmertModel | LxmertSelfAttentionLayer 1; LxmertCrossAttentionLayer*2 1; LxmertOutput 1 | ? | {"l_layers": 1, "x_layers": 1, "r_layers": 1, "visual_feat_dim": 8, "_inputs": {"visual_feats": (2, 3, 8), "visual_pos": (2, 3, 4)}}
 ViltModel | ViltLayer 2 | 1 | {"image_size": 32}
 DecisionTransformerModel | DecisionTransformerGPT2Block 2 | 1 | {"state_dim": 5, "act_dim": 3, "max_ep_len": 20, "_inputs": {"states": (2, 4, 5), "actions": (2, 4, 3), "rewards": (2, 4, 1), "returns_to_go": (2, 4, 1), "timesteps": "zeros 2 4", "attention_mask": "ones 2 4"}}
-FunnelModel | FunnelRelMultiheadAttention 1; FunnelPositionwiseFFN 1 | ? | {"block_sizes": [1, 1], "num_decoder_layers": 1, "_inputs": {"input_ids": "ids 2 8"}}
+FunnelModel | FunnelRelMultiheadAttention 1; FunnelPositionwiseFFN 1; FunnelDecoder 1 | ? | {"block_sizes": [1, 1], "num_decoder_layers": 1, "_inputs": {"input_ids": "ids 2 8"}}
 # vision
 ConvNextModel | ConvNextLayer 1 | 4 | {"num_hidden_layers": ..., "depths": [1, 1, 2, 1], "hidden_sizes": [16, 16, 32, 32], "patch_size": 4, "image_size": 64}
 ConvNextV2Model | ConvNextV2Layer 1 | 4 | {"num_hidden_layers": ..., "depths": [1, 1, 2, 1], "hidden_sizes": [16, 16, 32, 32], "patch_size": 4, "image_size": 64}
@@ -150,7 +151,7 @@ MobileNetV1Model | none | 0 | {"image_size": 32}
 SwiftFormerModel | SwiftFormerConvEncoder 1; SwiftFormerLocalRepresentation 1; SwiftFormerEfficientAdditiveAttention 1; SwiftFormerEncoderBlock 2 | ? | {"image_size": 64, "depths": [2, 1, 1, 1], "embed_dims": [16, 16, 32, 32]}
 HGNetV2Backbone | HGNetV2BasicLayer[residual] 1 | ? | {"_inputs": {"pixel_values": (2, 3, 64, 64)}}
 VideoMAEModel | VideoMAELayer 2 | 1 | {"num_frames": 2, "tubelet_size": 1, "_inputs": {"pixel_values": (1, 2, 3, 32, 32)}}
-TimesformerModel | TimesformerLayer 3 | 1 | {"num_frames": 2, "_inputs": {"pixel_values": (1, 2, 3, 32, 32)}}
+TimesformerModel | TimesformerLayer 3 | ? | {"num_frames": 2, "_inputs": {"pixel_values": (1, 2, 3, 32, 32)}}
 VivitModel | VivitLayer 2 | 1 | {"num_frames": 2, "tubelet_size": [1, 8, 8], "_inputs": {"pixel_values": (1, 2, 3, 32, 32)}}
 YolosModel | YolosLayer 2 | 1 | {"image_size": [32, 32], "num_detection_tokens": 4, "_inputs": {"pixel_values": (2, 3, 32, 32)}}
 SegGptModel | SegGptLayer 2 | ? | {"image_size": [64, 32], "patch_size": 8, "pretrain_image_size": 32, "merge_index": 0, "intermediate_hidden_state_indices": [1], "_inputs": {"pixel_values": (2, 3, 32, 32), "prompt_pixel_values": (2, 3, 32, 32), "prompt_masks": (2, 3, 32, 32)}}
