@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from resfx.measure import quartiles
+from resfx.measure import Runner, peak_memory, quartiles
 
 RESULTS = Path(__file__).parent / "results"
 ALLOCATOR = {  # without these glibc returns large tensors to the system and faults every page again on each call
@@ -136,6 +136,7 @@ def group(
         row |= {
             "median_ms": middle * 1e3, "quartiles_ms": [low * 1e3, high * 1e3], "first_call_s": case.first,
             "ratio": middle / base if base else None, "to_floor": middle / floor,
+            "peak_MiB": peak_memory(Runner(case.step), torch.device(options.device)) / 2**20,
             "floor_bytes": floor_bytes, "copy_GB_per_s": bandwidth / 1e9, "rounds": len(case.samples),
         }  # fmt: skip
         rows.append(row)
@@ -170,7 +171,7 @@ def steps(function: Callable[..., Any], inputs: Sequence[torch.Tensor], mode: st
         output = function(*leaves)
         if not weights:
             weights.append(torch.randn_like(output))
-        return torch.autograd.grad(output, leaves, weights[0])
+        return torch.autograd.grad(output, leaves, weights[0], allow_unused=True)
 
     return training
 

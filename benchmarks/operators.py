@@ -6,6 +6,7 @@ attention, short convolutions against ``conv1d``. Eager and compiled, forward an
 
 from __future__ import annotations
 
+import argparse
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resfx.ops._depth import relative_softmax, rms_scores, weighted_sum
+from resfx.ops._depth import attention_read, attention_read_formula
 from resfx.ops._local_conv import LocalConv
+from resfx.ops.ddl import DDL
 from resfx.ops.delta import delta_formula, delta_shortcut
+from resfx.ops.method import Place
 from resfx.ops.window import windowed_attention
 
+from . import authors
 from .common import Case, compiled, group, start, steps, write
 
 MODES = ("forward", "training")
@@ -26,7 +30,7 @@ Rows = Iterator[dict[str, Any]]
 
 
 def cases(named: dict[str, Callable[..., Tensor]], inputs: list[Tensor], mode: str) -> list[Case]:
-    """A case of each function; names that end in ``compiled`` are compiled."""
+    """A case of each function; names that end in ``compiled`` are compiled. Unused inputs have no gradient."""
     make = lambda n, f: compiled(f) if n.endswith("compiled") else f
     return [Case(n, steps(make(n, f), inputs, mode)) for n, f in named.items()]
 
@@ -51,28 +55,84 @@ def delta(options: Any) -> Rows:
                                  shape=[rows, d], dtype=str(dtype)[6:], mode=mode)  # fmt: skip
 
 
-def depth(options: Any) -> Rows:
-    """A read over K sources; floor: K in, one out; with gradients also g and K in, K out (3 K + 2)."""
+def site(options: Any) -> Rows:
+    """A whole residual site of DDL, gates and the norm behind it included; floor: x, f, c in, sum and norm out."""
+    rows, theirs = 2048, authors.find(options.authors)
+    for dtype in (torch.float32, torch.bfloat16):
+        for d in (768, 2048):
+            place = Place(width=d, context_width=d, kind="mlp", depth=0, dtype=dtype,
+                          device=torch.device(options.device))  # fmt: skip
+            shortcut = DDL().build(place)
+            torch.nn.init.constant_(shortcut.mix, 0.3)
+            released = DDL.repository(start="published").build(place).requires_grad_(False)
+            shortcut.requires_grad_(False)
 
-    def stacked(query: Tensor, *sources: Tensor) -> Tensor:
+            def add(x: Tensor, f: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+                y = x + f
+                return y, F.rms_norm(y, y.shape[-1:], eps=1e-6)
+
+            def ddl(x: Tensor, f: Tensor, c: Tensor, shortcut: Any = shortcut) -> tuple[Tensor, Tensor]:
+                y = shortcut(x, f, c)
+                return y, F.rms_norm(y, y.shape[-1:], eps=1e-6)
+
+            def repository(x: Tensor, f: Tensor, c: Tensor, shortcut: Any = released) -> tuple[Tensor, Tensor]:
+                y = shortcut(x, f, c)
+                return y, F.rms_norm(y, y.shape[-1:], eps=1e-6)
+
+            inputs = [torch.randn(rows, d, dtype=dtype, device=options.device) for _ in range(3)]
+            named = {"add and RMSNorm, compiled": add, "DDL site and RMSNorm, eager": ddl,
+                     "DDL site and RMSNorm, compiled": ddl,
+                     "DDL.repository() site and RMSNorm, compiled": repository}  # fmt: skip
+            if "delta" in theirs:
+                theirs_site = authors.delta(theirs["delta"], d, dtype, options.device)
+
+                def published(x: Tensor, f: Tensor, c: Tensor, site: Any = theirs_site) -> tuple[Tensor, Tensor]:
+                    y = site(x, k_in=f, context=c)
+                    return y, F.rms_norm(y, y.shape[-1:], eps=1e-6)
+
+                named |= {"the authors' residual and RMSNorm, eager": published,
+                          "the authors' residual and RMSNorm, compiled": published}  # fmt: skip
+            yield from group("Residual site", cases(named, inputs, "forward"), "add and RMSNorm, compiled",
+                             5 * inputs[0].nbytes, options, shape=[rows, d], dtype=str(dtype)[6:],
+                             mode="forward")  # fmt: skip
+
+
+def depth(options: Any) -> Rows:
+    """A read over K sources; floor: K in, one out; with gradients also g and K in, K out (3 K + 2).
+
+    The preserving read has one tensor more to read, and the floor of the published one all the same.
+    """
+
+    def stacked(query: Tensor, x: Tensor, *sources: Tensor) -> Tensor:
         values = torch.stack(sources)
         weights = torch.einsum("d,n...d->n...", query, F.rms_norm(values, values.shape[-1:], eps=1e-6)).softmax(0)
         return torch.einsum("n...,n...d->...d", weights, values)
 
-    def published(query: Tensor, *sources: Tensor) -> Tensor:
-        return weighted_sum(sources, rms_scores(sources, query, 1e-6).softmax(-1))
+    def formula(query: Tensor, x: Tensor, *sources: Tensor) -> Tensor:
+        return attention_read_formula(sources, query, None, None, 1e-6, False)
 
-    def preserving(query: Tensor, *sources: Tensor) -> Tensor:
-        return weighted_sum(sources, relative_softmax(rms_scores(sources, query, 1e-6)) - 1, sources[-1])
+    def published(query: Tensor, x: Tensor, *sources: Tensor) -> Tensor:
+        return attention_read(sources, query, eps=1e-6)
+
+    def preserving(query: Tensor, x: Tensor, *sources: Tensor) -> Tensor:
+        return attention_read(sources, query, x, eps=1e-6, relative=True)
+
+    def normed(query: Tensor, x: Tensor, *sources: Tensor) -> Tensor:
+        return F.rms_norm(published(query, x, *sources), x.shape[-1:], eps=1e-6)
 
     rows, d = 2048, 768
-    for count in (4, 12) if options.full else (4,):
+    theirs = authors.find(options.authors)
+    for count in options.sources:
         for mode in MODES:
             query = torch.randn(d, device=options.device)
-            sources = [torch.randn(rows, d, device=options.device) for _ in range(count)]
+            sources = [torch.randn(rows, d, device=options.device) for _ in range(count + 1)]
             named = {"stack, norm, einsum, eager": stacked, "list, eager": published,
-                     "stack, norm, einsum, compiled": stacked, "list, compiled": published,
-                     "list, preserving, compiled": preserving}  # fmt: skip
+                     "stack, norm, einsum, compiled": stacked, "list in one loop, compiled": formula,
+                     "list, compiled": published, "list, preserving, compiled": preserving}  # fmt: skip
+            if mode == "forward":
+                named["list and the norm behind it, compiled"] = normed
+            if "read" in theirs:
+                named["the authors' code, eager"] = authors.read(theirs["read"], d, options.device)
             tensors = count + 1 if mode == "forward" else 3 * count + 2
             yield from group("Read over depth", cases(named, [query, *sources], mode), "stack, norm, einsum, eager",
                              tensors * sources[0].nbytes, options, shape=[count, rows, d], dtype="float32",
@@ -84,7 +144,7 @@ def windows(options: Any) -> Rows:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     heads, dim = 8, 64
-    for size in (2048, 8192) if options.full else (2048,):
+    for size in (2048, 8192):
         for window in (4, 16):
             for mode in MODES:
                 inputs = [torch.randn(1, heads, size, dim, device=options.device) for _ in range(3)]
@@ -129,18 +189,27 @@ def convolutions(options: Any) -> Rows:
                          shape=[batch, size, width], dtype="float32", mode=mode)  # fmt: skip
 
 
-GROUPS = {"delta": delta, "depth": depth, "windows": windows, "convolutions": convolutions}
+GROUPS = {"delta": delta, "site": site, "depth": depth, "windows": windows, "convolutions": convolutions}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark can be asked beside what all can."""
+    parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS), help="groups (default all)")
+    parser.add_argument("--sources", type=int, nargs="+", default=[4, 12, 24], help="of a read (default 4 12 24)")
+    parser.add_argument("--authors", nargs="+", default=[], metavar="FOLDER",
+                        help="checked-out repositories of papers' authors to compare with")  # fmt: skip
 
 
 def main() -> None:
     """Measure the groups asked for and write the results."""
-    options = start(__doc__ or "", lambda p: p.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS)))
+    options = start(__doc__ or "", arguments)
     rows = [row for name in options.only for row in GROUPS[name](options)]
     head = (
         "`ratio` is to the group's baseline (for the delta shortcut one `torch.add` into a given tensor in both modes);"
         " `to_floor` is to the time of moving the bytes that must be moved at the copy bandwidth measured in the same"
         " rounds: that of the group's operator, for every case; below 1 where tensors stay in the cache. "
-        "`training` is the forward pass and the gradients of every input. `first_call_s` contains compilation;"
+        "`training` is the forward pass and the gradients of every input. `peak_MiB` is what one call allocates at its"
+        " highest. `first_call_s` contains compilation;"
         " a kernel found in the compiler's cache on disk makes it short."
     )
     columns = (
@@ -151,11 +220,13 @@ def main() -> None:
         "case",
         "ratio",
         "to_floor",
+        "peak_MiB",
         "median_ms",
         "quartiles_ms",
         "first_call_s",
     )
-    write("operators", rows, options, head, columns)
+    name = "operators" if set(options.only) == set(GROUPS) else "-".join(["operators", *options.only])
+    write(name, rows, options, head, columns)
 
 
 if __name__ == "__main__":

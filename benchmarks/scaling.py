@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resfx.measure import quartiles
+from resfx.measure import Runner, peak_memory, quartiles
 from resfx.ops._depth import rms_scores, weighted_sum
 from resfx.ops.window import windowed_attention
 
-from .common import Case, measure, start, steps, write
+from .common import Case, compiled, measure, start, steps, write
 
 
 def exponent(sizes: Sequence[int], times: Sequence[float]) -> float:
@@ -33,6 +33,12 @@ def exponent(sizes: Sequence[int], times: Sequence[float]) -> float:
 def window(size: int, width: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
     """Attention over the last ``width`` of ``size`` positions."""
     return lambda q, k, v: windowed_attention(q, k, v, width), [torch.randn(1, 4, size, 64) for _ in range(3)]
+
+
+def window_compiled(size: int, width: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """:func:`window`, compiled for the size."""
+    call, inputs = window(size, width)
+    return compiled(call), inputs
 
 
 def full(size: int) -> tuple[Callable[..., Tensor], list[Tensor]]:
@@ -57,6 +63,8 @@ def reads(depth: int, size: int, sources: int | None) -> tuple[Callable[..., Ten
 LENGTHS = (1024, 2048, 4096, 8192)
 SERIES: dict[str, tuple[str, str, float, tuple[int, ...], Callable[[int], Any]]] = {
     "windowed attention, w = 8, over the length": ("O(T w d)", "length", 1, LENGTHS, lambda t: window(t, 8)),
+    "windowed attention, w = 8, compiled, over the length": (
+        "O(T w d)", "length", 1, LENGTHS, lambda t: window_compiled(t, 8)),
     "windowed attention over the window": ("O(T w d)", "window", 1, (32, 64, 128, 256), lambda w: window(4096, w)),
     "full causal attention over the length": ("O(T^2 d)", "length", 2, (1024, 2048, 4096), full),
     "12 reads of K = 4 over the length": ("O(T K L d)", "length", 1, (256, 512, 1024, 2048), lambda t: reads(12, t, 4)),
@@ -76,19 +84,24 @@ def main() -> None:
             measure(series, options)
             times = [quartiles(c.samples) for c in series]
             fitted = exponent(sizes, [t[1] for t in times])
-            for size, (low, middle, high) in zip(sizes, times, strict=True):
+            peaks = [peak_memory(Runner(c.step), torch.device(options.device)) / 2**20 for c in series]
+            grows = exponent(sizes, peaks)
+            for size, peak, (low, middle, high) in zip(sizes, peaks, times, strict=True):
                 rows.append({
                     "group": title, "law": law, "axis": axis, "size": size, "mode": mode, "dtype": "float32",
                     "ratio": middle / times[0][1], "median_ms": middle * 1e3,
                     "quartiles_ms": [low * 1e3, high * 1e3], "fitted": fitted, "expected": expected,
+                    "peak_MiB": peak, "memory_fitted": grows,
                 })  # fmt: skip
-            print(f"  exponent {fitted:.2f}, expected {expected}", file=sys.stderr, flush=True)
+            print(f"  exponent {fitted:.2f}, expected {expected}, memory {grows:.2f}", file=sys.stderr, flush=True)
     head = (
-        "Eager operators. `fitted` is the exponent of the least-squares line through all sizes of a series, `expected`"
+        "Operators in eager mode, or compiled where the title says so. `fitted` is the exponent of the least-squares"
+        " line through all sizes of a series, `expected`"
         " the one of its law; small sizes carry fixed costs, which pull the fit below the law. `ratio` is to the"
-        " smallest size."
+        " smallest size. `peak_MiB` is what one call allocates at its highest, `memory_fitted` its exponent."
     )
-    columns = ("law", "axis", "size", "mode", "ratio", "fitted", "expected", "median_ms", "quartiles_ms")
+    columns = ("law", "axis", "size", "mode", "ratio", "fitted", "expected", "peak_MiB", "memory_fitted",
+               "median_ms", "quartiles_ms")  # fmt: skip
     write("scaling", rows, options, head, columns)
 
 

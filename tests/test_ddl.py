@@ -211,3 +211,31 @@ def test_function_transforms_agree_with_the_formula():
     torch.testing.assert_close(per_row, run(x))
     _, tangent = torch.func.jvp(run, (x,), (torch.ones_like(x),))
     torch.testing.assert_close(tangent, jacobian.sum((2, 3)))
+
+
+@pytest.mark.parametrize("options", [{}, {"gate_hidden": 5, "target": "stream", "target_bias": True}])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_compiled_gates_are_sums_over_the_row_and_nothing_else(options, dtype):
+    """No product with a single column is left in the graph; values and gradients are those of the linear maps."""
+    from resfx.ops.method import Place
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    place = Place(width=12, context_width=12, kind="mlp", depth=0, dtype=dtype, device=torch.device("cpu"))
+    site = DDL(start="published", **options).build(place)
+    x, f, c = (torch.randn(3, 5, 12, dtype=dtype) for _ in range(3))
+    products = []
+
+    def look(graph, example):
+        products.extend(n for n in graph.graph.nodes if n.target in (torch._C._nn.linear, torch.nn.functional.linear))
+        return graph.forward
+
+    got = torch.compile(site, backend=look, fullgraph=True)(x, f, c)
+    assert len(products) == ("gate_hidden" in options)
+    want = site(x, f, c)
+    close = {"rtol": 1e-9, "atol": 1e-9} if dtype is torch.float64 else {"rtol": 3e-2, "atol": 3e-2}
+    torch.testing.assert_close(got, want, **close)
+    parameters = list(site.parameters())
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), parameters) for y in (got, want)), strict=True):
+        assert a.dtype == dtype and a.shape == b.shape
+        torch.testing.assert_close(a, b, rtol=close["rtol"], atol=close["atol"] * float(b.abs().max()))

@@ -6,21 +6,14 @@ import pytest
 import torch
 from generation import CAUSAL, METHODS, STEPS, acting, generated, prompts
 from hosts import BY_NAME, tokens
+from sequence_hosts import pairs
 
 import resfx
-
-
-def cases(hosts, methods, default):
-    """All pairs; those not in ``default`` only in the matrix."""
-    for host in hosts:
-        for method in methods:
-            yield pytest.param(host, method, marks=() if (host, method) in default else pytest.mark.matrix)
-
 
 AGREE = {("gpt2", "canon"), ("gpt2", "chunk"), ("llama", "swa"), ("llama", "conv")}
 
 
-@pytest.mark.parametrize("host, method", list(cases(CAUSAL, METHODS, AGREE)))
+@pytest.mark.parametrize("host, method", pairs(CAUSAL, AGREE))
 def test_cached_and_uncached_generation_agree_token_for_token(host, method):
     new = acting(host, method)
     plain = generated(BY_NAME[host].make(), True, do_sample=False)
@@ -33,7 +26,7 @@ def test_cached_and_uncached_generation_agree_token_for_token(host, method):
     assert not torch.equal(greedy, plain), "the mixers must matter for this test to mean anything"
 
 
-@pytest.mark.parametrize("host, method", list(cases(CAUSAL, METHODS, {("llama", "canon")})))
+@pytest.mark.parametrize("host, method", pairs(CAUSAL, {("llama", "canon")}))
 def test_a_cache_of_fixed_size(host, method):
     new = acting(host, method)
     static = generated(new, True, do_sample=False, cache_implementation="static")
@@ -55,7 +48,7 @@ def test_steps_that_generate_compiles(method):
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("host, method", list(cases(CAUSAL, METHODS, ())))
+@pytest.mark.parametrize("host, method", pairs(CAUSAL, ()))
 def test_beams_in_a_cache_of_fixed_size_and_a_prompt_in_chunks(host, method):
     new = acting(host, method)
     beams = {"do_sample": False, "num_beams": 3}
@@ -102,7 +95,7 @@ def exported(new, folder):
     return (runtime.InferenceSession(folder / name) for name in ("prefill", "step"))
 
 
-@pytest.mark.parametrize("host, method", list(cases(["gpt2", "llama"], METHODS, {("gpt2", "swa")})))
+@pytest.mark.parametrize("host, method", pairs(["gpt2", "llama"], {("gpt2", "swa")}))
 def test_a_loop_in_onnx_runtime_generates_the_same_tokens(host, method, tmp_path):
     """Keys, values and the short windows go from outputs to inputs by name; another batch than the exported one."""
     new = acting(host, method)

@@ -133,7 +133,7 @@ def test_in_bfloat16_the_nodes_are_there(tmp_path):
     assert kernels_in(tmp_path / "m.onnx") == ["CausalConvWithState"]
 
 
-@pytest.mark.parametrize("mode", ["ddl", "mhc", "hyper_connections"])
+@pytest.mark.parametrize("mode", ["ddl", pytest.param("mhc", marks=pytest.mark.matrix), "hyper_connections"])
 def test_whole_models(mode, tmp_path):
     new = resfx.rewrite(Stack().eval(), mode, (batch(),))
     randomise(new)

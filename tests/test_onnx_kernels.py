@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import shutil
 
@@ -9,6 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import randomise, rewritten
+from hosts import tokens
 from onnx_nodes import DTYPES, delta_node, run, tolerance
 from test_onnx import WAYS, batch, delta_oracle, plain
 
@@ -106,6 +109,7 @@ def test_shapes_that_do_not_fit(library, tmp_path):
 @pytest.mark.parametrize("flags", ["", "-DRESFX_SOFT_HALF"], ids=["native", "software"])
 def test_half_types_round_as_everywhere(flags, library, tmp_path, monkeypatch):
     if flags:
+        monkeypatch.setattr(building, "FLAGS", ["-O1" if f == "-O3" else f for f in building.FLAGS])  # quicker to build
         monkeypatch.setenv("CXX", f"{shutil.which('g++') or shutil.which('c++')} {flags}")
         library = build_kernels(tmp_path / "soft.so", native=False)
     every = torch.arange(65536, dtype=torch.int32).to(torch.int16)
@@ -118,6 +122,40 @@ def test_half_types_round_as_everywhere(flags, library, tmp_path, monkeypatch):
         feeds = delta_node(tmp_path / "m.onnx", x, f, gates, gates)
         got = run(tmp_path / "m.onnx", feeds, kernels=library)[0]
         assert torch.equal(got, x + f) and x.count_nonzero() > 90000
+
+
+NODES = {  # fused nodes of a GPT-2 of two blocks
+    "attnres": {"AttentionRead": 4},
+    "canon": {"ShortConvolution": 8},
+    "ddl": {"DeltaShortcut": 4},
+    "delta_attnres": {"AttentionRead": 3},
+    "denseformer": {"WeightedSum": 2},
+    "depth_read": {"WindowedAttentionRow": 1},
+    "elc": {"WeightedSum": 1},
+    "hyper_connections": {"CombineChannels": 5, "MixChannels": 4},
+    "mhc": {"CombineChannels": 5, "MixChannels": 4, "Sinkhorn": 3},
+    "mudd": {"WeightedSum": 5},
+    "short_conv": {"ShortConvolution": 6},
+    "short_swa": {"WindowedAttention": 2},
+    "vertical": {"WeightedSum": 1},
+}
+SLOW = pytest.mark.matrix
+
+
+@pytest.mark.parametrize("name", [n if n in ("short_swa", "attnres") else pytest.param(n, marks=SLOW) for n in NODES])
+def test_whole_models(name, library, tmp_path):
+    """Every fused node of an exported model, run by kernel and by body, at sizes it was not traced with."""
+    _, new, _ = rewritten("gpt2", name)
+    randomise(new)
+    made = to_onnx(new, tmp_path / "m.onnx", check=False)
+    assert collections.Counter(n.op_type for n in onnx.load(made.path).graph.node if n.domain == "resfx") == NODES[name]
+    for rows, length in ((2, 3), (3, 29)):
+        ids = tokens(rows, length)
+        with torch.no_grad():
+            want = new(input_ids=ids).logits
+        for kernels in (library, False):
+            got = dict(zip(made.outputs, run(made.path, {"input_ids": ids}, kernels=kernels), strict=True))
+            torch.testing.assert_close(got["logits"], want, rtol=1e-4, atol=1e-5)
 
 
 def test_no_compiler(tmp_path, monkeypatch):

@@ -234,3 +234,24 @@ def test_exponentials_and_extremes(library, tmp_path):
         feeds = node(tmp_path / "m.onnx", "WindowedAttentionRow", given, torch.float32, scale=1.0, stash_type=1)
         got, want = (run(tmp_path / "m.onnx", feeds, kernels=lib)[0] for lib in (library, False))
         torch.testing.assert_close(got, want, equal_nan=True)
+
+
+def test_torch_operators_are_what_they_say():
+    """Schema and fake tensors of every operator that is there to be one node; none of them has gradients."""
+    x, state, f = torch.randn(2, 7, 6), torch.randn(2, 5, 3, 6), torch.randn(2, 5, 6)
+    q = torch.randn(2, 4, 9, 8)
+    calls = {
+        "windowed_attention_node": (q, q[:, :2], q[:, :2], torch.rand(2, 9) < 0.5, 4, True, False, 0.0),
+        "windowed_attention_row_node": (q, [q, q + 1], [q[..., :5], q[..., 3:]], 0.5),
+        "short_convolution_node": (x, torch.randn(6, 3), torch.randn(6), torch.randn(2, 5, 6), True),
+        "combine_channels": (state, torch.rand(3, 1), None, 1, True),
+        "mix_channels": (state, f, torch.rand(3), torch.rand(2, 5, 3, 3), True),
+        "delta_write": (state, f, torch.rand(2, 5, 1), torch.rand(2, 5, 3), torch.tensor(0.3), 1e-6, True, True),
+        "sinkhorn": (torch.randn(2, 5, 3, 3), 4, 2),
+    }
+
+    named = {r.torch_name.split("::")[1] for r in fused_operators().values()}
+    assert set(calls) == named - {"delta_shortcut", "weighted_sum", "attention_read"}  # tested with their kernels
+    for name, args in calls.items():
+        operator = getattr(torch.ops.resfx, name).default
+        torch.library.opcheck(operator, args, test_utils=("test_schema", "test_faketensor"))

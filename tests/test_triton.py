@@ -75,7 +75,7 @@ def turned(x):
 
 @inside
 @dtypes
-@pytest.mark.parametrize("width", [3, 64, 129])
+@pytest.mark.parametrize("width", [3, 129])
 @pytest.mark.parametrize("mix", ["none", "scalar", "channel"])
 @pytest.mark.parametrize("base", ["x", "sum", "total"])
 def test_delta_shortcut(base, mix, dtype, width, kernels):
@@ -137,7 +137,7 @@ def test_a_zero_query_keeps_the_base_bit_for_bit(count, dtype, kernels):
 
 @inside
 @dtypes
-@pytest.mark.parametrize("count, width", [(1, 5), (3, 64), (6, 33)])
+@pytest.mark.parametrize("count, width", [(1, 5), (6, 33)])
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("base", [False, True])
 def test_weighted_sum(count, width, per_token, base, dtype, kernels):
@@ -250,6 +250,16 @@ def test_wide_combine(channels, width, spread, static, unit, dtype, kernels):
 
 
 @inside
+@pytest.mark.parametrize("unit", [None, 1.0])
+def test_combining_with_what_the_weights_sum_to(unit, kernels):
+    args = (draw(2, 3, 4, 9).float(), draw(2, 3, 4, 1).float(), unit, 2)
+    agree(_channels.combine, _channels.combine_formula, args, torch.float32)
+    per_feature = torch.randn(4, 9).requires_grad_()
+    out = _channels.combine(args[0], per_feature, unit, 2)
+    assert "_Combine" in type(out.grad_fn).__name__
+
+
+@inside
 @dtypes
 def test_equal_channels_stay_equal_bit_for_bit(dtype, kernels):
     x, f = draw(3, 9, dtype=dtype), torch.zeros(3, 9, dtype=dtype)
@@ -311,7 +321,7 @@ def launches(name, dtype):
         ],
         "windowed_attention": [
             (x.view(1, 2, 4, 80), x[:1].view(1, 1, 4, 80), x[:1].view(1, 1, 4, 80), m, 3, True, chunk, 0.1)
-            for m, chunk in ((None, False), (torch.ones(1, 4, dtype=torch.bool), True))
+            for m, chunk in ((torch.ones(1, 4, dtype=torch.bool), False),)
         ],
     }[name]
 

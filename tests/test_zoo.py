@@ -60,7 +60,7 @@ def test_expected_reads_conditions_and_repeats() -> None:
     [
         ("Transformer-pre", reasons.EMBEDDINGS), ("Transformer-bias", reasons.SCORES), ("Rotary", reasons.ROTARY),
         ("LowRankGelu", reasons.CUBIC), ("LowRankGelu", reasons.BRANCHES), ("GatedCells", reasons.GATE),
-        ("MixtureOfExperts", reasons.BRANCHES), ("FeaturePyramid", reasons.PYRAMID),
+        ("MixtureOfExperts", reasons.BRANCHES), ("FeaturePyramid", reasons.PYRAMID), ("Injected", reasons.OPENS),
     ],
 )  # fmt: skip
 def test_what_is_left_alone_says_why(name: str, reason: str) -> None:

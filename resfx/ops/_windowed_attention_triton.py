@@ -15,95 +15,10 @@ from torch import Tensor
 
 from ._operators import KERNEL_TYPES
 from ._triton import on
+from ._window_tiles_triton import keys_of, mix, put, queries_of, scores_of, tile
 from .window import reach
 
 WIDEST = 128  # features of a head
-
-
-@triton.jit
-def _tile(tensor, steps, batch, head, rows, size, columns, width, TYPE: tl.constexpr):  # noqa: ANN001, ANN202
-    """Rows of a head, zeros where there are none."""
-    start = tensor + batch * steps[0] + head * steps[1]
-    inside = (rows < size)[:, None] & (columns < width)[None, :]
-    return tl.load(start + rows[:, None] * steps[2] + columns[None, :], mask=inside, other=0.0).to(TYPE)
-
-
-@triton.jit
-def _put(tensor, steps, batch, head, rows, size, columns, width, values):  # noqa: ANN001, ANN202
-    start = tensor + batch * steps[0] + head * steps[1]
-    inside = (rows < size)[:, None] & (columns < width)[None, :]
-    kind = tensor.dtype.element_ty
-    tl.store(start + rows[:, None] * steps[2] + columns[None, :], values.to(kind), mask=inside)
-
-
-@triton.jit
-def _keys_of(t, T, S, window, left, right, CHUNK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN001, ANN202
-    """First and last-but-one key that queries ``t .. t + BLOCK - 1`` read."""
-    if CHUNK:
-        first = t // window * window
-        last = t + BLOCK if CAUSAL else ((t + BLOCK - 1) // window + 1) * window
-    else:
-        first, last = t + S - T - left, t + S - T + BLOCK + right
-    return tl.maximum(first, 0), tl.minimum(last, S)
-
-
-@triton.jit
-def _queries_of(s, T, S, window, left, right, CHUNK: tl.constexpr, CAUSAL: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN001, ANN202
-    """First and last-but-one query that reads one of the keys ``s .. s + BLOCK - 1``."""
-    if CHUNK:
-        first = s if CAUSAL else s // window * window
-        last = ((s + BLOCK - 1) // window + 1) * window
-    else:
-        first, last = s - S + T - right, s - S + T + BLOCK + left
-    return tl.maximum(first, 0), tl.minimum(last, T)
-
-
-@triton.jit
-def _scores(  # noqa: ANN202
-    q, k, mask, batch, t, s, T, S, window, left, right, scale,  # noqa: ANN001
-    MASK: tl.constexpr, CHUNK: tl.constexpr, CAUSAL: tl.constexpr,
-):  # fmt: skip
-    """Scaled scores of a tile, minus infinity where a query must not read."""
-    i, j = (t + (S - T))[:, None], s[None, :]
-    if CHUNK:
-        allowed = i // window == j // window
-        if CAUSAL:
-            allowed = allowed & (j <= i)
-    else:
-        allowed = (j >= i - left) & (j <= i + right)
-    allowed = allowed & (s < S)[None, :] & (t < T)[:, None]
-    if MASK:
-        real = tl.load(mask + batch * S + s, mask=s < S, other=0)
-        allowed = allowed & (real != 0)[None, :]
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-    return tl.where(allowed, scores, float("-inf"))
-
-
-@triton.jit
-def _mix(  # noqa: ANN202
-    query, k, v, mask, batch, head, start, t, ks, vs, T, S, dk, dv, window, left, right, scale,  # noqa: ANN001
-    MASK: tl.constexpr, CHUNK: tl.constexpr, CAUSAL: tl.constexpr, TYPE: tl.constexpr,
-    DK: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """What a block of queries reads, and the logarithms of their softmax sums; zeros where nothing may be read."""
-    a, b = tl.arange(0, DK), tl.arange(0, DV)
-    top = tl.full((BLOCK,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    mixed = tl.zeros((BLOCK, DV), dtype=tl.float32)
-    first, last = _keys_of(start, T, S, window, left, right, CHUNK, CAUSAL, BLOCK)
-    for at in range(first, last, KEYS):
-        s = at + tl.arange(0, KEYS)
-        key = _tile(k, ks, batch, head, s, S, a, dk, TYPE)
-        z = _scores(query, key, mask, batch, t, s, T, S, window, left, right, scale, MASK, CHUNK, CAUSAL)
-        higher = tl.maximum(top, tl.max(z, axis=1))
-        shift = tl.where(higher == float("-inf"), 0.0, higher)  # nothing to read so far
-        p, fade = tl.exp(z - shift[:, None]), tl.exp(top - shift)
-        value = _tile(v, vs, batch, head, s, S, b, dv, TYPE)
-        mixed = mixed * fade[:, None] + tl.dot(p.to(TYPE), value, input_precision="ieee")
-        total, top = total * fade + tl.sum(p, axis=1), higher
-    empty = total == 0.0
-    total = tl.where(empty, 1.0, total)
-    return mixed / total[:, None], tl.where(empty, 0.0, top) + tl.log(total)
 
 
 @triton.jit
@@ -114,12 +29,12 @@ def _forward(  # noqa: ANN202
 ):  # fmt: skip
     where, start = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK
     batch, head, t = where // heads, where % heads, start + tl.arange(0, BLOCK)
-    query = _tile(q, qs, batch, head, t, T, tl.arange(0, DK), dk, TYPE)
-    mixed, _ = _mix(
+    query = tile(q, qs, batch, head, t, T, tl.arange(0, DK), dk, TYPE)
+    mixed, _ = mix(
         query, k, v, mask, batch, head // groups, start, t, ks, vs, T, S, dk, dv, window, left, right, scale,
         MASK, CHUNK, CAUSAL, TYPE, DK, DV, BLOCK, KEYS,
     )  # fmt: skip
-    _put(out, os, batch, head, t, T, tl.arange(0, DV), dv, mixed)
+    put(out, os, batch, head, t, T, tl.arange(0, DV), dv, mixed)
 
 
 @triton.jit
@@ -132,26 +47,26 @@ def _backward_queries(  # noqa: ANN202
     where, start = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK
     batch, head, t = where // heads, where % heads, start + tl.arange(0, BLOCK)
     a, b = tl.arange(0, DK), tl.arange(0, DV)
-    query = _tile(q, qs, batch, head, t, T, a, dk, TYPE)
-    g = _tile(grad, os, batch, head, t, T, b, dv, TYPE)
-    mixed, whole = _mix(
+    query = tile(q, qs, batch, head, t, T, a, dk, TYPE)
+    g = tile(grad, os, batch, head, t, T, b, dv, TYPE)
+    mixed, whole = mix(
         query, k, v, mask, batch, head // groups, start, t, ks, vs, T, S, dk, dv, window, left, right, scale,
         MASK, CHUNK, CAUSAL, TYPE, DK, DV, BLOCK, KEYS,
     )  # fmt: skip
     product = tl.sum(mixed * g, axis=1)
     tl.store(normal + where * T + t, whole, mask=t < T)
     tl.store(inner + where * T + t, product, mask=t < T)
-    first, last = _keys_of(start, T, S, window, left, right, CHUNK, CAUSAL, BLOCK)
+    first, last = keys_of(start, T, S, window, left, right, CHUNK, CAUSAL, BLOCK)
     to_q = tl.zeros((BLOCK, DK), dtype=tl.float32)
     for at in range(first, last, KEYS):
         s = at + tl.arange(0, KEYS)
-        key = _tile(k, ks, batch, head // groups, s, S, a, dk, TYPE)
-        z = _scores(query, key, mask, batch, t, s, T, S, window, left, right, scale, MASK, CHUNK, CAUSAL)
-        value = _tile(v, vs, batch, head // groups, s, S, b, dv, TYPE)
+        key = tile(k, ks, batch, head // groups, s, S, a, dk, TYPE)
+        z = scores_of(query, key, mask, batch, t, s, T, S, window, left, right, scale, MASK, CHUNK, CAUSAL)
+        value = tile(v, vs, batch, head // groups, s, S, b, dv, TYPE)
         gp = tl.dot(g, tl.trans(value), input_precision="ieee")
         gz = tl.exp(z - whole[:, None]) * (gp - product[:, None]) * scale
         to_q += tl.dot(gz.to(TYPE), key, input_precision="ieee")
-    _put(gq, gs, batch, head, t, T, a, dk, to_q)
+    put(gq, gs, batch, head, t, T, a, dk, to_q)
 
 
 @triton.jit
@@ -166,25 +81,25 @@ def _backward_keys(  # noqa: ANN202
     batch, head = where // shared, where % shared
     s = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     a, b = tl.arange(0, DK), tl.arange(0, DV)
-    key = _tile(k, ks, batch, head, s, S, a, dk, TYPE)
-    value = _tile(v, vs, batch, head, s, S, b, dv, TYPE)
+    key = tile(k, ks, batch, head, s, S, a, dk, TYPE)
+    value = tile(v, vs, batch, head, s, S, b, dv, TYPE)
     to_k, to_v = tl.zeros((KEYS, DK), dtype=tl.float32), tl.zeros((KEYS, DV), dtype=tl.float32)
-    first, last = _queries_of(tl.program_id(0) * KEYS, T, S, window, left, right, CHUNK, CAUSAL, KEYS)
+    first, last = queries_of(tl.program_id(0) * KEYS, T, S, window, left, right, CHUNK, CAUSAL, KEYS)
     for member in range(groups):
         reader = head * groups + member
         for at in range(first, last, BLOCK):
             t = at + tl.arange(0, BLOCK)
-            query = _tile(q, qs, batch, reader, t, T, a, dk, TYPE)
-            g = _tile(grad, os, batch, reader, t, T, b, dv, TYPE)
+            query = tile(q, qs, batch, reader, t, T, a, dk, TYPE)
+            g = tile(grad, os, batch, reader, t, T, b, dv, TYPE)
             rows = (batch * heads + reader) * T + t
-            z = _scores(query, key, mask, batch, t, s, T, S, window, left, right, scale, MASK, CHUNK, CAUSAL)
+            z = scores_of(query, key, mask, batch, t, s, T, S, window, left, right, scale, MASK, CHUNK, CAUSAL)
             p = tl.exp(z - tl.load(normal + rows, mask=t < T, other=0.0)[:, None])
             to_v += tl.dot(tl.trans(p.to(TYPE)), g, input_precision="ieee")
             gp = tl.dot(g, tl.trans(value), input_precision="ieee")
             gz = p * (gp - tl.load(inner + rows, mask=t < T, other=0.0)[:, None]) * scale
             to_k += tl.dot(tl.trans(gz.to(TYPE)), query, input_precision="ieee")
-    _put(gk, gks, batch, head, s, S, a, dk, to_k)
-    _put(gv, gvs, batch, head, s, S, b, dv, to_v)
+    put(gk, gks, batch, head, s, S, a, dk, to_k)
+    put(gv, gvs, batch, head, s, S, b, dv, to_v)
 
 
 def supported(

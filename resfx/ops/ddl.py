@@ -153,7 +153,7 @@ class DeltaSite(nn.Module):
         self.gate = _gate(c, config, factory)
         sources = {"context": c, "stream": d, "sublayer": d}
         self.target = (
-            nn.Linear(sources[config.target], values, bias=config.target_bias, **factory)
+            _linear(sources[config.target], values, bias=config.target_bias, **factory)
             if config.target in sources
             else None
         )
@@ -201,8 +201,26 @@ class DeltaSite(nn.Module):
         return f"target={self.config.target}, eps2={self.eps2:g}"
 
 
+class RowLinear(nn.Linear):
+    """A linear map to one number per row. Compiled, it is a sum over the row in float32 for half types.
+
+    Such a sum is part of the loop of what reads the row and what uses the number; a matrix product is not.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
+            return super().forward(x)
+        wide = accumulator(x.dtype)
+        out = (x.to(wide) * self.weight[0].to(wide)).sum(-1, keepdim=True)
+        return out if self.bias is None else out + self.bias.to(wide)
+
+
+def _linear(width: int, out: int, **options: Any) -> nn.Linear:
+    return RowLinear(width, 1, **options) if out == 1 else nn.Linear(width, out, **options)
+
+
 def _gate(width: int, config: DDL, factory: dict[str, Any]) -> nn.Module:
     if not config.gate_hidden:
-        return nn.Linear(width, 1, **factory)
+        return _linear(width, 1, **factory)
     hidden = nn.Linear(width, config.gate_hidden, bias=False, **factory)
-    return nn.Sequential(hidden, nn.Tanh(), nn.Linear(config.gate_hidden, 1, **factory))
+    return nn.Sequential(hidden, nn.Tanh(), _linear(config.gate_hidden, 1, **factory))

@@ -548,6 +548,40 @@ class Injected(Layer):
         return x + self.mlp(self.n2(x))
 
 
+class Joined(Layer):
+    """The first token goes its own way: ``cat(x0, x) + cat(f0, f)``; then a shortcut with gain and bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.bias = nn.Parameter(torch.ones(D)), nn.Parameter(torch.zeros(D))
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        first, rest = x[:, :1], x[:, 1:]
+        f = self.attn(self.n1(rest))
+        x = torch.cat((first, rest), 1) + torch.cat((self.attn(self.n1(first), f), f), 1)
+        return (x + self.bias) * self.gain + self.mlp(self.n2(x))
+
+
+class Decomposed(Layer):
+    """Averages over a window are taken off the state and summed: the sum of averages is no residual add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(D, D)
+
+    def average(self, x: Tensor) -> Tensor:
+        x = torch.cat((x[:, :1], x, x[:, -1:]), 1)
+        return F.avg_pool1d(x.transpose(1, 2), 3, 1).transpose(1, 2)
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        x = x + self.attn(self.n1(x))
+        slow = self.average(x)
+        x = x - slow
+        x = x + self.mlp(self.n2(x))
+        slower = self.average(x)
+        return (x - slower) * torch.tanh(self.project(slow + slower))
+
+
 class TorchTransformer(nn.Module):
     def __init__(self, norm_first: bool) -> None:
         super().__init__()
@@ -595,6 +629,8 @@ _add("Reversible", lambda: Reversible(False), x=noise(2, 4, D))
 _add("ReversibleHalves", lambda: Reversible(True), x=noise(2, 4, D))
 _add("TwoKinds", KindStack, x=noise(2, 4, D), kind=noise(2, 4) > 0)
 _add("Injected", lambda: Stack(Injected(), Injected()), **_ids)
+_add("Joined", lambda: Stack(Joined(), Joined()), **_ids)
+_add("Decomposed", lambda: Stack(Decomposed(), Decomposed()), **_ids)
 _add("TorchTransformerPre", lambda: TorchTransformer(True), src=noise(2, 6, D), tgt=noise(2, 5, D))
 _add("TorchTransformerPost", lambda: TorchTransformer(False), src=noise(2, 6, D), tgt=noise(2, 5, D))
 
@@ -635,6 +671,8 @@ Reversible | Coupling 2 | 2
 ReversibleHalves | Coupling 2 | 2
 TwoKinds | TwoKinds 3 | 6
 Injected | Injected 2
+Joined | Joined identity scaled | ?
+Decomposed | Decomposed 2 | ?
 TorchTransformerPre | TransformerEncoderLayer 2; TransformerDecoderLayer 3 | 2
 TorchTransformerPost | TransformerEncoderLayer 2; TransformerDecoderLayer 3 | 2
 """
