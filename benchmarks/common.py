@@ -189,7 +189,13 @@ def setting(options: Any) -> dict[str, Any]:
 
 
 def write(
-    name: str, rows: list[dict[str, Any]], options: Any, head: str, columns: Sequence[str], **changes: Any
+    name: str,
+    rows: list[dict[str, Any]],
+    options: Any,
+    head: str,
+    columns: Sequence[str],
+    quiet: bool = False,
+    **changes: Any,
 ) -> None:
     """Write ``results/<name>.json`` and ``.md``: the setting, what the columns mean, one table per group."""
     RESULTS.mkdir(exist_ok=True)
@@ -208,7 +214,8 @@ def write(
         for row in (r for r in rows if r["group"] == title):
             lines.append("| " + " | ".join(_cell(row, c) for c in columns) + " |")
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
-    print(f"wrote {RESULTS / name}.json and .md", file=sys.stderr)
+    if not quiet:
+        print(f"wrote {RESULTS / name}.json and .md", file=sys.stderr)
 
 
 def _cell(row: dict[str, Any], column: str) -> str:

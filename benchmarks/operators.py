@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ MODES = ("forward", "training")
 Rows = Iterator[dict[str, Any]]
 
 
-def cases(named: dict[str, Callable[..., Tensor]], inputs: list[Tensor], mode: str) -> list[Case]:
+def cases(named: Mapping[str, Callable[..., Any]], inputs: list[Tensor], mode: str) -> list[Case]:
     """A case of each function; names that end in ``compiled`` are compiled. Unused inputs have no gradient."""
     make = lambda n, f: compiled(f) if n.endswith("compiled") else f
     return [Case(n, steps(make(n, f), inputs, mode)) for n, f in named.items()]
@@ -63,7 +64,7 @@ def site(options: Any) -> Rows:
             place = Place(width=d, context_width=d, kind="mlp", depth=0, dtype=dtype,
                           device=torch.device(options.device))  # fmt: skip
             shortcut = DDL().build(place)
-            torch.nn.init.constant_(shortcut.mix, 0.3)
+            torch.nn.init.constant_(shortcut.get_parameter("mix"), 0.3)
             released = DDL.repository(start="published").build(place).requires_grad_(False)
             shortcut.requires_grad_(False)
 
@@ -203,7 +204,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     """Measure the groups asked for and write the results."""
     options = start(__doc__ or "", arguments)
-    rows = [row for name in options.only for row in GROUPS[name](options)]
     head = (
         "`ratio` is to the group's baseline (for the delta shortcut one `torch.add` into a given tensor in both modes);"
         " `to_floor` is to the time of moving the bytes that must be moved at the copy bandwidth measured in the same"
@@ -226,7 +226,12 @@ def main() -> None:
         "first_call_s",
     )
     name = "operators" if set(options.only) == set(GROUPS) else "-".join(["operators", *options.only])
-    write(name, rows, options, head, columns)
+    rows: list[dict[str, Any]] = []
+    for kind in options.only:
+        for row in GROUPS[kind](options):
+            rows.append(row)
+            write(name, rows, options, head, columns, quiet=True)  # a run that is cut short keeps what it measured
+    print(f"wrote results/{name}.json and .md", file=sys.stderr)
 
 
 if __name__ == "__main__":

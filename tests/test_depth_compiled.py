@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from resfx.ops._depth import attention_read
+from resfx.ops._depth import DepthPlace, attention_read
 from resfx.ops._grouped_read import GROUP, MOST, groups
+from resfx.ops.attn_res import AttnRes
+from resfx.ops.delta_attn_res import DeltaAttnRes
 
 KINDS = {"published": (False, False, False), "preserving": (True, True, False), "gated": (True, False, True)}
 EPS = 1e-6
@@ -139,3 +141,32 @@ def test_the_remainder_comes_first():
     for count in range(1, 60):
         sizes = [len(g) for g in groups(range(count))]
         assert sum(sizes) == count and all(s == GROUP for s in sizes[1:]) and 1 <= sizes[0] <= GROUP
+
+
+@pytest.mark.parametrize(
+    "method",
+    [AttnRes(), AttnRes(recompute=True), pytest.param(DeltaAttnRes(), marks=pytest.mark.matrix)],
+    ids=["attnres", "attnres, recomputed", "delta_attnres"],
+)
+def test_modules_compile_like_they_run(method):
+    """With the option that recomputes reads in the backward pass too; a source that comes twice takes the formula."""
+    torch._dynamo.reset()
+    place = DepthPlace(
+        width=16, context_width=16, kind="attention", depth=0, dtype=torch.float64, device=torch.device("cpu"),
+        read=11, sources=12, last=False, outputs=1,
+    )  # fmt: skip
+    read = method.build(place)
+    with torch.no_grad():
+        for parameter in read.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, dtype=torch.float64))
+    sources, _, x, _ = operands(12, "preserving")
+    wanted = [*sources, x, *read.parameters()]
+    run = torch.compile(read, backend="aot_eager", fullgraph=True)
+    for given in (sources, [*sources[:-1], sources[0]]):
+        got, want = run(given, x), read(given, x)
+        torch.testing.assert_close(got, want)
+        grads = [torch.autograd.grad(y.square().sum(), wanted, allow_unused=True) for y in (got, want)]
+        for a, b in zip(*grads, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b)
