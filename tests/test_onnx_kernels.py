@@ -15,6 +15,7 @@ from hosts import tokens
 from onnx_nodes import DTYPES, delta_node, run, tolerance
 from test_onnx import WAYS, batch, delta_oracle, plain
 
+from resfx.cli import main
 from resfx.errors import ExportError
 from resfx.export import build_kernels, runtime, session, to_onnx
 from resfx.export import kernels as building
@@ -172,6 +173,19 @@ def test_no_compiler(tmp_path, monkeypatch):
     monkeypatch.setattr(building, "COMPILERS", ())
     with pytest.raises(ExportError, match="compiler"):
         build_kernels(target)
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main(["kernels", "--out", str(tmp_path / "k.so")]) == 1
+    assert "no C++ compiler" in capsys.readouterr().err
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(building, "FLAGS", ["-O0" if f == "-O3" else f for f in building.FLAGS])
+    assert main(["kernels", "--portable", "--out", str(tmp_path / "k.so")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "k.so")
+    feeds = delta_node(tmp_path / "m.onnx", *torch.randn(2, 3, 8), *torch.rand(2, 3, 1))
+    want = run(tmp_path / "m.onnx", feeds, kernels=False)[0]
+    torch.testing.assert_close(run(tmp_path / "m.onnx", feeds, kernels=tmp_path / "k.so")[0], want)
 
 
 def test_the_name_tells_builds_apart(monkeypatch):

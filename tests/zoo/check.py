@@ -18,7 +18,7 @@ import torch
 import resfx
 from resfx.errors import CaptureError, NoSitesError, ResfxError
 from resfx.export import to_onnx
-from resfx.passes.check import same, tensors_of
+from resfx.passes.check import difference, same, tensors_of
 
 from .entry import Entry, expected
 
@@ -156,6 +156,9 @@ def _check(entry: Entry, result: Result) -> tuple[Any, Any]:
     with torch.no_grad():
         after = tensors_of(new(*args, **kwargs))
     result.exact = len(before) == len(after) and all(same(a, b) for a, b in zip(before, after, strict=True))
+    if not result.exact and len(before) == len(after):
+        worst = max(difference(a, b) for a, b in zip(before, after, strict=True))
+        result.error = f"outputs differ by up to {worst:.2g}: the captured graph rounds otherwise than eager mode"
     return new, (args, kwargs)
 
 

@@ -135,7 +135,7 @@ Swinv2Model | Swinv2Layer 2 | 2 | {"num_heads": [2, 4], "depths": [2, 2], "embed
 DonutSwinModel | DonutSwinLayer 2 | 2 | {"num_heads": [2, 4], "depths": [2, 2], "embed_dim": 16, "patch_size": 4, "window_size": 4}
 MaskFormerSwinModel | MaskFormerSwinLayer 2 | 2 | {"num_heads": [2, 4], "depths": [2, 2], "embed_dim": 16, "patch_size": 4, "window_size": 4}
 Swin2SRModel | Swin2SRLayer 2; Swin2SRStage 1; Swin2SRModel 1 | ? | {"num_heads": [2, 2], "depths": [2, 2], "embed_dim": 16, "patch_size": 1, "window_size": 4, "image_size": 16}
-SegformerModel | SegformerLayer 2 | 4 | {"num_attention_heads": [1, 2, 4, 4], "hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "image_size": 64, "patch_sizes": [7, 3, 3, 3]}
+SegformerModel | SegformerLayer 2 | 2 | {"num_attention_heads": [1, 2, 4, 4], "hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "image_size": 64, "patch_sizes": [7, 3, 3, 3]}
 GLPNModel | GLPNLayer 2 | 4 | {"num_attention_heads": [1, 2, 4, 4], "hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "_inputs": {"pixel_values": (2, 3, 64, 64)}}
 PvtModel | PvtLayer 2 | 4 | {"num_attention_heads": [1, 2, 4, 4], "hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "image_size": 64}
 PvtV2Model | PvtV2BlockLayer 2 | 4 | {"num_attention_heads": [1, 2, 4, 4], "hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "image_size": 64}

@@ -72,7 +72,8 @@ Op record(const char* label, Type type, const char* inputs, std::vector<const ch
     return letter == 'T' ? o->type : letter == 'b' ? kBool : kAny;
   };
   op.input_count = [](const Op* o) {
-    return size_t(std::count_if(o->inputs, o->inputs + std::strlen(o->inputs), [](char c) { return c != '?' && c != '*'; }));
+    const char* end = o->inputs + std::strlen(o->inputs);
+    return size_t(std::count_if(o->inputs, end, [](char c) { return c != '?' && c != '*'; }));
   };
   op.output_type = [](const Op* o, size_t) { return o->type; };
   op.output_count = [](const Op*) { return size_t(1); };

@@ -13,7 +13,6 @@ namespace {
 
 struct Status;
 struct Value;
-struct Info;
 struct ShapeInfo;
 struct KernelInfo;
 struct Context;
@@ -39,6 +38,7 @@ template <class R = Status*, class... Args>
 R call(Api api, Slot slot, Args... args) {
   return reinterpret_cast<R (*)(Args...)>(api[slot])(args...);
 }
+
 using Shape = std::vector<int64_t>;
 
 struct Tensor {
