@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -139,12 +140,10 @@ class Branch:
     def _norm_of_operator(self, context: fx.Node, module: nn.Module) -> nn.Module:
         """The module of a norm that is one operator, over a copy of its parameters; else a fresh one."""
         width, name = self.site.width or 1, self.index.name[context]
-        args = [a for a in context.args if isinstance(a, float)]
-        eps = {"eps": args[-1]} if args else {}
-        kind = nn.LayerNorm if name == "layer_norm" else nn.RMSNorm
         if name not in ("layer_norm", "rms_norm"):
             return nn.RMSNorm(width)
-        norm = kind(width, **eps)
+        eps: Any = next((a for a in context.args if isinstance(a, float)), None)
+        norm = nn.RMSNorm(width, eps) if name == "rms_norm" else nn.LayerNorm(width, 1e-5 if eps is None else eps)
         with torch.no_grad():
             for part, parameter in module.named_parameters():
                 norm.get_parameter(part).copy_(parameter)
