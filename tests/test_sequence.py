@@ -257,3 +257,17 @@ def test_the_mixers_add_is_part_of_the_stream():
     names = [s.name for s in new.report.streams[0].sites]
     assert names[:3] == ["model.layers.0.short_swa:0", "model.layers.0:0", "model.layers.0:1"]
     assert new.report.streams[0].sites[0].form == "mixer"
+
+
+def test_an_exported_programs_norm_is_copied_from_its_operator():
+    """Its modules hold parameters, and no code to copy."""
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0, batch_first=True, norm_first=True)
+    with torch.no_grad():
+        layer.norm1.weight.add_(0.5)
+    x = torch.randn(2, 5, 16)
+    new = resfx.rewrite(torch.export.export(layer, (x,)), "short_swa")
+    (norm,) = [m for n, m in new.named_modules() if n.startswith("resfx") and n.endswith("norm")]
+    assert type(norm) is nn.LayerNorm
+    torch.testing.assert_close(norm.weight, layer.norm1.weight, rtol=0, atol=0)
+    assert norm.weight is not layer.norm1.weight
+    torch.testing.assert_close(new(x), layer(x), rtol=0, atol=0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
+import torch
 from torch import fx, nn
 
 from ..report import Site, Stream
@@ -129,6 +131,20 @@ class Branch:
         if context is None or context is self.site.fork or is_norm_output(self.site.fork, self.index):
             return None
         module = tree.get_submodule(owner(context))
+        if type(module).forward is nn.Module.forward:  # an exported program keeps parameters, not code
+            return self._norm_of_operator(context, module)
         if not list(module.children()) and 1 <= len(list(module.parameters())) <= 2:
             return copy.deepcopy(module)
         return nn.RMSNorm(self.site.width or 1)
+
+    def _norm_of_operator(self, context: fx.Node, module: nn.Module) -> nn.Module:
+        """The module of a norm that is one operator, over a copy of its parameters; else a fresh one."""
+        width, name = self.site.width or 1, self.index.name[context]
+        if name not in ("layer_norm", "rms_norm"):
+            return nn.RMSNorm(width)
+        eps: Any = next((a for a in context.args if isinstance(a, float)), None)
+        norm = nn.RMSNorm(width, eps) if name == "rms_norm" else nn.LayerNorm(width, 1e-5 if eps is None else eps)
+        with torch.no_grad():
+            for part, parameter in module.named_parameters():
+                norm.get_parameter(part).copy_(parameter)
+        return norm
