@@ -179,8 +179,9 @@ def steps(function: Callable[..., Any], inputs: Sequence[torch.Tensor], mode: st
 def setting(options: Any) -> dict[str, Any]:
     """Where and how the figures were taken."""
     cuda = options.device == "cuda"
+    given = " ".join(Path(a).name if os.sep in a else a for a in sys.argv[1:])
     return {
-        "command": f"python -m benchmarks.{Path(sys.argv[0]).stem} {' '.join(a if os.sep not in a else Path(a).name for a in sys.argv[1:])}".strip(),
+        "command": f"python -m benchmarks.{Path(sys.argv[0]).stem} {given}".strip(),
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.backends.cpu.get_cpu_capability()}",
         "threads": options.threads, "rounds": options.rounds, "torch": torch.__version__,
         "python": platform.python_version(), "allocator": ALLOCATOR,
