@@ -99,20 +99,18 @@ def check_host(name: str, tmp_path) -> None:
             assert (want[first] - before[first]).abs().max() > 1e-3  # the rewrite acts
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "vit", "t5"])
+DEFAULT = ("gpt2", "llama", "bert", "vit", "t5", "mixtral")
+
+
+@pytest.mark.parametrize("name", DEFAULT)
 def test_hosts(name, tmp_path):
     check_host(name, tmp_path)
 
 
-# Mixtral's experts are an operator of transformers that ONNX has no translation for; Whisper's time axis is not one
-# that may vary, though the trace leaves it open.
-NOT_LOWERED = ("mixtral", "whisper")
-
-
 @pytest.mark.matrix
-@pytest.mark.parametrize("name", [h.name for h in HOSTS if h.name not in ("gpt2", "llama", "bert", "vit", "t5")])
+@pytest.mark.parametrize("name", [h.name for h in HOSTS if h.name not in DEFAULT])
 def test_all_hosts(name, tmp_path):
-    if name not in NOT_LOWERED:
+    if name != "whisper":  # its time axis is not one that may vary, though the trace leaves it open
         check_host(name, tmp_path)
         return
     with pytest.raises(ExportError, match="cannot lower"):

@@ -22,6 +22,7 @@ from .axes import axis_names, other_example, rename_axes
 from .operators import DOMAIN, attach_bodies, fused_operators, translation_table
 from .repairs import expand_rotary_caches, own_names, share_heads
 from .trace import FlatModel, flatten_model, trace
+from .translations import translations
 from .verify import verify, wants_reference
 
 EXTERNAL_ABOVE = 2**30  # bytes of weights; one protobuf file holds 2 GiB at most
@@ -177,7 +178,7 @@ def _lower(program: torch.export.ExportedProgram, flat: FlatModel, opset: int) -
     with torch.no_grad():
         lowered = torch.onnx.export(
             program, dynamo=True, opset_version=opset, input_names=flat.inputs, output_names=flat.outputs,
-            custom_translation_table=translation_table(fused_operators()), verbose=False,
+            custom_translation_table=translations() | translation_table(fused_operators()), verbose=False,
         )  # fmt: skip
     assert lowered is not None
     return lowered
