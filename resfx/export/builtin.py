@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ExportError, require
-from ..ops import delta_onnx
 
 DOMAIN = "com.microsoft"
 _ALL = ("FLOAT", "FLOAT16", "BFLOAT16")
@@ -154,6 +153,8 @@ def _one_mix(node: Any) -> Static | None:
 
 
 def _delta(op: Any, x: Any, f: Any, beta: Any, v: Any, mix: Any, total: Any, **settings: Any) -> Any:
+    from ..ops import delta_onnx  # needs onnx
+
     base, weight = delta_onnx.base_and_weight(op, x, f, beta, v, mix, total, **settings)
     return _call(op, "GatedAdd", base, f, op.CastLike(weight, f))
 
