@@ -89,8 +89,9 @@ def _compiled(model, backend: str = "aot_eager", **options):
 # -- the cut --------------------------------------------------------------------------------------------------------
 
 
-def _regrouped(new):
-    variant, blocks = new._resfx.variants[-1], new._resfx.blocks
+def _regrouped(new, inputs):
+    call = new._resfx.source.call((), inputs)
+    variant, blocks = new._resfx.variant_of(new, call), new._resfx.blocks
     run = blocks._add(variant, Plan(False, (), None))
     return variant, run, blocks.regrouped[variant]
 
@@ -103,7 +104,7 @@ QUICK = ("gpt2", "t5", "mixtral", "vit", "nanogpt")
 ], ids=lambda h: h.name)  # fmt: skip
 def test_segments_compute_what_the_flat_graph_does(host):
     _, new, inputs = rewritten(host.name)
-    variant, run, regrouped = _regrouped(new)
+    variant, run, regrouped = _regrouped(new, inputs)
     call = new._resfx.source.call((), inputs)
     with torch.no_grad():
         want = variant.run(new, *call.leaves, *variant.capture.constants)
@@ -122,7 +123,7 @@ def test_the_number_of_different_blocks_does_not_grow_with_depth(mode):
     counts = []
     for depth in (3, 5):
         new = _decoder(depth, mode)
-        variant, run, regrouped = _regrouped(new)
+        variant, run, regrouped = _regrouped(new, {"ids": tokens(2, 7)})
         outputs = []
         for function in (variant.run, run):
             torch.manual_seed(0)

@@ -46,13 +46,13 @@ def test_generate_with_its_cache(method):
 
 
 @pytest.mark.parametrize(
-    "method", ["three", "token", *(pytest.param(m, marks=pytest.mark.matrix) for m in ("mhc", "hyper", "channel"))]
+    "method", ["three", "hyper", *(pytest.param(m, marks=pytest.mark.matrix) for m in ("mhc", "token", "channel"))]
 )
 def test_compiles_whole(method):
     new = copy.deepcopy(rewritten("nanogpt", METHODS[method])[1])
     randomise(new, 0.3)
     idx = tokens(2, 7)
-    run = torch.compile(new, backend="aot_eager", fullgraph=True)
+    run = torch.compile(new, backend="aot_eager", fullgraph=True, dynamic=True)
     want, got = new(idx), run(idx)
     assert (want - got).abs().max() <= 1e-5 * want.abs().max()
     parameters = list(new.new_parameters().values())

@@ -96,7 +96,7 @@ class HyperRead(nn.Module):
     def __init__(self, config: HyperConnections, place: Place) -> None:
         super().__init__()
         n, d, factory = config.n, place.width, factory_of(place)
-        self.config, self.lead = config, place.depth % n
+        self.config, self.lead, self.eps = config, place.depth % n, config.eps
         self.read = nn.Parameter(torch.zeros(n, **factory))
         self.write = nn.Parameter(torch.ones(n, **factory))
         self.mix = nn.Parameter(torch.eye(n, **factory))
@@ -117,7 +117,7 @@ class HyperRead(nn.Module):
         # The norm is linear but for its scale, so it can follow the projection: no normalised copy of the state.
         if layer:
             seen = seen - state.mean(-1, keepdim=True, dtype=wide) * weight.sum(-1)
-        seen = seen * inverse_deviation(state, self.config.eps, layer)
+        seen = seen * inverse_deviation(state, self.eps, layer)
         if self.config.tanh:
             seen = torch.tanh(seen)
         scale = self.scale.to(wide)

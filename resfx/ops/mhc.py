@@ -84,7 +84,8 @@ class ManifoldRead(nn.Module):
     def __init__(self, config: MHC, place: Place) -> None:
         super().__init__()
         n, factory = config.n, factory_of(place)
-        self.config, self.lead, self.mixes = config, place.depth % n, place.depth > 0
+        self.config, self.lead, self.mixes, self.eps = config, place.depth % n, place.depth > 0, config.eps
+        self.rounds = config.sinkhorn_iterations, config.sinkhorn_newton
         rows = n * n + 2 * n if self.mixes else 2 * n
         self.projection = nn.Parameter(torch.empty(rows, n * place.width, **factory))  # pre, post, res by rows
         alpha = 0.0 if config.start == "preserve" else 0.01
@@ -107,7 +108,7 @@ class ManifoldRead(nn.Module):
         n, flat = self.config.n, state.flatten(-2)
         wide = accumulator(state.dtype)
         # The division by the norm commutes with the projection and is cheaper after it.
-        scale = inverse_deviation(flat, self.config.eps, centre=False)
+        scale = inverse_deviation(flat, self.eps, centre=False)
         seen = nn.functional.linear(flat.to(self.projection.dtype), self.projection).to(wide) * scale
         alpha = self.alpha.to(wide)
         pre = alpha[0] * seen[..., :n] + self.pre.to(wide)
@@ -115,7 +116,7 @@ class ManifoldRead(nn.Module):
         res = None
         if self.res is not None:
             res = (alpha[2] * seen[..., 2 * n :]).unflatten(-1, (n, n)) + self.res.to(wide)
-            res = sinkhorn(res, self.config.sinkhorn_iterations, self.config.sinkhorn_newton)
+            res = sinkhorn(res, *self.rounds)
         unit: Tensor | float = 1.0
         if self.origin is not None:  # computed like the weights themselves, so that the difference starts at zero
             start = torch.sigmoid(torch.zeros_like(pre) + self.origin.to(wide))

@@ -9,9 +9,6 @@ from torch import Tensor
 
 from ._operators import keeps_one_node, one_node, transforming
 
-_RANGE = 40.0  # exp(-2 * 40) is still a normal float32 number
-_STRIDE = 4.0  # the most that a Newton step scales a column, as a logarithm
-
 
 def sinkhorn(logits: Tensor, iterations: int = 20, newton: int = 0) -> Tensor:
     """``exp(logits)`` scaled to unit column and row sums (mHC, arXiv 2512.24880, equation 9: rows last).
@@ -57,13 +54,16 @@ def sinkhorn(logits: Tensor, iterations: int = 20, newton: int = 0) -> Tensor:
 
 def sinkhorn_formula(logits: Tensor, iterations: int, newton: int) -> Tensor:
     """:func:`sinkhorn` step by step."""
+    lowest = -40.0  # exp(-2 * 40) is still a normal float32 number
+    stride = 4.0  # the most that a Newton step scales a column, as a logarithm
+    # Numbers of the module would be taken for ones that may change, by a compiler told that sizes do.
     top = logits.amax((-2, -1), keepdim=True).detach()
-    matrix = torch.exp((logits - top).clamp_min(-_RANGE))
+    matrix = torch.exp((logits - top).clamp_min(lowest))
     for _ in range(iterations):
         matrix = matrix / matrix.sum(-2, keepdim=True)
         matrix = matrix / matrix.sum(-1, keepdim=True)
     for _ in range(newton):
-        step = _solve(matrix, 1 - matrix.sum(-2)).clamp(-_STRIDE, _STRIDE)
+        step = _solve(matrix, 1 - matrix.sum(-2)).clamp(-stride, stride)
         matrix = matrix * torch.exp(step).unsqueeze(-2)
         matrix = matrix / matrix.sum(-1, keepdim=True)
     return matrix

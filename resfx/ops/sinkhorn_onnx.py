@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..export.operators import FusedOperator, attribute, operator_schema, output, tensor
-from .sinkhorn import _RANGE, _STRIDE
+
+_RANGE, _STRIDE = 40.0, 4.0  # as in resfx.ops.sinkhorn.sinkhorn_formula
 
 
 def body(op: Any, logits: Any, *, iterations: int, newton: int, size: int, stash_type: Any) -> Any:
