@@ -54,10 +54,10 @@ class Site:
     lane: int = 0
     stream: int = 0
     block: str = ""
-    inside: Site | None = field(default=None)
+    inside: Site | None = None
     method: str = ""
     reads: str = ""
-    result: fx.Node | None = field(default=None)
+    result: fx.Node | None = None
     is_outer: bool = False
     mixers: list[str] = field(default_factory=list)
 
@@ -89,7 +89,7 @@ class Skip:
     line: str
     reason: str
     remedy: str = ""
-    node: fx.Node | None = field(default=None)
+    node: fx.Node | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without graph nodes."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import CheckError
 from .apply import Application
@@ -135,13 +136,18 @@ def first_broken_site(new: Any, args: Any, kwargs: Any, applications: Sequence[A
         kind = name.rsplit(".", 1)[-1].rstrip("0123456789")
         if plain := _PLAIN.get((scopes.get(name.split(".", 1)[0], ""), kind)):
             hooks.append(module.register_forward_hook(look(name, plain), with_kwargs=True))
+    _run_watched(new, args, kwargs, hooks)
+    return broken[0] if broken else None
+
+
+def _run_watched(new: Any, args: Any, kwargs: Any, hooks: Sequence[RemovableHandle]) -> None:
+    """One forward pass under hooks, which are removed."""
     try:
         with torch.no_grad():
             new(*_fresh(args), **_fresh(kwargs))
     finally:
         for hook in hooks:
             hook.remove()
-    return broken[0] if broken else None
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -193,12 +199,7 @@ def _unused(new: Any, args: Any, kwargs: Any) -> tuple[str, ...]:
         for n, m in new.get_submodule("resfx").named_modules()
         if next(m.parameters(recurse=False), None) is not None
     ]
-    try:
-        with torch.no_grad():
-            new(*_fresh(args), **_fresh(kwargs))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _run_watched(new, args, kwargs, hooks)
     return tuple(f"resfx.{n}." for n, nothing in empty.items() if nothing)
 
 
