@@ -69,6 +69,7 @@ class Decoder(nn.Module):
 
 VARIANTS: dict[str, Any] = {
     "attnres, blocks of 8": resfx.AttnRes(block=8),
+    "attnres, blocks of 8, two phases": resfx.AttnRes(block=8, two_phase=True),
     "denseformer 4x5": resfx.DenseFormer(dilation=4, period=5),
     "depth_read, full": resfx.DepthRead(window=None),
     "short_swa, w=16": resfx.ShortSWA(window=16),

@@ -93,7 +93,7 @@ def groups(v, size):
     return [v[0]] + [sum(v[i : i + size]) for i in range(1, len(v), size)]
 
 
-def attn_res(stream, x, bank, start, block=1, eps=1e-6):
+def attn_res(stream, x, bank, start, block=1, eps=1e-6, two_phase=False):  # a schedule, the same equations
     v, state = [x], x
 
     def read(p):

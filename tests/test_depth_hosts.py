@@ -20,6 +20,7 @@ from resfx.passes.check import tensors_of
 
 METHODS = {
     "denseformer": resfx.DenseFormer(), "attnres": resfx.AttnRes(), "attnres-block": resfx.AttnRes(block=2),
+    "attnres-phases": resfx.AttnRes(block=2, two_phase=True),
     "delta": resfx.DeltaAttnRes(), "delta-block": resfx.DeltaAttnRes(block=2, null=True),
     "depth-read": resfx.DepthRead(window=2, heads=2), "depth-read-full": resfx.DepthRead(window=None, shared=True),
     "depth-read-stream": resfx.DepthRead(window=2, at="stream"), "elc": resfx.ELC(),
@@ -83,6 +84,8 @@ EXACT = pairs(
     "denseformer-gpt2",
     "attnres-llama",
     "attnres-block-t5",
+    "attnres-phases-qwen3",
+    "attnres-phases-bert",
     "delta-bert",
     "depth-read-full-vit",
     "depth-read-stream-gemma2",

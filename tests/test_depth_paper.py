@@ -20,6 +20,8 @@ import resfx
 CASES = {
     "attnres": (resfx.AttnRes, ref.attn_res, {}),
     "attnres-block": (resfx.AttnRes, ref.attn_res, {"block": 4}),
+    "attnres-phases": (resfx.AttnRes, ref.attn_res, {"block": 4, "two_phase": True}),
+    "attnres-phases-2": (resfx.AttnRes, ref.attn_res, {"block": 2, "two_phase": True}),
     "delta": (resfx.DeltaAttnRes, ref.delta, {}),
     "delta-block": (resfx.DeltaAttnRes, ref.delta, {"block": 2}),
     "delta-null": (resfx.DeltaAttnRes, ref.delta, {"block": 2, "partial": False, "null": True}),
@@ -51,6 +53,7 @@ CASES = {
 NEEDS_A_SUM = (resfx.AttnRes, resfx.DCA, resfx.ELC)
 BY_DEFAULT = """
     attnres-gpt2-preserve attnres-bert-preserve attnres-block-t5-published attnres-block-gpt_neox-preserve
+    attnres-phases-llama-published attnres-phases-2-vit-preserve
     delta-vit-preserve delta-block-t5-preserve delta-null-qwen3-published
     denseformer-llama-preserve denseformer-2-bert-published denseformer-1x3-vit-published
     elc-vit-preserve elc-bert-preserve elc-normalized-gpt_neox-published elc-weighted-t5-published

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,18 @@ class DepthMethod(Method):
         """
         raise NotImplementedError
 
+    def ahead(self, read: int) -> int:
+        """How many of a read's first sources are taken in once for all reads that have them too; 0 for none.
+
+        What :meth:`build_ahead` makes is then called with these sources and, for each of the reads, the parameters of
+        its module, and returns a list with what each read is handed for them.
+        """
+        return 0
+
+    def build_ahead(self, place: Place) -> nn.Module:
+        """The module for sources that are taken in ahead: ``forward(sources, [parameters of a read, ...])``."""
+        raise NotImplementedError
+
     def targets(self, last: bool) -> tuple[str, ...]:
         """Who reads the result: ``"stream"`` (shortcut and all), ``"input"`` (the branch) and ``"shortcut"``, or
         ``"q"``, ``"k"``, ``"v"`` (the attention's projections) and ``"r"`` (every other reader, the shortcut too);
@@ -95,20 +107,23 @@ NOT_A_SUM = (
 
 
 class Read(nn.Module):
-    """Base of the modules: subclasses define ``read(sources, x)``."""
+    """Base of the modules: subclasses define ``read(sources, x)``, or ``read(sources, x, ahead)``."""
 
     def __init__(self, config: DepthMethod) -> None:
         super().__init__()
         self.config = config
         self.preserve = config.start == "preserve"
 
-    def forward(self, sources: list[Tensor], x: Tensor, recomputed: bool = False) -> Tensor | tuple[Tensor, ...]:
+    def forward(
+        self, sources: list[Tensor], x: Tensor, *ahead: Any, recomputed: bool = False
+    ) -> Tensor | tuple[Tensor, ...]:
+        given = (sources, x, *ahead)
         if recomputed or not self.config.recompute or not torch.is_grad_enabled() or torch.compiler.is_exporting():
-            return self.read(sources, x)
+            return self.read(*given)
         # Parameters are passed, not looked up again: a recomputation may run outside the call that swapped them.
-        given = dict(self.named_parameters())
-        call = with_chunks(lambda p, s, y: torch.func.functional_call(self, p, (s, y, True)))
-        return checkpoint(call, given, sources, x, use_reentrant=False, preserve_rng_state=False)
+        parameters = dict(self.named_parameters())
+        call = with_chunks(lambda p, *args: torch.func.functional_call(self, p, args, {"recomputed": True}))
+        return checkpoint(call, parameters, *given, use_reentrant=False, preserve_rng_state=False)
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The method's equation."""

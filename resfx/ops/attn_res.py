@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._depth import NOT_A_SUM, DepthMethod, DepthPlace, Read, attention_read, in_blocks
+from ._two_phase import Ahead, inter_block, intra_block
 from .method import Place
 
 
@@ -29,6 +30,9 @@ class AttnRes(DepthMethod):
         block: sublayers in a block, or ``None`` for every output as a source of its own. Memory and time of full
             depth grow with the square of the depth: give a block from about 12 blocks on.
         eps: of the key norm (the paper names none).
+        two_phase: the paper's schedule for blocks: finished blocks are read once for all reads inside the next block.
+            The same function up to rounding; for training, where it moves less memory. In a graph for ONNX these reads
+            are standard nodes, not one operator each.
     """
 
     name: ClassVar[str] = "attnres"
@@ -37,10 +41,13 @@ class AttnRes(DepthMethod):
 
     block: int | None = None
     eps: float = 1e-6
+    two_phase: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.validate(block=self.block, eps=self.eps)
+        if self.two_phase and (self.block or 1) < 2:
+            raise ValueError(f"two_phase=True reads in blocks: block must be at least 2, not {self.block}")
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         return in_blocks(read, self.block or 1) if read else None
@@ -48,12 +55,18 @@ class AttnRes(DepthMethod):
     def targets(self, last: bool) -> tuple[str, ...]:
         return ("stream",) if last else ("input",)
 
+    def ahead(self, read: int) -> int:
+        return 1 + read // (self.block or 1) if self.two_phase else 0
+
     def refuse_stream(self, post_norm: bool) -> str | None:
         return NOT_A_SUM if post_norm and self.start == "published" else None
 
     def build(self, place: Place) -> nn.Module:
         assert isinstance(place, DepthPlace)
         return AttnResRead(self, place)
+
+    def build_ahead(self, place: Place) -> nn.Module:
+        return InterBlock(self)
 
 
 class AttnResRead(Read):
@@ -65,6 +78,20 @@ class AttnResRead(Read):
         self.query = nn.Parameter(torch.zeros(place.width, device=place.device, dtype=place.dtype))
         self.gain = nn.Parameter(torch.ones(place.width, device=place.device, dtype=place.dtype))
 
-    def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
-        query = self.query * self.gain
-        return attention_read(sources, query, x if self.preserve else None, eps=self.eps, relative=self.preserve)
+    def read(self, sources: list[Tensor], x: Tensor, ahead: Ahead | None = None) -> Tensor:
+        query, base = self.query * self.gain, x if self.preserve else None
+        if ahead is None:
+            return attention_read(sources, query, base, eps=self.eps, relative=self.preserve)
+        return intra_block(ahead, sources[0] if sources else None, query, base, self.eps).to(x.dtype)
+
+
+class InterBlock(nn.Module):
+    """Phase one for the reads inside a block. It has no parameters: queries and gains are the reads' own."""
+
+    def __init__(self, config: AttnRes) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, sources: list[Tensor], queries: list[tuple[Tensor, Tensor]]) -> list[Ahead]:
+        relative = self.config.start == "preserve"
+        return inter_block(sources, [q * gain for q, gain in queries], self.config.eps, relative)

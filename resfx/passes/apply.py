@@ -148,7 +148,10 @@ def apply_depth(
         path = module_path(application, site, kind)
         if first and not resolves(tree, path):
             place = place_of(site, tree)
-            made = method.build(DepthPlace(**vars(place), **facts)) if facts else method.build_source(place)
+            if facts is not None:
+                made: nn.Module | None = method.build(DepthPlace(**vars(place), **facts))
+            else:
+                made = {"shared": method.build_source, "ahead": method.build_ahead}[kind](place)
             if made is not None:
                 place_module(tree, path, made)
         return path if resolves(tree, path) else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from .depth_chain import Chain, Step, chain_of
 from .depth_readers import ROLES, Readers
 from .index import Index
 from .site_scope import _out_of_place
+
+Groups = tuple[tuple[int, ...], ...]
 
 Bank = Callable[[str, Site, dict[str, Any] | None], str]
 """Makes sure that a module stands in the model's tree: (kind of module, site, facts of the read) -> its path."""
@@ -32,6 +35,10 @@ class Cursor:
         skip = ("from_node", "val", "tensor_meta", "example_value")
         meta = {k: v for k, v in owner.node.meta.items() if k not in skip}
         self.meta = {**meta, "val": like.meta.get("val"), "resfx": method}
+
+    def inside(self) -> None:
+        """What follows belongs to the block of its site, and does not stand between blocks."""
+        self.meta["resfx_inside"] = True
 
     def after(self, nodes: Iterable[fx.Node]) -> None:
         """Go on behind the last of ``nodes``."""
@@ -48,16 +55,44 @@ class Cursor:
         return node
 
 
+@dataclass(eq=False)
+class Planned:
+    """A place where a method may read.
+
+    Attributes:
+        number: how many units lie before it.
+        size: how many sublayers the unit behind it has.
+        site, step: of the sublayer behind it, or of the last one.
+        state: what the host reads there.
+        groups: the sources by number, or ``None`` for no read.
+        ahead: those of them that are taken in together with other reads.
+    """
+
+    number: int
+    last: bool
+    size: int
+    site: Site
+    step: Step
+    state: fx.Node
+    groups: list[tuple[int, ...]] | None
+    ahead: Groups = ()
+
+
 class StreamRewriter:
     """Puts the reads of one method into one stream."""
 
-    def __init__(self, graph: fx.Graph, chain: Chain, method: DepthMethod, bank: Bank, index: Index) -> None:
+    def __init__(
+        self, graph: fx.Graph, chain: Chain, method: DepthMethod, bank: Bank, index: Index, tree: nn.Module
+    ) -> None:
         self.graph, self.chain, self.method, self.bank, self.index = graph, chain, method, bank, index
+        self.tree = tree
         self.name = method.label
         self.sums: dict[tuple[fx.Node, ...], fx.Node] = {}
         self.projected: dict[fx.Node, fx.Node] = {}
         self.created: set[fx.Node] = set()  # nodes of the rewrite itself keep what they read
         self.shift: tuple[fx.Node, fx.Node] | None = None  # the running sum at the last read, and what it was made to
+        self.together: dict[Groups, list[Planned]] = {}  # reads that take the same sources in ahead
+        self.ahead: dict[Groups, list[fx.Node]] = {}
 
     def run(self, wanted: Collection[Site]) -> int:
         """Insert every read whose site is wanted (the last site has the one at the end too); returns how many."""
@@ -66,42 +101,58 @@ class StreamRewriter:
         for step in chain.steps:
             for site in step.sites:
                 _out_of_place(site.node)
+        plan = self._plan(units, wanted)
         elements: list[tuple[fx.Node, ...]] = []
-        count = 0
+        for read in plan:
+            if method.carries == "states" or read.number == 0:
+                elements.append((read.state,))
+            else:
+                elements.append(tuple(n for s in units[read.number - 1] for n in self._outputs(s, read.site)))
+            if read.groups is not None:
+                self._read(read, elements)
+        return sum(r.groups is not None for r in plan)
+
+    def _plan(self, units: list[list[Step]], wanted: Collection[Site]) -> list[Planned]:
+        """A place for a read before every unit and at the end."""
+        plan: list[Planned] = []
         for number in range(len(units) + 1):
             last = number == len(units)
             unit = units[-1 if last else number]
             step = unit[-1 if last else 0]
             site = [s for t in unit for s in t.sites if s.form != "mixer" or len(unit) == 1][-1 if last else 0]
-            state = chain.end if last else step.state
-            if method.carries == "states" or number == 0:
-                elements.append((state,))
-            else:
-                elements.append(tuple(n for s in units[number - 1] for n in self._outputs(s, site)))
-            groups = method.sources(number, last) if site in wanted else None
+            groups = self.method.sources(number, last) if site in wanted else None
+            read = Planned(number, last, len(unit), site, step, self.chain.end if last else step.state, groups)
             if groups is not None:
-                count += 1
-                rows = [[n for j in g for n in elements[j]] for g in groups]
-                self._read(number, last, len(unit), site, step, state, rows)
-        return count
+                read.ahead = tuple(groups[: self.method.ahead(number)])
+                self.together.setdefault(read.ahead, []).append(read)
+            plan.append(read)
+        return plan
 
-    def _read(
-        self, number: int, last: bool, size: int, site: Site, step: Step, state: fx.Node, sources: list[list[fx.Node]]
-    ) -> None:
-        targets = self.method.targets(last)
-        cursor = Cursor(self.graph, state, site, self.name, self.created)
-        cursor.after(n for group in sources for n in group)
-        x = self._running_sum(state, cursor)
-        rows = [self._project(self._sum(group, cursor), cursor) for group in sources]
-        facts = {"read": number, "sources": len(rows), "last": last, "outputs": len(targets), "sublayers": size}
-        read = cursor.emit("call_module", self.bank("exit" if last else "read", site, facts), rows, x)
-        results = {targets[0]: read}
+    def _read(self, read: Planned, elements: list[tuple[fx.Node, ...]]) -> None:
+        assert read.groups is not None
+        targets = self.method.targets(read.last)
+        sources = [[n for j in g for n in elements[j]] for g in read.groups]
+        first = len(read.ahead)
+        ahead = [self._read_ahead(read, sources[:first])] if first else []
+        cursor = Cursor(self.graph, read.state, read.site, self.name, self.created)
+        if ahead and not read.last:  # such reads are the same in every block
+            cursor.inside()
+        cursor.after([*(n for group in sources[first:] for n in group), *ahead])
+        x = self._running_sum(read.state, cursor)
+        rows = [self._project(self._sum(group, cursor), cursor) for group in sources[first:]]
+        call = cursor.emit("call_module", self._module(read), rows, x, *ahead)
+        results = {targets[0]: call}
         if len(targets) > 1:
-            parts = [cursor.emit("call_function", operator.getitem, read, i) for i in range(len(targets))]
+            parts = [cursor.emit("call_function", operator.getitem, call, i) for i in range(len(targets))]
             named = zip(targets, parts, strict=True)
             results = {role: part for t, part in named for role in (t if set(t) <= {*ROLES, "r"} else [t])}
-            read.meta.pop("val")
-        readers = Readers(self.graph, state, self.index, self.created)
+            call.meta.pop("val")
+        self._hand_on(read, x, results)
+
+    def _hand_on(self, read: Planned, x: fx.Node, results: dict[str, fx.Node]) -> None:
+        """Give the results of a read to the readers that the method names."""
+        step = read.step
+        readers = Readers(self.graph, read.state, self.index, self.created)
         if "stream" in results:
             readers.redirect_all(results["stream"])
         elif "input" in results:
@@ -111,10 +162,35 @@ class StreamRewriter:
         else:
             readers.redirect_roles(step.sites, results)
         into = results.get("stream") or results.get("shortcut") or results.get("r")
-        if into is not None and not last:
+        if into is not None and not read.last:
             step.into = into
             if self.method.carries == "outputs":
                 self.shift = (x, into)
+
+    def _module(self, read: Planned) -> str:
+        """The path of a read's module."""
+        assert read.groups is not None
+        facts = {"read": read.number, "sources": len(read.groups), "last": read.last,
+                 "outputs": len(self.method.targets(read.last)), "sublayers": read.size}  # fmt: skip
+        return self.bank("exit" if read.last else "read", read.site, facts)
+
+    def _read_ahead(self, read: Planned, sources: list[list[fx.Node]]) -> fx.Node:
+        """What one read is handed of the sources that it shares: taken in once, at the first of the reads."""
+        members = self.together[read.ahead]
+        if read.ahead not in self.ahead:
+            cursor = Cursor(self.graph, read.state, read.site, self.name, self.created)
+            cursor.after(n for group in sources for n in group)
+            rows = [self._project(self._sum(group, cursor), cursor) for group in sources]
+            asks = []
+            for path in [self._module(member) for member in members]:
+                names = [n for n, _ in self.tree.get_submodule(path).named_parameters()]
+                asks.append([cursor.emit("get_attr", f"{path}.{name}") for name in names])
+            call = cursor.emit("call_module", self.bank("ahead", read.site, None), rows, asks)
+            parts = [cursor.emit("call_function", operator.getitem, call, i) for i in range(len(members))]
+            for node in (call, *parts):
+                node.meta.pop("val")
+            self.ahead[read.ahead] = parts
+        return self.ahead[read.ahead][members.index(read)]
 
     def _running_sum(self, state: fx.Node, cursor: Cursor) -> fx.Node:
         """What the stream would hold had earlier reads not been written to it: the base of a preserving read."""
@@ -170,6 +246,6 @@ def rewrite_stream(
         for block in chain.blocks:
             if isinstance(found := Readers(graph, block[0].state, index, ()).attention(block[0].sites), str):
                 return found
-    if not StreamRewriter(graph, chain, method, bank, index).run(wanted):
+    if not StreamRewriter(graph, chain, method, bank, index, tree).run(wanted):
         return "no place in this stream where the method reads"
     return None

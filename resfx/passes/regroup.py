@@ -121,7 +121,7 @@ def _block_of(path: str, names: list[str]) -> tuple[str, str]:
 def _stands_apart(node: fx.Node, scopes: Mapping[str, str]) -> bool:
     scope = scopes.get(node.meta.get("resfx", ""))
     ends = node.op == "call_module" and str(node.target).endswith((".expand", ".collapse"))
-    return scope == "depth" or (scope == "wide" and ends)
+    return (scope == "depth" and "resfx_inside" not in node.meta) or (scope == "wide" and ends)
 
 
 def _close_regions(graph: fx.Graph, labels: dict[fx.Node, tuple[str, str]]) -> None:
