@@ -1,8 +1,9 @@
-"""Block AttnRes in two phases: the one-shot read to rounding, each finished block read once, one code for all blocks."""
+"""Block AttnRes in two phases: the one-shot read, each finished block read once, one code for all blocks."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 
 import pytest
@@ -120,7 +121,7 @@ def _graphs(depth: int) -> int:
 
 def test_a_deeper_model_compiles_no_more_blocks():
     counts = [_graphs(depth) for depth in (8, 10, 12)]
-    assert [b - a for a, b in zip(counts, counts[1:], strict=False)] == [1, 1], "the reads ahead of one block more"
+    assert [b - a for a, b in itertools.pairwise(counts)] == [1, 1], "the reads ahead of one block more"
     assert counts[0] <= 12
 
 
