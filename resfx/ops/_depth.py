@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ._chunks import chunked_sum, cut, is_cut, run_chunk, with_chunks
-from ._grouped_read import MOST, grouped_read
+from ._grouped_read import grouped_read
 from ._operators import accumulator, fused, transforming
 from .method import Method, Place
 
@@ -208,10 +208,9 @@ def attention_read_formula(
 def _open_read(
     sources: Sequence[Tensor], query: Tensor, base: Tensor | None, gate: Tensor | None, eps: float, relative: bool
 ) -> Tensor:
-    """:func:`attention_read` in plain torch: many sources are compiled in groups."""
+    """:func:`attention_read` in plain torch: compiled with gradients in closed form, many sources in groups."""
     compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and not transforming()
-    grouped = (compiling and len(sources) > MOST) or is_cut(sources)
-    if grouped and (gate is None or not relative) and _alike(sources, base):
+    if (compiling or is_cut(sources)) and (gate is None or not relative) and _alike(sources, base):
         read = grouped_read(sources, query, gate, eps, relative)
         return read if base is None else base + read
     return attention_read_formula(sources, query, base, gate, eps, relative)
@@ -220,9 +219,8 @@ def _open_read(
 def _alike(sources: Sequence[Tensor], base: Tensor | None) -> bool:
     """Whether all have one shape and type, and no source comes twice."""
     first, *others = sources if base is None else (*sources, base)
-    return len({id(s) for s in sources}) == len(sources) and all(
-        s.shape == first.shape and s.dtype == first.dtype for s in others
-    )
+    twice = any(a is b for i, a in enumerate(sources) for b in sources[:i])
+    return not twice and all(s.shape == first.shape and s.dtype == first.dtype for s in others)
 
 
 def relative_softmax(logits: Tensor) -> Tensor:

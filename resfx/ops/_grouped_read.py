@@ -1,8 +1,8 @@
-"""Attention reads over many sources, compiled in groups of a fixed size.
+"""Attention reads for ``torch.compile``: gradients in closed form, many sources in groups of a fixed size.
 
 One compiled loop over all ``n`` sources is fast, but it is a loop of its own for every ``n``, and its compile time
-grows with ``n``: a model that reads full depth compiles every count there is. Here a read is a running softmax over
-groups of :data:`GROUP` sources, and its backward pass needs one group at a time. The groups are regions that
+grows with ``n``: a model that reads full depth compiles every count there is. Here a long read is a running softmax
+over groups of a fixed size, and its backward pass needs one group at a time. The groups are regions that
 ``torch.compile`` compiles once and calls from every read; only a read's first group, the remainder, has other sizes.
 A model compiled block by block compiles the groups themselves and runs what is between them as it is.
 """
@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._chunks import Compiler, chunk_compiler
+from ._chunks import SIZES, Compiler, chunk_compiler
 from ._operators import accumulator
 
-GROUP = 8  # sources that share one loop
-MOST = 10  # sources of a read that is compiled as one loop, and together with the norm behind it
+GROUP = 12  # sources that share one loop in a model compiled as one graph, and the most that are read in one loop
 
 _LIMIT: dict[str, Any] = {"max_reuse_entries": 2**16}  # the groups are few, whatever the count
 _known = inspect.signature(torch.compiler.nested_compile_region).parameters
@@ -36,15 +35,15 @@ def grouped_read(sources: Sequence[Tensor], query: Tensor, gate: Tensor | None, 
     exactly.
 
     Args:
-        sources: more than :data:`GROUP` tensors ``(..., d)`` of one shape and type, no two of them the same.
+        sources: tensors ``(..., d)`` of one shape and type, no two of them the same.
     """
     return _GroupedRead.apply(query, gate, eps, relative, *sources)[0]
 
 
-def groups(sources: Sequence[Any]) -> list[Sequence[Any]]:
-    """The remainder, then groups of :data:`GROUP`."""
-    first = len(sources) % GROUP or GROUP
-    return [sources[:first], *(sources[i : i + GROUP] for i in range(first, len(sources), GROUP))]
+def groups(sources: Sequence[Any], size: int = GROUP) -> list[Sequence[Any]]:
+    """The remainder, then groups of ``size``."""
+    first = len(sources) % size or size
+    return [sources[:first], *(sources[i : i + size] for i in range(first, len(sources), size))]
 
 
 def _score(source: Tensor, query: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -87,9 +86,13 @@ def _last(
     query: Tensor, eps: float, total: Tensor, top: Tensor, mass: Tensor, plain: Tensor | None, count: Tensor | None,
     *sources: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    return _finish(_take(query, eps, (total, top, mass, plain), sources), count, sources[0].dtype)
+
+
+def _finish(running: Running, count: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The average under the softmax, the highest score, the mass, and ``count`` averages less the plain sum."""
-    total, top, mass, plain = _take(query, eps, (total, top, mass, plain), sources)
-    average = (total / mass).to(sources[0].dtype)
+    total, top, mass, plain = running
+    average = (total / mass).to(dtype)
     if plain is None or count is None:
         return average, top, mass
     return average, top, mass, total * (count / mass) - plain
@@ -107,18 +110,17 @@ def _gradients(
         factor: of the exponentials, ``(..., 1)``.
         mean: of ``grad . source`` under the softmax, ``(..., 1)``.
     """
-    for_query, for_sources = None, []
+    along, for_sources = None, []  # one tensor is summed over the rows, not each of its terms: they are not read again
     for source in sources:
         s = source.to(query.dtype)
         logit, scale = _score(s, query, eps)
         share = torch.exp(logit - top) * factor
         slope = share * ((grad * s).sum(-1, keepdim=True) - mean) * scale
-        part = (slope * s).flatten(0, -2).sum(0)
-        for_query = part if for_query is None else for_query + part
+        along = slope * s if along is None else along + slope * s
         weight = share - 1 if relative else share
         for_sources.append((weight * grad + slope * (query - logit * scale / s.shape[-1] * s)).to(source.dtype))
-    assert for_query is not None
-    return for_query, *for_sources
+    assert along is not None
+    return along.flatten(0, -2).sum(0), *for_sources
 
 
 _REGIONS = {f: _region(f) for f in (_first, _next, _last, _gradients)}
@@ -138,15 +140,20 @@ class _GroupedRead(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         dtype = sources[0].dtype
         wide = accumulator(dtype)
-        first, *rest, last = groups(sources)
-        q = query.to(wide)
         ctx.compiler = by = chunk_compiler()
-        total, top, mass, plain = _compiled(_first, first, by)(q, eps, relative, *first)
-        for group in rest:
-            total, top, mass, plain = _compiled(_next, group, by)(q, eps, total, top, mass, plain, *group)
+        ctx.size = GROUP if by is None else SIZES[0]
+        first, *rest = groups(sources, ctx.size)
+        q = query.to(wide)
+        start = _compiled(_first, first, by) if rest else _first
+        running: Running = start(q, eps, relative, *first)
+        for group in rest[:-1]:
+            running = _compiled(_next, group, by)(q, eps, *running, *group)
         # A tensor over a tensor: n / n is one exactly, a number over a tensor is a reciprocal.
-        count = torch.full_like(mass, len(sources)) if relative else None
-        average, top, mass, *read = _compiled(_last, last, by)(q, eps, total, top, mass, plain, count, *last)
+        count = torch.full_like(running[2], len(sources)) if relative else None
+        if rest:
+            average, top, mass, *read = _compiled(_last, rest[-1], by)(q, eps, *running, count, *rest[-1])
+        else:
+            average, top, mass, *read = _finish(running, count, dtype)
         out = read[0].to(dtype) if read else average
         if gate is not None:
             out = (out * gate.to(wide)).to(dtype)
@@ -167,8 +174,8 @@ class _GroupedRead(torch.autograd.Function):
             for_gate, g, shared = shared.sum().to(gate.dtype), g * gate.to(wide), shared * gate.to(wide)
         factor = torch.full_like(mass, len(sources) if ctx.relative else 1) / mass
         for_query, for_sources = None, []
-        for group in groups(sources):
-            run = _compiled(_gradients, group, ctx.compiler)
+        for group in (cut := groups(sources, ctx.size)):
+            run = _compiled(_gradients, group, ctx.compiler) if len(cut) > 1 else _gradients
             part, *rest = run(g, q, top, factor, shared, ctx.eps, ctx.relative, *group)
             for_query = part if for_query is None else for_query + part
             for_sources += rest
