@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import resfx
 from resfx.ops.method import Place
@@ -64,7 +65,7 @@ def swa_reference(module, h, mask, w, kind, causal, heads, size=4):
     return torch.stack(rows, 1) @ module.o.weight.T
 
 
-@pytest.mark.parametrize("heads, size", [(4, 4), (1, 6), (3, 8)])
+@pytest.mark.parametrize("heads, size", [(4, 4), (1, 6), (2, 2), (3, 8)])
 @pytest.mark.parametrize("kind", ["sliding", "chunk"])
 @pytest.mark.parametrize("causal", [True, False])
 def test_short_window_equals_its_equations(kind, causal, heads, size):
@@ -79,6 +80,48 @@ def test_short_window_equals_its_equations(kind, causal, heads, size):
     inputs = [h, *module.parameters()]
     for a, b in zip(*(torch.autograd.grad((y * weight).sum(), inputs) for y in (got, want)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+class Products(TorchFunctionMode):
+    """Counts calls of ``linear``."""
+
+    count = 0
+
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        self.count += f is nn.functional.linear
+        return f(*args, **(kwargs or {}))
+
+
+def test_narrow_projections_are_one_product_where_the_input_gets_a_gradient():
+    h, _ = sample()
+    h.requires_grad_()
+
+    def run(module):
+        with Products() as products:
+            return module(h), products.count
+
+    assert run(built(resfx.ShortSWA(window=4)))[1] == 4, "as wide as the stream: nothing to gain"
+    module, seen = built(resfx.ShortSWA(window=4, heads=2, head_dim=2)), []
+    want, count = run(module)
+    assert count == 2
+    with torch.no_grad():
+        assert run(module)[1] == 4, "no copy of the weights where none is needed"
+    handle = module.k.register_forward_hook(lambda *_: seen.append("k"))
+    assert run(module)[1] == 4 and seen == ["k"]
+    handle.remove()
+    module.q = nn.Sequential(module.q, Doubled())
+    got, count = run(module)
+    assert count == 4 and not torch.allclose(got, want), "a module in a projection's place is called"
+    module.q = module.q[0]
+    module.v.bias = nn.Parameter(torch.ones(4, dtype=F64))
+    assert not torch.allclose(run(module)[0], want)
+    module.v.bias = None
+    torch.testing.assert_close(run(module)[0], want, atol=0, rtol=0)
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return 2 * x
 
 
 def test_window_beyond_the_length_is_full_attention():
