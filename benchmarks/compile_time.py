@@ -16,7 +16,7 @@ import resfx
 from resfx.measure import Inputs
 
 from .common import start, write
-from .models import VARIANTS, VOCAB, Decoder, runner
+from .models import VOCAB, Decoder, config_of, runner
 
 METHODS = ("plain", "ddl", "short_swa, w=16", "attnres, blocks of 8", "attnres", "denseformer", "denseformer 4x5")
 
@@ -43,7 +43,7 @@ def main() -> None:
                 model = Decoder(depth, options.width).to(options.device)
                 tokens = torch.randint(VOCAB, (1, options.length), device=options.device)
                 if name != "plain":
-                    model = resfx.rewrite(model, VARIANTS.get(name, name), args=(tokens,), check=False)
+                    model = resfx.rewrite(model, config_of(name, options.width), args=(tokens,), check=False)
                 row: dict[str, Any] = {"group": backend, "depth": depth, "case": name, "baseline": "plain"}
                 try:
                     spent = runner(model, Inputs((tokens,), {}), backend, "train")[1]

@@ -73,10 +73,17 @@ VARIANTS: dict[str, Any] = {
     "denseformer 4x5": resfx.DenseFormer(dilation=4, period=5),
     "depth_read, full": resfx.DepthRead(window=None),
     "short_swa, w=16": resfx.ShortSWA(window=16),
+    "short_swa, w=16, d_a=d/8": lambda d: resfx.ShortSWA(window=16, heads=2, head_dim=d // 16),
 }
-"""Configurations beside the defaults, by the name they have in the tables."""
+"""Configurations beside the defaults, by the name they have in the tables; a function makes one for a width."""
 
 BACKENDS = ("eager", "blocks", "whole")
+
+
+def config_of(name: str, width: int) -> Any:
+    """What ``rewrite`` is given for a name in the tables: a variant, or the method of that name at its defaults."""
+    config = VARIANTS.get(name, name)
+    return config(width) if callable(config) else config
 
 
 def lowered(model: Any, backend: str) -> Any:
@@ -164,7 +171,7 @@ def main() -> None:
         baseline = runner(plain, Inputs((tokens,), {}), backend, mode)
         for name in chosen:
             print(name, depth, backend, mode, file=sys.stderr, flush=True)
-            found = rows_of(plain, baseline, VARIANTS.get(name, name), facts, tokens, options)
+            found = rows_of(plain, baseline, config_of(name, options.width), facts, tokens, options)
             rows += [{"group": name} | row for row in found]
     rows.sort(key=lambda r: chosen.index(r["group"]))
     head = (

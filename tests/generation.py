@@ -13,6 +13,7 @@ import resfx
 METHODS = {
     "swa": resfx.ShortSWA(window=4), "canon": resfx.Canon(), "conv": resfx.ShortConv(),
     "chunk": resfx.ShortSWA(window=3, kind="chunk", rope=True, placement="branch"),
+    "lean": resfx.ShortSWA(window=4, heads=1, head_dim=6),
 }  # fmt: skip
 CAUSAL = ("gpt2", "llama", "qwen3", "gpt_neox", "gemma2", "mixtral", "falcon")
 STEPS, PROMPT = 16, 9

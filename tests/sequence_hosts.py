@@ -14,7 +14,7 @@ import resfx
 
 METHODS = {
     "swa": resfx.ShortSWA(window=3), "chunk": resfx.ShortSWA(window=3, kind="chunk", placement="branch"),
-    "canon": resfx.Canon(), "conv": resfx.ShortConv(),
+    "canon": resfx.Canon(), "conv": resfx.ShortConv(), "lean": resfx.ShortSWA(window=3, heads=1, head_dim=6),
 }  # fmt: skip
 HOSTS = ("gpt2", "llama", "qwen3", "gpt_neox", "bert", "vit", "t5")
 

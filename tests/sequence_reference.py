@@ -50,12 +50,13 @@ def short_swa(p: Parameters, h: Tensor, mask: Tensor | None, causal: bool, confi
     """``W_O softmax(q k / sqrt(d_k)) v`` over each position's window; a position that may read nothing gets zeros."""
     b, t, d = h.shape
     c, heads = normed(p, h, eps), config.heads or HEADS
-    q, k, v = ((c @ p[f"{n}.weight"].T).view(b, t, heads, d // heads) for n in "qkv")
+    size = config.head_dim or d // heads
+    q, k, v = ((c @ p[f"{n}.weight"].T).view(b, t, heads, size) for n in "qkv")
     if config.rope:
         q, k = turned(q), turned(k)
     rows = []
     for i, window in enumerate(windows(t, config.window, config.kind, causal)):
-        weights = (torch.einsum("bhe,bjhe->bhj", q[:, i], k[:, window]) / math.sqrt(d // heads)).exp()
+        weights = (torch.einsum("bhe,bjhe->bhj", q[:, i], k[:, window]) / math.sqrt(size)).exp()
         if mask is not None:
             weights = torch.where(mask[:, None, window].bool(), weights, 0)
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-300)

@@ -19,7 +19,7 @@ SPLITS = [[5, 4, 1, 3], [6, 1, 1, 3, 1, 1]]  # a prompt in two calls; tokens one
 
 
 @pytest.mark.parametrize("splits", SPLITS, ids=str)
-@pytest.mark.parametrize("host, method", pairs(CAUSAL, {("gpt2", "swa"), ("gpt2", "chunk")}))
+@pytest.mark.parametrize("host, method", pairs(CAUSAL, {("gpt2", "swa"), ("gpt2", "chunk"), ("llama", "lean")}))
 def test_any_split_into_calls_equals_one_call(host, method, splits):
     new = acting(host, method, torch.float64)
     ids, mask = tokens(3, 13, 3), torch.ones(3, 13, dtype=torch.long)
@@ -49,11 +49,11 @@ def bytes_per_block(host: str, method: str) -> int:
     columns = {"canon": d + (q + 2 * kv) + d + first, "conv": q + 2 * kv}
     if method in columns:
         return 4 * 3 * columns[method]  # kernel 4: three columns of every channel
-    window, counter = {"swa": (4, 0), "chunk": (3, 8)}[method]
-    return 4 * 2 * (window - 1) * d + (window - 1) + counter  # keys and values, a flag each; where its chunk began
+    window, inner, counter = {"swa": (4, d, 0), "chunk": (3, d, 8), "lean": (4, 6, 0)}[method]
+    return 4 * 2 * (window - 1) * inner + (window - 1) + counter  # keys and values, a flag each; where its chunk began
 
 
-@pytest.mark.parametrize("host, method", pairs(["gpt2", "llama"], {("gpt2", "swa"), ("gpt2", "canon")}))
+@pytest.mark.parametrize("host, method", pairs(["gpt2", "llama"], {("gpt2", m) for m in ("swa", "canon", "lean")}))
 def test_state_bytes_do_not_grow_with_the_text(host, method):
     new, batch = acting(host, method), 2
     ids, mask = tokens(batch, 20, 3), torch.ones(batch, 20, dtype=torch.long)

@@ -10,7 +10,7 @@ from sequence_hosts import pairs
 
 import resfx
 
-AGREE = {("gpt2", "canon"), ("gpt2", "chunk"), ("llama", "swa"), ("llama", "conv")}
+AGREE = {("gpt2", "canon"), ("gpt2", "chunk"), ("llama", "swa"), ("llama", "conv"), ("llama", "lean")}
 
 
 @pytest.mark.parametrize("host, method", pairs(CAUSAL, AGREE))
@@ -26,7 +26,7 @@ def test_cached_and_uncached_generation_agree_token_for_token(host, method):
     assert not torch.equal(greedy, plain), "the mixers must matter for this test to mean anything"
 
 
-@pytest.mark.parametrize("host, method", pairs(CAUSAL, {("llama", "canon")}))
+@pytest.mark.parametrize("host, method", pairs(CAUSAL, {("llama", "canon"), ("llama", "lean")}))
 def test_a_cache_of_fixed_size(host, method):
     new = acting(host, method)
     static = generated(new, True, do_sample=False, cache_implementation="static")
@@ -95,7 +95,7 @@ def exported(new, folder):
     return (runtime.InferenceSession(folder / name) for name in ("prefill", "step"))
 
 
-@pytest.mark.parametrize("host, method", pairs(["gpt2", "llama"], {("gpt2", "swa")}))
+@pytest.mark.parametrize("host, method", pairs(["gpt2", "llama"], {("gpt2", "lean")}))
 def test_a_loop_in_onnx_runtime_generates_the_same_tokens(host, method, tmp_path):
     """Keys, values and the short windows go from outputs to inputs by name; another batch than the exported one."""
     new = acting(host, method)

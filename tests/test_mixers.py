@@ -5,7 +5,10 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import resfx
 from resfx.ops.method import Place
@@ -46,15 +49,15 @@ def reads(t, w, kind, causal):
     return [[j for j in range(t) if i - w // 2 <= j <= i + (w - 1) // 2] for i in range(t)]
 
 
-def swa_reference(module, h, mask, w, kind, causal, heads):
+def swa_reference(module, h, mask, w, kind, causal, heads, size=4):
     mean = h.mean(-1, keepdim=True)
     norm = module.norm
     c = (h - mean) / torch.sqrt(((h - mean) ** 2).mean(-1, keepdim=True) + norm.eps) * norm.weight + norm.bias
-    b, t, d = h.shape
-    q, k, v = ((c @ p.weight.T).view(b, t, heads, d // heads) for p in (module.q, module.k, module.v))
+    b, t, _ = h.shape
+    q, k, v = ((c @ p.weight.T).view(b, t, heads, size) for p in (module.q, module.k, module.v))
     rows = []
     for i, window in enumerate(reads(t, w, kind, causal)):
-        scores = torch.einsum("bhe,bjhe->bhj", q[:, i], k[:, window]) / math.sqrt(d // heads)
+        scores = torch.einsum("bhe,bjhe->bhj", q[:, i], k[:, window]) / math.sqrt(size)
         real = mask[:, window].bool().unsqueeze(1)
         weights = torch.where(real, scores.exp(), 0)
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-300)
@@ -62,19 +65,63 @@ def swa_reference(module, h, mask, w, kind, causal, heads):
     return torch.stack(rows, 1) @ module.o.weight.T
 
 
+@pytest.mark.parametrize("heads, size", [(4, 4), (1, 6), (2, 2), (3, 8)])
 @pytest.mark.parametrize("kind", ["sliding", "chunk"])
 @pytest.mark.parametrize("causal", [True, False])
-def test_short_window_equals_its_equations(kind, causal):
-    module = built(resfx.ShortSWA(window=4, kind=kind), causal=causal)
+def test_short_window_equals_its_equations(kind, causal, heads, size):
+    """As many features as the stream, fewer, and more."""
+    module = built(resfx.ShortSWA(window=4, kind=kind, heads=heads, head_dim=size), causal=causal)
     h, mask = sample()
     h.requires_grad_()
     got = module(h, mask)
-    want = swa_reference(module, h, mask, 4, kind, causal, 4)
+    want = swa_reference(module, h, mask, 4, kind, causal, heads, size)
     torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
     weight = torch.cos(torch.arange(got.numel(), dtype=F64)).view_as(got)
     inputs = [h, *module.parameters()]
     for a, b in zip(*(torch.autograd.grad((y * weight).sum(), inputs) for y in (got, want)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+class Products(TorchFunctionMode):
+    """Counts calls of ``linear``."""
+
+    count = 0
+
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        self.count += f is nn.functional.linear
+        return f(*args, **(kwargs or {}))
+
+
+def test_narrow_projections_are_one_product_where_the_input_gets_a_gradient():
+    h, _ = sample()
+    h.requires_grad_()
+
+    def run(module):
+        with Products() as products:
+            return module(h), products.count
+
+    assert run(built(resfx.ShortSWA(window=4)))[1] == 4, "as wide as the stream: nothing to gain"
+    module, seen = built(resfx.ShortSWA(window=4, heads=2, head_dim=2)), []
+    want, count = run(module)
+    assert count == 2
+    with torch.no_grad():
+        assert run(module)[1] == 4, "no copy of the weights where none is needed"
+    handle = module.k.register_forward_hook(lambda *_: seen.append("k"))
+    assert run(module)[1] == 4 and seen == ["k"]
+    handle.remove()
+    module.q = nn.Sequential(module.q, Doubled())
+    got, count = run(module)
+    assert count == 4 and not torch.allclose(got, want), "a module in a projection's place is called"
+    module.q = module.q[0]
+    module.v.bias = nn.Parameter(torch.ones(4, dtype=F64))
+    assert not torch.allclose(run(module)[0], want)
+    module.v.bias = None
+    torch.testing.assert_close(run(module)[0], want, atol=0, rtol=0)
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return 2 * x
 
 
 def test_window_beyond_the_length_is_full_attention():
@@ -120,6 +167,7 @@ def test_rotation_sees_only_differences_of_positions():
 
 CONFIGS = [
     resfx.ShortSWA(window=4), resfx.ShortSWA(window=4, kind="chunk"), resfx.ShortSWA(window=5, rope=True),
+    resfx.ShortSWA(window=4, heads=1, head_dim=6, rope=True),
     resfx.ShortSWA(window=3, kind="chunk", rope=True, placement="branch"), resfx.Canon(kernel=3), resfx.ShortConv(),
     resfx.Canon(bias=True, activation="silu"), resfx.ShortConv(residual=False, start="published"),
 ]  # fmt: skip
@@ -155,6 +203,10 @@ def test_state_is_the_last_tokens_and_nothing_more(t):
     assert k.shape == v.shape == (3, 4, 3, 4) and real.shape == (3, 3)
     assert sum(x.untyped_storage().nbytes() for x in (k, v)) == 3 * 2 * 3 * 16 * 8
     assert real.sum() == 3 * min(t, 3)
+    lean = built(resfx.ShortSWA(window=4, heads=1, head_dim=6))
+    assert sum(p.numel() for n, p in lean.named_parameters() if "norm" not in n) == 4 * 16 * 6
+    _, (k, v, real) = lean(h, None, None, True)
+    assert k.shape == v.shape == (3, 1, 3, 6) and real.shape == (3, 3)
     _, (kept,) = built(resfx.Canon())(h, None, None, True)
     assert kept.shape == (3, 3, 16) and kept.untyped_storage().nbytes() == 3 * 3 * 16 * 8
 
@@ -227,6 +279,8 @@ def test_heads_split_off_the_features():
     [
         (lambda: resfx.ShortSWA(window=0), "at least 1"), (lambda: resfx.ShortSWA(kind="ring"), "kind must be"),
         (lambda: resfx.ShortSWA(placement="after"), "placement must be"), (lambda: resfx.ShortSWA(heads=-1), "heads"),
+        (lambda: resfx.ShortSWA(head_dim=-8), "head_dim must be 0"),
+        (lambda: resfx.ShortSWA(head_dim=7, rope=True), "must be even, not 7"),
         (lambda: resfx.Canon(at="AE"), "letters of 'ABCD'"), (lambda: resfx.Canon(at=""), "letters of 'ABCD'"),
         (lambda: resfx.Canon(kernel=0), "at least 1"), (lambda: resfx.ShortConv(on="qq"), "letters of 'qkv'"),
         (lambda: resfx.ShortConv(residual=False), "not the identity"),
@@ -242,6 +296,33 @@ def test_refusals_name_the_reason():
     assert "does not split" in resfx.ShortSWA(heads=5).refuse(place())
     assert "rotated in pairs" in resfx.ShortSWA(heads=16, rope=True).refuse(place())
     assert resfx.ShortSWA(heads=8).refuse(place()) is None
+
+
+@given(st.integers(1, 40), st.integers(0, 6), st.integers(0, 9), st.sampled_from([None, 1, 3, 4]), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_an_option_is_an_error_a_refusal_or_a_mixer(width, heads, size, hosts, rope):
+    """Which of the three is told by arithmetic; what is built has the inner width that the options say."""
+    options = {"window": 3, "heads": heads, "head_dim": size, "rope": rope, "placement": "branch"}
+    if rope and size % 2:
+        with pytest.raises(ValueError, match="head_dim must be even"):
+            resfx.ShortSWA(**options)
+        return
+    config, here = resfx.ShortSWA(**options), place(width, heads=hosts)
+    count = heads or hosts or 1
+    reason = config.refuse(here)
+    if not size and width % count:
+        assert f"a width of {width} does not split into {count} heads" == reason
+    elif rope and not size and (width // count) % 2:
+        assert "rotated in pairs" in reason
+    else:
+        assert reason is None
+        module, inner = config.build(here), count * (size or width // count)
+        assert [tuple(p.weight.shape) for p in (module.q, module.k, module.v, module.o)] == [
+            (inner, width), (inner, width), (inner, width), (width, inner),
+        ]  # fmt: skip
+        h = torch.randn(2, 4, width, dtype=F64)
+        out, (k, v, _) = module(h, None, None, True)
+        assert torch.equal(out, h) and k.shape == v.shape == (2, count, 2, inner // count)
 
 
 def test_configs_are_plain_data():

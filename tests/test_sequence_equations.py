@@ -15,7 +15,8 @@ CONFIGS = {
     f"swa-{kind}-{placement}{'-rope' * rope}": resfx.ShortSWA(window=3, kind=kind, placement=placement, rope=rope)
     for kind in ("sliding", "chunk") for placement in ("residual", "branch") for rope in (False, True)
 } | {
-    "swa-two-heads": resfx.ShortSWA(window=4, heads=2),
+    "swa-two-heads": resfx.ShortSWA(window=4, heads=2), "swa-lean": resfx.ShortSWA(window=3, heads=1, head_dim=6),
+    "swa-lean-rope": resfx.ShortSWA(window=3, heads=3, head_dim=2, kind="chunk", placement="branch", rope=True),
     "swa-published-branch": resfx.ShortSWA(window=3, placement="branch", start="published"),
     **{f"canon-{at}": resfx.Canon(at=at) for at in ("ABCD", "A", "B", "C", "D")},
     "canon-silu": resfx.Canon(bias=True, activation="silu", kernel=3),
@@ -25,6 +26,7 @@ CONFIGS = {
 DEFAULT = {
     ("gpt2", "swa-sliding-residual"), ("gpt_neox", "swa-chunk-residual-rope"), ("qwen3", "swa-sliding-branch-rope"),
     ("bert", "swa-sliding-residual-rope"), ("vit", "swa-chunk-branch"), ("t5", "swa-sliding-residual"),
+    ("gpt2", "swa-lean"), ("qwen3", "swa-lean-rope"),
     ("llama", "canon-ABCD"), ("gpt_neox", "canon-ABCD"), ("bert", "canon-ABCD"),
     ("gpt2", "conv"), ("qwen3", "conv"),
 }  # fmt: skip

@@ -191,6 +191,13 @@ def test_windows_of_one_and_free_leading_axes(kernels):
 
 
 @inside
+def test_windows_over_parts_of_one_projection(kernels):
+    q, k, v = (x.unflatten(-1, (2, 4)).transpose(1, 2) for x in draw(2, 7, 24).float().chunk(3, -1))
+    assert q.stride(2) == 24
+    agree(window._operator, window.windowed_attention_formula, (q, k, v, None, 3, True, False, 0.5), torch.float32)
+
+
+@inside
 @dtypes
 @pytest.mark.parametrize("length, size, taps, left", [(5, 5, 4, 3), (70, 70, 3, 1), (9, 6, 4, 0), (3, 3, 1, 0)])
 @pytest.mark.parametrize("silu, extras", [(False, False), (True, True)])
