@@ -4,6 +4,9 @@ A matrix is a tuple of vectors, one for each entry by rows, with a lane for each
 columns are written out, and no thread waits for another.
 """
 
+# Tuples grow entry by entry:
+# mypy: disable-error-code="assignment"
+
 from __future__ import annotations
 
 import torch
@@ -22,18 +25,38 @@ ALL = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _entries(x, row, apart, inside, N: tl.constexpr):  # noqa: ANN001, ANN202
+def _entries(x, row, apart, inside, BLOCK: tl.constexpr, N: tl.constexpr):  # noqa: ANN001, ANN202
+    """A matrix per lane, read four entries of a row at a time."""
     m = ()
-    for e in tl.static_range(N * N):
-        at = x + row * apart[0] + (e // N) * apart[1] + (e % N) * apart[2]
-        m += (tl.load(at, mask=inside, other=0.0).to(tl.float32),)
+    for i in tl.static_range(N):
+        for q in tl.static_range(0, N, 4):
+            columns = q + tl.arange(0, 4)
+            at = (row * apart[0] + i * apart[1])[:, None] + (columns * apart[2])[None, :]
+            four = tl.load(x + at, mask=inside[:, None] & (columns < N)[None, :], other=0.0).to(tl.float32)
+            even, odd = tl.split(tl.reshape(four, (BLOCK, 2, 2)))
+            first, third = tl.split(even)
+            second, fourth = tl.split(odd)
+            m += (first,)
+            if q + 1 < N:
+                m += (second,)
+            if q + 2 < N:
+                m += (third,)
+            if q + 3 < N:
+                m += (fourth,)
     return m
 
 
 @triton.jit
-def _write(x, m, row, inside, N: tl.constexpr):  # noqa: ANN001, ANN202
-    for e in tl.static_range(N * N):
-        tl.store(x + row * (N * N) + e, m[e], mask=inside)
+def _write(x, m, row, inside, BLOCK: tl.constexpr, N: tl.constexpr):  # noqa: ANN001, ANN202
+    for i in tl.static_range(N):
+        for q in tl.static_range(0, N, 4):
+            columns = q + tl.arange(0, 4)
+            last = m[i * N + N - 1]
+            even = tl.join(m[i * N + q], m[i * N + q + 2] if q + 2 < N else last)
+            odd = tl.join(m[i * N + q + 1] if q + 1 < N else last, m[i * N + q + 3] if q + 3 < N else last)
+            four = tl.reshape(tl.join(even, odd), (BLOCK, 4))
+            at = (row * (N * N) + i * N)[:, None] + columns[None, :]
+            tl.store(x + at, four, mask=inside[:, None] & (columns < N)[None, :])
 
 
 @triton.jit
@@ -113,9 +136,11 @@ def _eliminated(w, right, K: tl.constexpr, N: tl.constexpr):  # noqa: ANN001, AN
         else:
             answered += (right[j] + w[K * N + j] * (right[K] * inverse),)
         for i in tl.static_range(N):
-            if K < j and j < i:
+            if j <= K:
+                coupled += (w[j * N + i],)
+            elif i > j:
                 coupled += (w[j * N + i] + w[K * N + j] * (w[K * N + i] * inverse),)
-            elif i == K and j > K:
+            elif i == K:
                 coupled += (w[K * N + j] * inverse,)
             else:
                 coupled += (w[j * N + i],)
@@ -151,7 +176,7 @@ def _newton(p, BLOCK: tl.constexpr, N: tl.constexpr):  # noqa: ANN001, ANN202
         short += (1.0 - sums[j],)
     step = _solve(p, short, BLOCK, N)
     for j in tl.static_range(N):
-        c += (tl.exp(tl.minimum(tl.maximum(step[j], -STRIDE), STRIDE)),)
+        c += (tl.exp(tl.clamp(step[j], -STRIDE, STRIDE, propagate_nan=ALL)),)
     return _scaled(p, _unit(p, c, True, N), c, N)
 
 
@@ -162,8 +187,9 @@ def _forward(  # noqa: ANN202
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < rows
-    m = _entries(logits, row, apart, inside, N)
+    m = _entries(logits, row, apart, inside, BLOCK, N)
     m = _exponentials(m, _top(m, N), N)
+    # With entries between exp(-40) and 1 all scales stay between exp(-43) and exp(40), sums and products too.
     c = _all(1.0, BLOCK, N)
     r = _all(1.0, BLOCK, N)
     for _ in range(iterations):
@@ -172,7 +198,7 @@ def _forward(  # noqa: ANN202
     m = _scaled(m, r, c, N)
     for _ in range(newton):
         m = _newton(m, BLOCK, N)
-    _write(out, m, row, inside, N)
+    _write(out, m, row, inside, BLOCK, N)
 
 
 @triton.jit
@@ -196,8 +222,8 @@ def _backward_limit(  # noqa: ANN202
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < rows
-    p, g = _entries(result, row, apart, inside, N), _entries(grad, row, between, inside, N)
-    _write(out, _to_limit(p, g, BLOCK, N), row, inside, N)
+    p, g = _entries(result, row, apart, inside, BLOCK, N), _entries(grad, row, between, inside, BLOCK, N)
+    _write(out, _to_limit(p, g, BLOCK, N), row, inside, BLOCK, N)
 
 
 @triton.jit
@@ -256,7 +282,7 @@ def _backward_rounds(  # noqa: ANN202
     for start in range(first * BLOCK, rows, tl.num_programs(0) * BLOCK):
         row = start + lane
         inside = row < rows
-        x = _entries(logits, row, apart, inside, N)
+        x = _entries(logits, row, apart, inside, BLOCK, N)
         m = _exponentials(x, _top(x, N), N)
         c = _all(1.0, BLOCK, N)
         r = _all(1.0, BLOCK, N)
@@ -265,15 +291,15 @@ def _backward_rounds(  # noqa: ANN202
             c = _unit(m, r, False, N)
             r = _unit(m, c, True, N)
         tl.debug_barrier()  # what was written is read from here on
-        to_m = _scaled(_entries(grad, row, between, inside, N), r, c, N)
+        to_m = _scaled(_entries(grad, row, between, inside, BLOCK, N), r, c, N)
         changes, ones = _products(m, to_m, N * N), _all(1.0, BLOCK, N)
         a, b = _sums(changes, ones, True, N), _sums(changes, ones, False, N)
         for t in range(iterations):
             before = _take(own + (iterations - 1 - t) * (N * BLOCK), BLOCK, N)
             to_m, a = _from_round(m, to_m, a, b, r, before, N)
             b, r = _all(0.0, BLOCK, N), before
-        _write(out, _to_logits(x, m, to_m, N), row, inside, N)
-        tl.debug_barrier()
+        _write(out, _to_logits(x, m, to_m, N), row, inside, BLOCK, N)
+        tl.debug_barrier()  # and only then written over
 
 
 def supported(logits: Tensor, iterations: int, newton: int) -> bool:
