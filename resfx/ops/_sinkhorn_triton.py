@@ -189,7 +189,7 @@ def _forward(  # noqa: ANN202
     inside = row < rows
     m = _entries(logits, row, apart, inside, BLOCK, N)
     m = _exponentials(m, _top(m, N), N)
-    # With entries between exp(-40) and 1 all scales stay between exp(-43) and exp(40), sums and products too.
+    # With entries between exp(-40) and 1 scales stay between exp(-43) and exp(40): no sum or product is denormal.
     c = _all(1.0, BLOCK, N)
     r = _all(1.0, BLOCK, N)
     for _ in range(iterations):
