@@ -202,16 +202,20 @@ def _forward(  # noqa: ANN202
 
 
 @triton.jit
+def _within_rows(p, g, weight, BLOCK: tl.constexpr, N: tl.constexpr):  # noqa: ANN001, ANN202
+    """``G`` less its mean over a row as ``P`` weighs it: what is left for columns is small where the gradient is."""
+    sums, out = _sums(_products(p, g, N * N), _all(1.0, BLOCK, N), True, N), ()
+    for e in tl.static_range(N * N):
+        out += (g[e] - weight * sums[e // N],)
+    return out
+
+
+@triton.jit
 def _to_limit(p, g, BLOCK: tl.constexpr, N: tl.constexpr):  # noqa: ANN001, ANN202
-    """Rows first, so that what is left for the columns is small where the gradient is."""
-    ones, across, out = _all(1.0, BLOCK, N), (), ()
-    sums = _sums(_products(p, g, N * N), ones, True, N)
+    b = _solve(p, _sums(_products(p, g, N * N), _all(1.0, BLOCK, N), False, N), BLOCK, N)
+    a, out = _sums(p, b, True, N), ()
     for e in tl.static_range(N * N):
-        across += (g[e] - sums[e // N],)
-    b = _solve(p, _sums(_products(p, across, N * N), ones, False, N), BLOCK, N)
-    a = _sums(p, b, True, N)
-    for e in tl.static_range(N * N):
-        out += (p[e] * (across[e] - b[e % N] + a[e // N]),)
+        out += (p[e] * (g[e] - b[e % N] + a[e // N]),)
     return out
 
 
@@ -223,7 +227,7 @@ def _backward_limit(  # noqa: ANN202
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < rows
     p, g = _entries(result, row, apart, inside, BLOCK, N), _entries(grad, row, between, inside, BLOCK, N)
-    _write(out, _to_limit(p, g, BLOCK, N), row, inside, BLOCK, N)
+    _write(out, _to_limit(p, _within_rows(p, g, 1.0, BLOCK, N), BLOCK, N), row, inside, BLOCK, N)
 
 
 @triton.jit
@@ -291,9 +295,10 @@ def _backward_rounds(  # noqa: ANN202
             c = _unit(m, r, False, N)
             r = _unit(m, c, True, N)
         tl.debug_barrier()  # what was written is read from here on
-        to_m = _scaled(_entries(grad, row, between, inside, BLOCK, N), r, c, N)
-        changes, ones = _products(m, to_m, N * N), _all(1.0, BLOCK, N)
-        a, b = _sums(changes, ones, True, N), _sums(changes, ones, False, N)
+        g = _entries(grad, row, between, inside, BLOCK, N)
+        g = _within_rows(_scaled(m, r, c, N), g, tl.where(iterations > 0, 1.0, 0.0), BLOCK, N)
+        to_m, a = _scaled(g, r, c, N), _all(0.0, BLOCK, N)
+        b = _sums(_products(m, to_m, N * N), _all(1.0, BLOCK, N), False, N)
         for t in range(iterations):
             before = _take(own + (iterations - 1 - t) * (N * BLOCK), BLOCK, N)
             to_m, a = _from_round(m, to_m, a, b, r, before, N)
