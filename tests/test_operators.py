@@ -5,6 +5,7 @@ The kernels themselves are in ``test_triton.py``; here stand-ins count how often
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
-from resfx.ops import _channels, _depth, _local_conv, _operators, delta, window
+from resfx.ops import _channels, _depth, _local_conv, _operators, delta, sinkhorn, window
 
 # Right, but slow: torch has no rule for a batch of these.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop.*unfold_backward:UserWarning")
@@ -224,3 +225,47 @@ def test_kernels_are_for_plain_tensors_on_one_device(monkeypatch):
         assert _operators.kernels_for("any", ([mode.from_tensor(x)],)) is None
     monkeypatch.setattr(found, "supported", lambda *args: False)
     assert _operators.kernels_for("any", ([x],)) is None
+
+
+@pytest.mark.parametrize("newton", [0, 2])
+def test_sinkhorn_finds_its_form_as_the_others_do(newton, monkeypatch):
+    """It saves its result, not its operands, where that is less: a form of its own around the kernels."""
+    called, formula = [], lambda z: sinkhorn.sinkhorn_formula(z, 30, newton)
+    stand_in = SimpleNamespace(
+        supported=lambda *args: True,
+        forward=lambda *args: called.append("forward") or sinkhorn.sinkhorn_formula(*args),
+        gradients=lambda grad, saved, *rest: called.append(saved) or (grad * 2, None, None),
+    )
+    monkeypatch.setattr(_operators, "_kernel_module", lambda files: {"sinkhorn": stand_in}[files])
+    monkeypatch.setattr(_operators, "KERNEL_DEVICES", {"cpu"})
+    draw.generator.manual_seed(0)
+    logits, public, grad = draw(2, 3, 3), lambda z: sinkhorn.sinkhorn(z, 30, newton), torch.randn(2, 3, 3).double()
+
+    out = public(logits)
+    (found,) = torch.autograd.grad(out, logits, grad, retain_graph=True)
+    assert torch.equal(out, formula(logits)) and torch.equal(found, 2 * grad)
+    assert called[0] == "forward" and torch.equal(called[1], out if newton else logits) and len(called) == 2
+    called.clear()
+    want = torch.autograd.grad(formula(logits), logits, grad)[0]
+    torch.testing.assert_close(torch.autograd.grad(out, logits, grad, create_graph=True)[0], want)
+    batch = torch.autograd.grad(out, logits, torch.stack([grad, -grad]), is_grads_batched=True)[0]
+    torch.testing.assert_close(batch, torch.stack([want, -want]))
+
+    for of in (torch.func.jacrev, torch.func.jacfwd, torch.func.hessian, torch.func.vmap):
+        torch.testing.assert_close(of(public)(logits.detach()), of(formula)(logits.detach()))
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(public(forward_ad.make_dual(logits.detach(), grad))).tangent
+    torch.testing.assert_close(tangent, torch.func.jvp(formula, (logits.detach(),), (grad,))[1])
+    torch._dynamo.reset()
+    compiled = torch.compile(public, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(torch.autograd.grad(compiled(logits), logits, grad)[0], want)
+
+    class Model(torch.nn.Module):
+        def forward(self, z):
+            return public(z)
+
+    for context, nodes in ((contextlib.nullcontext(), 0), (_operators.opaque_operators(), 1)):
+        with context:
+            program = torch.export.export(Model(), (logits.detach(),), strict=False)
+        assert sum("resfx" in str(n.target) for n in program.graph.nodes) == nodes
+    assert not called

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from resfx.ops import _channels, _depth, _local_conv, _operators, delta, window
+from resfx.ops import _channels, _depth, _local_conv, _operators, delta, sinkhorn, window
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -47,7 +47,7 @@ def draw(*shape, dtype=torch.float64):
     return torch.randn(shape, dtype=torch.float64).to(dtype)
 
 
-def agree(public, formula, args, dtype):
+def agree(public, formula, args, dtype, node="GeneratedBackwardFor_resfx"):
     """Result and every gradient of the kernels against the formula in float64; ``args`` are positional."""
     leaves, spec = pytree.tree_flatten(args)
     real = [isinstance(x, torch.Tensor) and x.is_floating_point() for x in leaves]
@@ -55,7 +55,7 @@ def agree(public, formula, args, dtype):
     wide = [x.detach().double().requires_grad_() if r else x for x, r in zip(leaves, real, strict=True)]
     got = public(*pytree.tree_unflatten(given, spec))
     want = formula(*pytree.tree_unflatten(wide, spec))
-    assert "GeneratedBackwardFor_resfx" in type(got.grad_fn).__name__ and got.shape == want.shape
+    assert node in type(got.grad_fn).__name__ and got.shape == want.shape
     grad = torch.randn(want.shape, dtype=torch.float64).to(got.dtype)
     floats = lambda xs: [x for x, r in zip(xs, real, strict=True) if r]
     found = torch.autograd.grad(got, floats(given), grad)
@@ -276,6 +276,98 @@ def test_equal_channels_stay_equal_bit_for_bit(dtype, kernels):
     assert torch.equal(_channels.mix(state, f, torch.rand(3, 5), matrix, True), state)
 
 
+@pytest.fixture
+def sinkhorn_calls(monkeypatch, kernels):
+    """The kernels of Sinkhorn-Knopp that are called, in order."""
+    from resfx.ops import _sinkhorn_triton
+
+    called = []
+    for name in ("forward", "gradients"):
+        run = getattr(_sinkhorn_triton, name)
+        counted = lambda *args, name=name, run=run: called.append(name) or run(*args)
+        monkeypatch.setattr(_sinkhorn_triton, name, counted)
+    return called
+
+
+@inside
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("iterations, newton", [(0, 0), (4, 0), (2, 8)])
+def test_sinkhorn(iterations, newton, size, sinkhorn_calls):
+    """Of the rounds, or of the limit, which many rounds reach as well."""
+    logits = (turned(draw(3, 12, size, size)) + 2 * torch.eye(size)).float()
+    want = lambda z, *_: sinkhorn.sinkhorn_formula(z, 300 if newton else iterations, 0)
+    args = (logits, iterations, newton)
+    agree(sinkhorn.sinkhorn, want, args, torch.float32, "_SinkhornBackward")
+    assert sinkhorn_calls == ["forward", "gradients"]
+    if newton:
+        matrix = sinkhorn.sinkhorn(*args)
+        assert (matrix.sum(-1) - 1).abs().max() < 5e-7 and (matrix.sum(-2) - 1).abs().max() < 1e-6
+
+
+@inside
+@pytest.mark.parametrize("scale", [50.0, 1000.0, "hardly touching"])
+@pytest.mark.parametrize("size, newton", [(4, 0), (4, 8), (3, 20)])
+def test_sinkhorn_of_extreme_logits(size, newton, scale, sinkhorn_calls):
+    logits = draw(30, size, size)
+    if scale == "hardly touching":
+        logits = torch.where((torch.arange(size) > 0)[:, None] == (torch.arange(size) > 0), logits, -200.0)
+        logits[:20, 0, -1] = -torch.inf
+    else:
+        logits = scale * logits
+    agree(sinkhorn.sinkhorn, sinkhorn.sinkhorn, (logits.float(), 20, newton), torch.float32, "_SinkhornBackward")
+    matrix = sinkhorn.sinkhorn(logits.float(), 20, newton)
+    assert matrix.min() > 0 and (matrix.sum(-1) - 1).abs().max() < 5e-7
+    assert sinkhorn_calls == ["forward", "gradients", "forward"]
+
+
+@inside
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's
+@pytest.mark.parametrize("newton", [0, 2])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_sinkhorn_keeps_what_is_no_number_to_its_matrix(wrong, newton, sinkhorn_calls):
+    logits = draw(3, 4, 4).float()
+    logits[1, 2, 0] = wrong
+    for iterations in (0, 3):
+        matrix = sinkhorn.sinkhorn(logits.requires_grad_(), iterations, newton)
+        want = sinkhorn.sinkhorn_formula(logits.detach(), iterations, newton)
+        assert want[1].isnan().any() and torch.equal(matrix.isnan(), want.isnan())
+        lost = torch.autograd.grad(matrix.square().sum(), logits)[0].isnan()
+        assert lost[1].any() and not lost[0].any() and not lost[2].any()
+
+
+@inside
+@pytest.mark.parametrize("newton", [0, 2])
+def test_sinkhorn_of_many_matrices_wherever_they_lie(newton, monkeypatch):
+    from resfx.ops import _sinkhorn_triton as kernels
+
+    logits, grad = draw(70, 3, 3).float(), draw(70, 3, 3).float()
+    saved = kernels.forward(logits, 2, newton) if newton else logits
+    want = kernels.gradients(grad, saved, 2, newton)[0]
+    monkeypatch.setattr(kernels, "PROGRAMS", 2)  # for three blocks
+    assert torch.equal(kernels.gradients(turned(grad), turned(saved), 2, newton)[0], want)
+    one = torch.ones(()).expand(70, 3, 3)
+    assert torch.equal(kernels.gradients(one, saved, 2, newton)[0], kernels.gradients(one + 0, saved, 2, newton)[0])
+    spread = logits[:1].expand(70, 3, 3)
+    assert torch.equal(kernels.forward(spread, 2, newton), kernels.forward(spread + 0, 2, newton))
+
+
+@inside
+def test_sinkhorn_leaves_to_torch_what_is_not_for_kernels(sinkhorn_calls):
+    for logits in (draw(2, 9, 9).float(), draw(2, 3, 3), draw(0, 3, 3).float()):
+        given = logits.requires_grad_()
+        (grad,) = torch.autograd.grad(sinkhorn.sinkhorn(given, 3, 2).square().sum(), given)
+        assert grad.dtype == logits.dtype and grad.shape == logits.shape
+    given = draw(2, 3, 3).float().requires_grad_()
+    assert not sinkhorn_calls
+    (first,) = torch.autograd.grad(sinkhorn.sinkhorn(given, 20, 8).square().sum(), given, create_graph=True)
+    assert sinkhorn_calls == ["forward"], "a gradient to differentiate again is that of the plain form"
+    second = torch.autograd.grad(first.square().sum(), given)[0]
+    wide = given.detach().double().requires_grad_()
+    (first,) = torch.autograd.grad(sinkhorn.sinkhorn(wide, 20, 8).square().sum(), wide, create_graph=True)
+    want = torch.autograd.grad(first.square().sum(), wide)[0]
+    torch.testing.assert_close(second.double(), want, rtol=1e-4, atol=1e-5)
+
+
 class NoDevice:
     """A driver whose GPU is not there, for the compiler to ask."""
 
@@ -326,6 +418,7 @@ def launches(name, dtype):
         "wide_delta": [
             (x, x[:, 0], x[:, 0, :1], x[:, :, 0], m, 1e-10, True, True) for m in (torch.tensor(0.0), x[0, 0])
         ],
+        "sinkhorn": [(torch.randn(2, 3, n, n), 20, newton) for n, newton in ((3, 8), (4, 0), (4, 8))],
         "windowed_attention": [
             (x.view(1, 2, 4, 80), x[:1].view(1, 1, 4, 80), x[:1].view(1, 1, 4, 80), m, 3, True, chunk, 0.1)
             for m, chunk in ((torch.ones(1, 4, dtype=torch.bool), False),)
@@ -348,6 +441,7 @@ def launches(name, dtype):
         "wide_delta",
         "wide_mix",
         "wide_combine",
+        "sinkhorn",
     ],
 )
 def test_kernels_compile_for_a_gpu(name, dtype, compiled):
