@@ -110,7 +110,8 @@ def _gradients(
         factor: of the exponentials, ``(..., 1)``.
         mean: of ``grad . source`` under the softmax, ``(..., 1)``.
     """
-    along, for_sources = None, []  # one tensor is summed over the rows, not each of its terms: they are not read again
+    along: Tensor | None = None  # is summed over the rows: one tensor, where each of its terms would be read again
+    for_sources: list[Tensor] = []
     for source in sources:
         s = source.to(query.dtype)
         logit, scale = _score(s, query, eps)
