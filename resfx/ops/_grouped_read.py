@@ -9,6 +9,7 @@ A model compiled block by block compiles the groups themselves and runs what is 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ._chunks import SIZES, Compiler, chunk_compiler
-from ._operators import accumulator
+from ._operators import accumulator, per_row
 
-GROUP = 12  # sources that share one loop in a model compiled as one graph, and the most that are read in one loop
+GROUP = 8  # sources that share one loop in a model compiled as one graph, and the most that are read in one loop
 
 _LIMIT: dict[str, Any] = {"max_reuse_entries": 2**16}  # the groups are few, whatever the count
 _known = inspect.signature(torch.compiler.nested_compile_region).parameters
@@ -52,28 +53,33 @@ def _score(source: Tensor, query: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return (source * query).sum(-1, keepdim=True) * scale, scale
 
 
+def _shares(wide: list[Tensor], query: Tensor, eps: float, before: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    """``e^(l_j - m)`` of each source and ``m``, the highest score; ``before`` is the highest of earlier sources."""
+    logits = [_score(s, query, eps)[0] for s in wide]
+    top = functools.reduce(torch.maximum, logits if before is None else [before, *logits])
+    top = per_row(top, logits[0])
+    return [per_row(torch.exp(logit - top), logit) for logit in logits], top
+
+
 def _take(query: Tensor, eps: float, before: Running, sources: Sequence[Tensor]) -> Running:
     total, top, mass, plain = before
     wide = [s.to(query.dtype) for s in sources]
-    logits = torch.cat([_score(s, query, eps)[0] for s in wide], -1)
-    higher = torch.maximum(top, logits.amax(-1, keepdim=True))
-    e, shrink = torch.exp(logits - higher), torch.exp(top - higher)
+    shares, higher = _shares(wide, query, eps, top)
+    shrink = per_row(torch.exp(top - higher), higher)
     total = total * shrink
-    for j, source in enumerate(wide):
-        total = total + e[..., j : j + 1] * source
+    for e, source in zip(shares, wide, strict=True):
+        total = total + e * source
         plain = None if plain is None else plain + source
-    return total, higher, mass * shrink + e.sum(-1, keepdim=True), plain
+    return total, higher, per_row(mass * shrink + functools.reduce(torch.add, shares), higher), plain
 
 
 def _first(query: Tensor, eps: float, relative: bool, *sources: Tensor) -> Running:
     wide = [s.to(query.dtype) for s in sources]
-    logits = torch.cat([_score(s, query, eps)[0] for s in wide], -1)
-    top = logits.amax(-1, keepdim=True)
-    e = torch.exp(logits - top)
-    total, plain = e[..., :1] * wide[0], wide[0]
-    for j, source in enumerate(wide[1:], 1):
-        total, plain = total + e[..., j : j + 1] * source, plain + source
-    return total, top, e.sum(-1, keepdim=True), plain.clone() if relative else None
+    shares, top = _shares(wide, query, eps, None)
+    total, plain = shares[0] * wide[0], wide[0]
+    for e, source in zip(shares[1:], wide[1:], strict=True):
+        total, plain = total + e * source, plain + source
+    return total, top, per_row(functools.reduce(torch.add, shares), top), plain.clone() if relative else None
 
 
 def _next(
@@ -92,10 +98,10 @@ def _last(
 def _finish(running: Running, count: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The average under the softmax, the highest score, the mass, and ``count`` averages less the plain sum."""
     total, top, mass, plain = running
-    average = (total / mass).to(dtype)
+    average = (total * per_row(1 / mass, top)).to(dtype)
     if plain is None or count is None:
         return average, top, mass
-    return average, top, mass, total * (count / mass) - plain
+    return average, top, mass, total * per_row(count / mass, top) - plain
 
 
 def _gradients(
@@ -115,8 +121,8 @@ def _gradients(
     for source in sources:
         s = source.to(query.dtype)
         logit, scale = _score(s, query, eps)
-        share = torch.exp(logit - top) * factor
-        slope = share * ((grad * s).sum(-1, keepdim=True) - mean) * scale
+        share = per_row(torch.exp(logit - top) * factor, logit)
+        slope = per_row(share * ((grad * s).sum(-1, keepdim=True) - mean) * scale, logit)
         along = slope * s if along is None else along + slope * s
         weight = share - 1 if relative else share
         for_sources.append((weight * grad + slope * (query - logit * scale / s.shape[-1] * s)).to(source.dtype))
@@ -136,9 +142,9 @@ class _GroupedRead(torch.autograd.Function):
     """The read. The backward pass needs the inputs, the softmax average, and two numbers per row."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, gate: Tensor | None, eps: float, relative: bool, *sources: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        # Dynamo takes a first argument for the context, or not, by the number of named parameters: there are none.
+        query, gate, eps, relative, *sources = args
         dtype = sources[0].dtype
         wide = accumulator(dtype)
         ctx.compiler = by = chunk_compiler()
@@ -174,7 +180,8 @@ class _GroupedRead(torch.autograd.Function):
         if gate is not None:
             for_gate, g, shared = shared.sum().to(gate.dtype), g * gate.to(wide), shared * gate.to(wide)
         factor = torch.full_like(mass, len(sources) if ctx.relative else 1) / mass
-        for_query, for_sources = None, []
+        for_query: Tensor | None = None
+        for_sources: list[Tensor] = []
         for group in (cut := groups(sources, ctx.size)):
             run = _compiled(_gradients, group, ctx.compiler) if len(cut) > 1 else _gradients
             part, *rest = run(g, q, top, factor, shared, ctx.eps, ctx.relative, *group)

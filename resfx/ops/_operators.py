@@ -73,6 +73,23 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def per_row(x: Tensor, seen: Tensor) -> Tensor:
+    """``x``, numbers per row, for a loop over rows that Inductor compiles for a CPU: the same numbers, bit for bit.
+
+    Numbers that are used more than once, or kept for the backward pass, Inductor computes in a loop of their own, along
+    the rows and vectorised. What comes before and behind can then not be one loop over rows, and each pass over the
+    elements reads its tensors from memory again. It vectorises no loop with 16-bit integers in it, and then joins all
+    the loops: hence this factor of one. Its exponential sees to it that the numbers are computed once per row, never
+    again for every element (which would not be vectorised either).
+
+    Args:
+        seen: numbers that ``x`` was computed from, in the same shape.
+    """
+    if x.device.type != "cpu" or not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
+        return x
+    return x * torch.exp(seen.isnan().to(torch.int16).to(x.dtype))
+
+
 def fused(
     name: str,
     formula: Callable[..., Tensor],

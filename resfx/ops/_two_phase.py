@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._operators import accumulator
+from ._operators import accumulator, per_row
 
 Ahead = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
 """Of the finished blocks, for one read, in float32 for half types: ``sum_j e^(l_j - m) b_j (..., d)``; ``m`` and
@@ -40,7 +40,7 @@ def inter_block(sources: Sequence[Tensor], queries: Sequence[Tensor], eps: float
         lack = -rows[0] if relative else None
         return [(rows[0], top, torch.ones_like(top), count, lack) for top in logits[0].split(1, -1)]
     tops = torch.stack(logits).detach().amax(0)
-    shares = [torch.exp(z - tops) for z in logits]
+    shares = [per_row(torch.exp(z - tops), z) for z in logits]
     lack = None
     if relative:
         lack = -_plus(rows)  # negative: its gradient is then the read's own, no new tensor
@@ -80,9 +80,10 @@ def intra_block(ahead: Ahead, partial: Tensor | None, query: Tensor, base: Tenso
         p = partial.to(total.dtype)
         logit = (p * query.to(p.dtype)).sum(-1, keepdim=True) * torch.rsqrt((p * p).mean(-1, keepdim=True) + eps)
         higher = torch.maximum(top, logit).detach()
-        e, shrink = torch.exp(logit - higher), torch.exp(top - higher)
+        e, shrink = per_row(torch.exp(logit - higher), logit), per_row(torch.exp(top - higher), logit)
         total, mass, count = total * shrink + e * p, mass * shrink + e, count + 1
         lack = None if lack is None else lack - p
     if base is None or lack is None:
-        return total / mass
-    return base + (total * (count / mass) + lack).to(base.dtype)
+        return total * per_row(1 / mass, top)
+    # A tensor over a tensor: n / n is one exactly, a number over a tensor is a reciprocal.
+    return base + (total * per_row(count / mass, top) + lack).to(base.dtype)

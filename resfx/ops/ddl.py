@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ._operators import accumulator
+from ._operators import accumulator, per_row
 from .delta import delta_shortcut
 from .method import Method, Place
 from .wide import WideStream, factory_of
@@ -181,7 +181,7 @@ class DeltaSite(nn.Module):
             c = nn.functional.rms_norm(x, x.shape[-1:])
         wide = accumulator(x.dtype) if config.float32 else x.dtype
         logits = self.gate(c.to(self.dtype)).to(wide)
-        beta = 2 * torch.tanh(logits) if self.erase else 2 * torch.sigmoid(logits)
+        beta = 2 * per_row(torch.tanh(logits) if self.erase else torch.sigmoid(logits), logits)
         if self.target is None:
             return beta, torch.full_like(beta, config.target_constant)
         source = {"context": c, "stream": x, "sublayer": f}[config.target]

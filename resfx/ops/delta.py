@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._operators import accumulator, fused, transforming
+from ._operators import accumulator, fused, per_row, transforming
 
 
 def delta_formula(
@@ -21,11 +21,14 @@ def delta_formula(
     """:func:`delta_shortcut` step by step: what every other form is held against."""
     wide = accumulator(x.dtype)
     xw, fw = x.to(wide), f.to(wide)
-    scale = torch.rsqrt((fw * fw).sum(-1, keepdim=True) + eps2)
+    squares = (fw * fw).sum(-1, keepdim=True)
+    scale = torch.rsqrt(squares + eps2)
     p = (fw * xw).sum(-1, keepdim=True) * scale
     weight = beta.to(wide) * (v.to(wide) - p) * scale
     if mix is not None:
         weight = mix.to(wide) * (weight - 1)
+    if mix is None or mix.ndim == 0:
+        weight = per_row(weight, squares)
     if add:
         base = x + f if total is None else total
     else:
@@ -113,7 +116,7 @@ def delta_gradients(
         squares = torch.linalg.vector_norm(fw, dim=-1, keepdim=True).square()
     scale = torch.rsqrt(squares + eps2)
     p = (xw * fw).sum(-1, keepdim=True) * scale
-    error = v.to(wide) - p
+    error = per_row(v.to(wide) - p, squares)
     weight, gf = b * error * scale, g * fw
     gmix = None
     if mix is not None:

@@ -1,0 +1,48 @@
+"""Compiled, an operator and the norm behind it are one loop over rows: a read over depth, a delta site."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._inductor.utils import run_and_get_code
+from torch.nn import functional as F
+
+import resfx
+from resfx.ops._depth import attention_read
+from resfx.ops.method import Place
+
+
+def row_loops(function, *args):
+    """How many loops over rows the C++ of a compiled forward pass has; it must agree with the function."""
+    torch._dynamo.reset()
+    with torch.no_grad():
+        got, (code,) = run_and_get_code(torch.compile(function, fullgraph=True, dynamic=False), *args)
+        torch.testing.assert_close(got, function(*args), rtol=1e-4, atol=1e-5)
+    assert code.count("async_compile.cpp_pybinding(") == 1
+    return code.count("for(int64_t x0=")
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_read_and_the_norm_behind_it(relative):
+    sources, query = [torch.randn(4, 32) for _ in range(5)], torch.randn(32)
+
+    def read(base, query, *sources):
+        stream = attention_read(sources, query, base if relative else None, eps=1e-6, relative=relative)
+        return stream, F.rms_norm(stream, (32,), eps=1e-6)
+
+    assert row_loops(read, torch.randn(4, 32), query, *sources) == 1
+
+
+@pytest.mark.parametrize("start", ["preserve", "published"])
+def test_gates_shortcut_add_and_the_norm_behind_it(start):
+    place = Place(width=32, context_width=32, kind="mlp", depth=0, dtype=torch.float32, device=torch.device("cpu"))
+    site = resfx.DDL(start=start).build(place)
+    with torch.no_grad():
+        for parameter in site.parameters():
+            parameter.normal_()
+
+    def call(x, f, c):
+        stream = site(x, f, c)
+        return stream, F.rms_norm(stream, (32,), eps=1e-6)
+
+    assert row_loops(call, *(torch.randn(4, 32) for _ in range(3))) == 1
