@@ -19,6 +19,8 @@ def row_loops(function, *args):
         got, (code,) = run_and_get_code(torch.compile(function, fullgraph=True, dynamic=False), *args)
         torch.testing.assert_close(got, function(*args), rtol=1e-4, atol=1e-5)
     assert code.count("async_compile.cpp_pybinding(") == 1
+    if torch.__version__ < "2.13":
+        pytest.skip("joins fewer loops")
     return code.count("for(int64_t x0=")
 
 

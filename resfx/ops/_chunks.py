@@ -17,7 +17,7 @@ from torch import Tensor
 from ._operators import transforming
 
 SIZES = (8, 4, 2, 1)
-"""A list longer than the first is cut into as many of each as fit."""
+"""A list is cut into as many of each as fit."""
 
 Compiler = Callable[[Callable[..., Any], int], Callable[..., Any]]
 
@@ -52,8 +52,8 @@ def with_chunks(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_cut(items: Sequence[Any]) -> bool:
-    """Whether a list of this length is to be taken in chunks."""
-    return len(items) > SIZES[0] and chunk_compiler() is not None and not transforming()
+    """Whether a list is to be taken in chunks: where one of the model's is long, all are."""
+    return len(items) > 1 and chunk_compiler() is not None and not transforming()
 
 
 def cut(count: int) -> Iterator[slice]:

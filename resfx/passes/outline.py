@@ -71,7 +71,8 @@ def outline(graph: fx.Graph, segments: Sequence[Segment], functions: dict[Key, C
         functions: those that exist; equal code is found here and shared, new code is added.
     """
     home = {node: segment for segment in segments for node in segment.nodes}
-    parts = {s: Outlined(s) for s in segments if _worth_a_function(s)}
+    cut = any(map(_is_long, segments))
+    parts = {s: Outlined(s) for s in segments if _worth_a_function(s, cut)}
     bodies = {s: _Body(s, home) for s in parts}
     needed = _needed(graph, bodies, home)
     for segment, part in parts.items():
@@ -82,11 +83,15 @@ def outline(graph: fx.Graph, segments: Sequence[Segment], functions: dict[Key, C
     return _main(graph, home, parts)
 
 
-def _worth_a_function(segment: Segment) -> bool:
-    if segment.read:  # a long one is compiled in chunks, by itself
-        lists = [a for n in segment.nodes if n.op == "call_module" for a in n.args if isinstance(a, (list, tuple))]
-        return all(len(sources) <= SIZES[0] for sources in lists)
+def _worth_a_function(segment: Segment, cut: bool) -> bool:
+    if segment.read and cut:  # reads are compiled in chunks, by themselves; the chunks of long ones serve short ones
+        return False
     return sum(ops.operator_name(n) not in ("getitem", "sym_size") for n in segment.nodes) >= _SMALL
+
+
+def _is_long(segment: Segment) -> bool:
+    lists = [a for n in segment.nodes if n.op == "call_module" for a in n.args if isinstance(a, (list, tuple))]
+    return segment.read and any(len(sources) > SIZES[0] for sources in lists)
 
 
 class _Body:
