@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint zoo matrix clean bench-operators bench-models bench-scaling bench-onnxruntime bench-wide
+.PHONY: demo test lint zoo matrix clean bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,7 +25,7 @@ zoo: $(READY)
 matrix: $(READY)
 	$(RUN) -m tests.matrix
 
-bench-operators bench-models bench-scaling bench-onnxruntime bench-wide: bench-%: $(READY)
+bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide: bench-%: $(READY)
 	$(RUN) -m benchmarks.$*
 
 lint: $(READY)

@@ -62,7 +62,7 @@ def leaves(args):
         pytest.param(torch.float16, 3e-3, marks=pytest.mark.matrix),
     ],
 )
-@pytest.mark.parametrize("count", [GROUP + 1, pytest.param(3 * GROUP, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("count", [3, GROUP + 1, pytest.param(3 * GROUP, marks=pytest.mark.matrix)])
 def test_grouped_reads_follow_the_equations(count, kind, dtype, tolerance):
     args = operands(count, kind, dtype)
     exact = [t.detach().double().requires_grad_() for t in leaves(args)]
@@ -85,6 +85,7 @@ def test_grouped_reads_follow_the_equations(count, kind, dtype, tolerance):
         (21, "aot_eager", torch.bfloat16),
         (30, "aot_eager", torch.float32),
         (GROUP + 1, "inductor", torch.float32),
+        (4, "inductor", torch.bfloat16),
         pytest.param(21, "inductor", torch.bfloat16, marks=pytest.mark.matrix),
     ],
 )
