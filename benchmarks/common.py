@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 import warnings
@@ -179,7 +180,7 @@ def steps(function: Callable[..., Any], inputs: Sequence[torch.Tensor], mode: st
 def setting(options: Any) -> dict[str, Any]:
     """Where and how the figures were taken."""
     cuda = options.device == "cuda"
-    given = " ".join(Path(a).name if os.sep in a else a for a in sys.argv[1:])
+    given = shlex.join(Path(a).name if os.sep in a and Path(a).exists() else a for a in sys.argv[1:])
     return {
         "command": f"python -m benchmarks.{Path(sys.argv[0]).stem} {given}".strip(),
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.backends.cpu.get_cpu_capability()}",
