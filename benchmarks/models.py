@@ -12,18 +12,17 @@ import copy
 import itertools
 import os
 import sys
-import time
 from typing import Any
 
 import torch
 from torch import nn
 
 import resfx
-from resfx.measure import Inputs, Runner, interleave, peak_memory, quartiles, set_training, wall_clock
+from resfx.measure import Inputs, Runner, interleave, peak_memory, quartiles, set_training
 from resfx.ops.method import methods
 from resfx.runners import fresh_cache, step_of
 
-from .common import start, write
+from .common import clock, start, write
 
 VOCAB = 512
 
@@ -126,19 +125,6 @@ def measured(case: str, model: Any, run: Runner, spent: float, samples: list[flo
     }  # fmt: skip
 
 
-def on_one_thread(options: Any) -> bool:
-    """Whether a step's CPU time is its time; what else the machine does then counts little."""
-    return options.device == "cpu" and options.threads == 1
-
-
-def cpu_clock(run: Runner) -> float:
-    """Seconds of CPU time of one step."""
-    run.ready()
-    begin = time.process_time()
-    run.step()
-    return time.process_time() - begin
-
-
 def rows_of(plain: Any, baseline: tuple[Runner, float], config: Any, facts: dict[str, Any], tokens: torch.Tensor,
             options: Any) -> list[dict[str, Any]]:  # fmt: skip
     """Two rows: the plain model and a method's, timed in turns."""
@@ -147,8 +133,13 @@ def rows_of(plain: Any, baseline: tuple[Runner, float], config: Any, facts: dict
         own = runner(new, Inputs((tokens,), {}), facts["backend"], facts["mode"])
     except Exception as error:
         return [facts | {"case": "after", "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}]
-    clock = cpu_clock if on_one_thread(options) else wall_clock(torch.device(options.device))
-    samples = interleave(baseline[0], own[0], clock, repeats=options.rounds, warmup=2, seconds=options.seconds)
+    timed = clock(options.device, options.threads)
+
+    def step_time(run: Runner) -> float:
+        run.ready()
+        return timed(run.step)
+
+    samples = interleave(baseline[0], own[0], step_time, repeats=options.rounds, warmup=2, seconds=options.seconds)
     found = [facts | measured(c, m, *r, s, options) for c, m, r, s in
              zip(("before", "after"), (plain, new), (baseline, own), samples, strict=True)]  # fmt: skip
     for row in found:
@@ -198,7 +189,7 @@ def main() -> None:
     columns = ("depth", "shape", "backend", "mode", "case", "ratio", "peak_MiB", "median_ms", "quartiles_ms",
                "first_call_s", "parameters")  # fmt: skip
     name = options.name or "-".join(["models", *(b for b in options.backends if b != "eager")])
-    write(name, rows, options, head, columns, clock="CPU time" if on_one_thread(options) else "wall time")
+    write(name, rows, options, head, columns)
 
 
 if __name__ == "__main__":

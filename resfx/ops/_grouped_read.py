@@ -47,7 +47,7 @@ def groups(sources: Sequence[Any], size: int = GROUP) -> list[Sequence[Any]]:
     return [sources[:first], *(sources[i : i + size] for i in range(first, len(sources), size))]
 
 
-def _score(source: Tensor, query: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def score(source: Tensor, query: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``query . RMSNorm(source)`` and ``1 / rms(source)``, both ``(..., 1)``."""
     scale = torch.rsqrt((source * source).mean(-1, keepdim=True) + eps)
     return (source * query).sum(-1, keepdim=True) * scale, scale
@@ -55,7 +55,7 @@ def _score(source: Tensor, query: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def _shares(wide: list[Tensor], query: Tensor, eps: float, before: Tensor | None) -> tuple[list[Tensor], Tensor]:
     """``e^(l_j - m)`` of each source and ``m``, the highest score; ``before`` is the highest of earlier sources."""
-    logits = [_score(s, query, eps)[0] for s in wide]
+    logits = [score(s, query, eps)[0] for s in wide]
     top = functools.reduce(torch.maximum, logits if before is None else [before, *logits])
     top = per_row(top, logits[0])
     return [per_row(torch.exp(logit - top), logit) for logit in logits], top
@@ -120,7 +120,7 @@ def _gradients(
     for_sources: list[Tensor] = []
     for source in sources:
         s = source.to(query.dtype)
-        logit, scale = _score(s, query, eps)
+        logit, scale = score(s, query, eps)
         share = per_row(torch.exp(logit - top) * factor, logit)
         slope = per_row(share * ((grad * s).sum(-1, keepdim=True) - mean) * scale, logit)
         along = slope * s if along is None else along + slope * s

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._grouped_read import score
 from ._operators import accumulator, per_row
 
 Ahead = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
@@ -78,7 +79,7 @@ def intra_block(ahead: Ahead, partial: Tensor | None, query: Tensor, base: Tenso
     total, top, mass, count, lack = ahead
     if partial is not None:
         p = partial.to(total.dtype)
-        logit = (p * query.to(p.dtype)).sum(-1, keepdim=True) * torch.rsqrt((p * p).mean(-1, keepdim=True) + eps)
+        logit, _ = score(p, query.to(p.dtype), eps)
         higher = torch.maximum(top, logit).detach()
         e, shrink = per_row(torch.exp(logit - higher), logit), per_row(torch.exp(top - higher), logit)
         total, mass, count = total * shrink + e * p, mass * shrink + e, count + 1
