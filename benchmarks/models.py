@@ -68,6 +68,7 @@ class Decoder(nn.Module):
 
 
 VARIANTS: dict[str, Any] = {
+    "ddl, d_v=4": resfx.DDL(value_channels=4),
     "attnres, blocks of 8": resfx.AttnRes(block=8),
     "attnres, blocks of 8, two phases": resfx.AttnRes(block=8, two_phase=True),
     "denseformer 4x5": resfx.DenseFormer(dilation=4, period=5),

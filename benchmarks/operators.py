@@ -153,9 +153,9 @@ def windows(options: Any) -> Rows:
                 mask = create_block_mask(band, None, None, size, size, device=options.device)
                 library = lambda q, k, v, w=window: windowed_attention(q, k, v, w)
                 taps = torch.randn(4, heads * dim, device=options.device)
-                named = {
+                named: dict[str, Callable[..., Any]] = {
                     "SDPA, full causal": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
-                    "flex_attention, compiled": lambda q, k, v, m=mask: flex_attention(q, k, v, block_mask=m),
+                    "flex_attention, compiled": functools.partial(flex_attention, block_mask=mask),
                     "library, eager": library,
                     "library, compiled": library,
                 }

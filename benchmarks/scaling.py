@@ -80,7 +80,7 @@ def main() -> None:
     for title, (law, axis, expected, sizes, make) in SERIES.items():
         for mode in ("forward", "training"):
             print(title, mode, file=sys.stderr, flush=True)
-            series = [Case(str(size), steps(*make(size), mode)) for size in sizes]
+            series = [Case(str(size), steps(call, inputs, mode)) for size in sizes for call, inputs in [make(size)]]
             measure(series, options)
             times = [quartiles(c.samples) for c in series]
             fitted = exponent(sizes, [t[1] for t in times])

@@ -142,13 +142,23 @@ def test_the_number_of_different_blocks_does_not_grow_with_depth(mode):
                          ids=["site", "sequence", "wide", "depth"])  # fmt: skip
 def test_compiled_graphs_do_not_grow_with_depth(mode):
     graphs = []
-    for depth in (4, 6):  # the channels of a wide state lead in turns: two blocks of two adds are all there are
+    for depth in (4, 6):
         new = _decoder(depth, mode).eval()
         want = _step(new, {"ids": tokens(2, 7)})
         by_block, counter = _compiled(new, "aot_eager" if depth == 4 else "eager", fullgraph=True)
         _close(_step(by_block, {"ids": tokens(2, 7)}), want)
         graphs.append(counter.frame_count)
     assert graphs[0] == graphs[1] <= 8
+
+
+@pytest.mark.parametrize(("mode", "functions"), [
+    (resfx.HyperConnections(), 1), (resfx.DDL(value_channels=2), 1), (resfx.MHC(), 2)
+], ids=["hc", "ddl", "mhc"])  # fmt: skip
+def test_a_wide_state_enters_every_block_alike(mode, functions):
+    """The first block too, though its state is a view elsewhere; the first add of mHC mixes no channels."""
+    by_block, counter = _compiled(_decoder(4, mode).eval(), "eager", fullgraph=True)
+    by_block(tokens(2, 7))
+    assert counter.frame_count == functions + 1, "blocks, and the norm and head behind them"
 
 
 def test_reads_over_many_sources_share_the_chunks_they_are_cut_into():

@@ -28,10 +28,10 @@ def cases(dtype=torch.float64):
     write, matrix = draw(2, 4, N, dtype=wide), draw(2, 4, N, N, dtype=wide)
     beta, mix = draw(2, 4, 1, dtype=wide), draw(WIDTH, dtype=dtype)
     found = {}
-    for name, weights, unit, lead in (
-        ("per token", per_token, 1.0, 2), ("per feature", per_feature, 1.0, 0), ("static", static, None, 0),
+    for name, weights, unit in (
+        ("per token", per_token, 1.0), ("per feature", per_feature, 1.0), ("static", static, None),
     ):  # fmt: skip
-        arguments = lambda s, w, u=unit, k=lead: (s, w, u, k)
+        arguments = lambda s, w, u=unit: (s, w, u)
         found[f"combine, {name}"] = (channels.combine, channels.combine_formula, arguments, (state, weights))
     for name, w, m in (("per token", write, matrix), ("static", draw(N, dtype=wide), draw(N, N, dtype=wide))):
         arguments = lambda s, f, w, m: (s, f, w, m, False)

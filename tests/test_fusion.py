@@ -48,3 +48,14 @@ def test_gates_shortcut_add_and_the_norm_behind_it(start):
         return stream, F.rms_norm(stream, (32,), eps=1e-6)
 
     assert row_loops(call, *(torch.randn(4, 32) for _ in range(3))) == 1
+
+
+def test_gradients_of_the_gates_walk_down_no_column():
+    """They are sums over all rows: matrix products, one for each of the two gates."""
+    place = Place(width=32, context_width=32, kind="mlp", depth=0, dtype=torch.float32, device=torch.device("cpu"))
+    site = resfx.DDL().build(place)
+    given = [torch.randn(4, 32, requires_grad=True) for _ in range(3)]
+    torch._dynamo.reset()
+    call = torch.compile(site, fullgraph=True, dynamic=False)
+    _, (_, backward) = run_and_get_code(lambda: call(*given).sum().backward())
+    assert backward.count("extern_kernels.mm(") == 2

@@ -136,7 +136,7 @@ def test_windowed_attention(case, dtype, library, tmp_path):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", ["per token", "static", "per feature", "plain", "with unit", "features with unit"])
 def test_combine_channels(form, dtype, library, tmp_path):
-    n, d, lead, centred = 3, 33, 1, int(form != "plain")
+    n, d, centred = 3, 33, int(form != "plain")
     state, shape = draw(2, 5, n, d, dtype=dtype), {"static": (n, 1)}.get(form, (2, 5, n, 1))
     shape = (n, d) if "feature" in form else shape
     weights = 1 / n + 0.1 * draw(*shape, dtype=wide(dtype))
@@ -145,10 +145,10 @@ def test_combine_channels(form, dtype, library, tmp_path):
         unit = 1 + 0.1 * draw(*((d,) if "feature" in form else (2, 5, 1)), dtype=wide(dtype))
     total, x = weights.double().sum(-2), state.double()
     given_unit = 1 if unit is None else unit.double()
-    # What sums to `unit` is taken to sum to one: the excess goes to the leading channel.
-    want = (weights.double() * x).sum(-2) + centred * (1 - given_unit) * x[..., lead, :]
+    # What sums to `unit` is taken to sum to one: the excess goes to the first channel.
+    want = (weights.double() * x).sum(-2) + centred * (1 - given_unit) * x[..., 0, :]
     assert total.shape[-1] in (1, d)
-    held(tmp_path, library, "CombineChannels", [state, weights, unit], want, dtype, lead=lead, centred=centred)
+    held(tmp_path, library, "CombineChannels", [state, weights, unit], want, dtype, centred=centred)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -244,7 +244,7 @@ def test_torch_operators_are_what_they_say():
         "windowed_attention_node": (q, q[:, :2], q[:, :2], torch.rand(2, 9) < 0.5, 4, True, False, 0.0),
         "windowed_attention_row_node": (q, [q, q + 1], [q[..., :5], q[..., 3:]], 0.5),
         "short_convolution_node": (x, torch.randn(6, 3), torch.randn(6), torch.randn(2, 5, 6), True),
-        "combine_channels": (state, torch.rand(3, 1), None, 1, True),
+        "combine_channels": (state, torch.rand(3, 1), None, True),
         "mix_channels": (state, f, torch.rand(3), torch.rand(2, 5, 3, 3), True),
         "delta_write": (state, f, torch.rand(2, 5, 1), torch.rand(2, 5, 3), torch.tensor(0.3), 1e-6, True, True),
         "sinkhorn": (torch.randn(2, 5, 3, 3), 4, 2),

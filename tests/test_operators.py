@@ -55,8 +55,8 @@ CASES = {
         lambda: (draw(2, 2, 3), draw(2, 3), draw(2), None, True),
     ]),
     "wide_combine": (_channels._wide_combine, _channels._combine_beyond, [
-        lambda: (draw(2, 2, 3), draw(2, 2, 1), draw(2, 1), 1),
-        lambda: (draw(2, 2, 3), draw(2, 1), None, 0),
+        lambda: (draw(2, 2, 3), draw(2, 2, 1), draw(2, 1)),
+        lambda: (draw(2, 2, 3), draw(2, 1), None),
     ]),
 }  # fmt: skip
 LAYOUT = {"windowed_attention": window._by_time}

@@ -252,17 +252,17 @@ def test_wide_combine(channels, width, spread, static, unit, dtype, kernels):
     state = channels_of(channels, width, dtype, spread)
     weights = draw(channels, 1).to(dtype) if static else turned(draw(2, 3, channels, 1)).float()
     excess = (draw(1) if static else draw(2, 3, 1)).float() if unit else None
-    args = (state, weights, excess, channels - 1)
+    args = (state, weights, excess)
     agree(_channels._wide_combine, _channels._combine_beyond, args, dtype)
 
 
 @inside
 @pytest.mark.parametrize("unit", [None, 1.0])
 def test_combining_with_what_the_weights_sum_to(unit, kernels):
-    args = (draw(2, 3, 4, 9).float(), draw(2, 3, 4, 1).float(), unit, 2)
+    args = (draw(2, 3, 4, 9).float(), draw(2, 3, 4, 1).float(), unit)
     agree(_channels.combine, _channels.combine_formula, args, torch.float32)
     per_feature = torch.randn(4, 9).requires_grad_()
-    out = _channels.combine(args[0], per_feature, unit, 2)
+    out = _channels.combine(args[0], per_feature, unit)
     assert "_Combine" in type(out.grad_fn).__name__
 
 
@@ -272,7 +272,7 @@ def test_equal_channels_stay_equal_bit_for_bit(dtype, kernels):
     x, f = draw(3, 9, dtype=dtype), torch.zeros(3, 9, dtype=dtype)
     state = x.unsqueeze(-2).expand(3, 5, 9)
     weights, matrix = torch.rand(3, 5, 1).softmax(-2), torch.rand(3, 5, 5).softmax(-1)
-    assert torch.equal(_channels.combine(state, weights, _channels.total(weights.unbind(-2)), 2), x)
+    assert torch.equal(_channels.combine(state, weights, _channels.total(weights.unbind(-2))), x)
     assert torch.equal(_channels.mix(state, f, torch.rand(3, 5), matrix, True), state)
 
 
@@ -414,7 +414,7 @@ def launches(name, dtype):
             (x, torch.randn(80, 4), None, None, False, 3, 4),
         ],
         "wide_mix": [(x, x[:, 0], x[:, :, 0], x[..., :4], unit) for unit in (True, False)],
-        "wide_combine": [(x, x[..., :1], x[:, 0, :1], 1), (x, x[0, :, :1], None, 0)],
+        "wide_combine": [(x, x[..., :1], x[:, 0, :1]), (x, x[0, :, :1], None)],
         "wide_delta": [
             (x, x[:, 0], x[:, 0, :1], x[:, :, 0], m, 1e-10, True, True) for m in (torch.tensor(0.0), x[0, 0])
         ],

@@ -40,45 +40,43 @@ class _Spread(torch.autograd.Function):
         return total(grad.to(accumulator(grad.dtype)).unbind(-2)).to(grad.dtype), None
 
 
-def combine(state: Tensor, weights: Tensor, unit: Tensor | float | None = 1.0, lead: int = 0) -> Tensor:
+def combine(state: Tensor, weights: Tensor, unit: Tensor | float | None = 1.0) -> Tensor:
     """Channels to one vector: ``sum_j w_j X_j``.
 
     Args:
         state: ``(..., n, d)``.
         weights: ``(..., n, 1)`` or ``(n, 1)``, one per channel, or ``(n, d)``, one per feature.
-        unit: what the weights sum to, to rounding, where they average. The sum is then taken as channel ``lead`` and
-            differences from it, so that equal channels give themselves, bit for bit. ``None``: a plain sum.
-        lead: the channel that differences are taken from.
+        unit: what the weights sum to, to rounding, where they average. The sum is then taken as the first channel
+            and differences from it, so that equal channels give themselves, bit for bit. ``None``: a plain sum.
 
     Returns:
         ``(..., d)`` in the type of ``state``.
     """
     if keeps_one_node():
         given = unit if isinstance(unit, Tensor) or unit in (None, 1) else weights.new_tensor(unit)
-        return _combine_node(state, weights, given if isinstance(given, Tensor) else None, lead, unit is not None)
+        return _combine_node(state, weights, given if isinstance(given, Tensor) else None, unit is not None)
     if _is_open():
-        return combine_formula(state, weights, unit, lead)
+        return combine_formula(state, weights, unit)
     if at_kernels(state) and weights.shape[-1] == 1:
         excess = None if unit is None else total(weights.unbind(-2)) - unit
-        return _wide_combine(state, weights, excess, lead)
-    return _Combine.apply(state, weights, unit, lead)
+        return _wide_combine(state, weights, excess)
+    return _Combine.apply(state, weights, unit)
 
 
-def combine_formula(state: Tensor, weights: Tensor, unit: Tensor | float | None, lead: int) -> Tensor:
+def combine_formula(state: Tensor, weights: Tensor, unit: Tensor | float | None) -> Tensor:
     """:func:`combine` step by step."""
-    return _combine_beyond(state, weights, None if unit is None else total(weights.unbind(-2)) - unit, lead)
+    return _combine_beyond(state, weights, None if unit is None else total(weights.unbind(-2)) - unit)
 
 
-def _combine_beyond(state: Tensor, weights: Tensor, excess: Tensor | None, lead: int) -> Tensor:
+def _combine_beyond(state: Tensor, weights: Tensor, excess: Tensor | None) -> Tensor:
     """With what the weights sum to beyond their unit."""
     channels, parts = state.to(accumulator(state.dtype)).unbind(-2), weights.unbind(-2)
     if excess is None:
         return weighted_sum(parts, channels).to(state.dtype)
-    first = channels[lead]
+    first = channels[0]
     out = torch.addcmul(first, excess, first)
-    for j, (weight, channel) in enumerate(zip(parts, channels, strict=True)):
-        if j != lead:
-            out = torch.addcmul(out, weight, channel - first)
+    for weight, channel in zip(parts[1:], channels[1:], strict=True):
+        out = torch.addcmul(out, weight, channel - first)
     return out.to(state.dtype)
 
 
@@ -86,8 +84,8 @@ class _Combine(torch.autograd.Function):
     """A channel's gradient is its weight times the result's: exact where weights are powers of two."""
 
     @staticmethod
-    def forward(state: Tensor, weights: Tensor, unit: Tensor | float | None, lead: int) -> Tensor:
-        return combine_formula(state, weights, unit, lead)
+    def forward(state: Tensor, weights: Tensor, unit: Tensor | float | None) -> Tensor:
+        return combine_formula(state, weights, unit)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -99,7 +97,7 @@ class _Combine(torch.autograd.Function):
         g = grad.to(accumulator(state.dtype)).unsqueeze(-2)
         gstate = (weights * g).to(state.dtype) if ctx.needs_input_grad[0] else None
         gweights = (state.to(g.dtype) * g).sum_to_size(weights.shape) if ctx.needs_input_grad[1] else None
-        return gstate, gweights, None, None
+        return gstate, gweights, None
 
 
 def mix(state: Tensor, f: Tensor, write: Tensor, matrix: Tensor | None, unit: bool) -> Tensor:
@@ -302,8 +300,8 @@ _wide_mix = fused("wide_mix", mix_formula, open_form=_Mix.apply)
 _wide_delta = fused("wide_delta", delta_write_formula, open_form=_DeltaWrite.apply)
 
 
-def _combine_given(state: Tensor, weights: Tensor, unit: Tensor | None, lead: int, centred: bool) -> Tensor:
-    return combine_formula(state, weights, (1.0 if unit is None else unit) if centred else None, lead)
+def _combine_given(state: Tensor, weights: Tensor, unit: Tensor | None, centred: bool) -> Tensor:
+    return combine_formula(state, weights, (1.0 if unit is None else unit) if centred else None)
 
 
 _combine_node = one_node(

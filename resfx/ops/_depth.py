@@ -210,8 +210,11 @@ def _open_read(
 ) -> Tensor:
     """:func:`attention_read` in plain torch: compiled with gradients in closed form, many sources in groups."""
     compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and not transforming()
-    if (compiling or is_cut(sources)) and (gate is None or not relative) and _alike(sources, base):
-        read = grouped_read(sources, query, gate, eps, relative)
+    if (compiling or is_cut(sources)) and _alike(sources, base):
+        read = grouped_read(sources, query, eps, relative)
+        if gate is not None:
+            wide = accumulator(read.dtype)
+            read = (read.to(wide) * gate.to(wide)).to(read.dtype)
         return read if base is None else base + read
     return attention_read_formula(sources, query, base, gate, eps, relative)
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._chunks import SIZES, Compiler, chunk_compiler
-from ._operators import accumulator, per_row
+from ._chunks import Compiler, chunk_compiler, cut
+from ._operators import accumulator, column_sum, per_row
 
 GROUP = 8  # sources that share one loop in a model compiled as one graph, and the most that are read in one loop
 
@@ -29,8 +30,8 @@ Running = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """Of the sources so far, in float32 for half types: ``sum e^(l - m) s``, ``m``, ``sum e^(l - m)``, and ``sum s``."""
 
 
-def grouped_read(sources: Sequence[Tensor], query: Tensor, gate: Tensor | None, eps: float, relative: bool) -> Tensor:
-    """:func:`resfx.ops._depth.attention_read` without its base, for ``torch.compile``.
+def grouped_read(sources: Sequence[Tensor], query: Tensor, eps: float, relative: bool) -> Tensor:
+    """:func:`resfx.ops._depth.attention_read` without base and gate, for ``torch.compile``.
 
     With equal scores all exponentials are one, the two sums of a relative read are the same sum, and it is zero
     exactly.
@@ -38,13 +39,18 @@ def grouped_read(sources: Sequence[Tensor], query: Tensor, gate: Tensor | None, 
     Args:
         sources: tensors ``(..., d)`` of one shape and type, no two of them the same.
     """
-    return _GroupedRead.apply(query, gate, eps, relative, *sources)[0]
+    return _GroupedRead.apply(query, eps, relative, *sources)[0]
 
 
-def groups(sources: Sequence[Any], size: int = GROUP) -> list[Sequence[Any]]:
-    """The remainder, then groups of ``size``."""
-    first = len(sources) % size or size
-    return [sources[:first], *(sources[i : i + size] for i in range(first, len(sources), size))]
+def in_groups(sources: Sequence[Any]) -> list[Sequence[Any]]:
+    """The remainder, then groups of the size that all share."""
+    first = len(sources) % GROUP or GROUP
+    return [sources[:first], *(sources[i : i + GROUP] for i in range(first, len(sources), GROUP))]
+
+
+def _groups(sources: Sequence[Any], compiler: Compiler | None) -> list[Sequence[Any]]:
+    """Groups that are regions of a graph, or chunks where each is a compiled function of its own."""
+    return in_groups(sources) if compiler is None else [sources[part] for part in cut(len(sources))]
 
 
 def score(source: Tensor, query: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -73,13 +79,39 @@ def _take(query: Tensor, eps: float, before: Running, sources: Sequence[Tensor])
     return total, higher, per_row(mass * shrink + functools.reduce(torch.add, shares), higher), plain
 
 
+def _nothing(like: Tensor, relative: bool) -> Running:
+    """Of no sources, for tensors in the shape and type of one."""
+    row = like[..., :1]
+    plain = torch.zeros_like(like) if relative else None
+    return torch.zeros_like(like), torch.full_like(row, -torch.inf), torch.zeros_like(row), plain
+
+
 def _first(query: Tensor, eps: float, relative: bool, *sources: Tensor) -> Running:
     wide = [s.to(query.dtype) for s in sources]
     shares, top = _shares(wide, query, eps, None)
-    total, plain = shares[0] * wide[0], wide[0]
-    for e, source in zip(shares[1:], wide[1:], strict=True):
-        total, plain = total + e * source, plain + source
-    return total, top, per_row(functools.reduce(torch.add, shares), top), plain.clone() if relative else None
+    total = _plus(e * source for e, source in zip(shares, wide, strict=True))
+    return total, top, per_row(_plus(shares), top), _plus(wide).clone() if relative else None
+
+
+def _whole(query: Tensor, eps: float, relative: bool, *sources: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The read of sources that are one group, the highest score, and the mass: weights are known before any sum."""
+    wide = [s.to(query.dtype) for s in sources]
+    shares, top = _shares(wide, query, eps, None)
+    mass = per_row(_plus(shares), top)
+    factor = _count(sources, mass) / mass if relative else 1 / mass
+    weights = [per_row(e * factor, top) for e in shares]
+    if relative:
+        weights = [w - 1 for w in weights]
+    return _plus(w * source for w, source in zip(weights, wide, strict=True)).to(sources[0].dtype), top, mass
+
+
+def _count(sources: Sequence[Tensor], like: Tensor) -> Tensor:
+    """How many there are, as a tensor: over a tensor ``n / n`` is one exactly, a number over one is a reciprocal."""
+    return torch.full_like(like, len(sources))
+
+
+def _plus(terms: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(operator.add, terms)
 
 
 def _next(
@@ -92,20 +124,17 @@ def _last(
     query: Tensor, eps: float, total: Tensor, top: Tensor, mass: Tensor, plain: Tensor | None, count: Tensor | None,
     *sources: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    return _finish(_take(query, eps, (total, top, mass, plain), sources), count, sources[0].dtype)
-
-
-def _finish(running: Running, count: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The average under the softmax, the highest score, the mass, and ``count`` averages less the plain sum."""
-    total, top, mass, plain = running
-    average = (total * per_row(1 / mass, top)).to(dtype)
+    """The read, the highest score and the mass; of a relative read, ``count`` averages less the plain sum, also the
+    average under the softmax."""
+    total, top, mass, plain = _take(query, eps, (total, top, mass, plain), sources)
+    average = (total * per_row(1 / mass, top)).to(sources[0].dtype)
     if plain is None or count is None:
         return average, top, mass
-    return average, top, mass, total * per_row(count / mass, top) - plain
+    return (total * per_row(count / mass, top) - plain).to(average.dtype), top, mass, average
 
 
 def _gradients(
-    grad: Tensor, query: Tensor, top: Tensor, factor: Tensor, mean: Tensor, eps: float, relative: bool,
+    grad: Tensor, query: Tensor, top: Tensor, factor: Tensor, mean: Tensor | None, eps: float, relative: bool,
     *sources: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Of one group: for the query, and for each source.
@@ -114,20 +143,24 @@ def _gradients(
         grad: of the weighted sum, ``(..., d)``.
         top: the highest score.
         factor: of the exponentials, ``(..., 1)``.
-        mean: of ``grad . source`` under the softmax, ``(..., 1)``.
+        mean: of ``grad . source`` under the softmax, ``(..., 1)``; ``None`` where the group is all there is.
     """
-    along: Tensor | None = None  # is summed over the rows: one tensor, where each of its terms would be read again
-    for_sources: list[Tensor] = []
-    for source in sources:
-        s = source.to(query.dtype)
-        logit, scale = score(s, query, eps)
-        share = per_row(torch.exp(logit - top) * factor, logit)
-        slope = per_row(share * ((grad * s).sum(-1, keepdim=True) - mean) * scale, logit)
-        along = slope * s if along is None else along + slope * s
-        weight = share - 1 if relative else share
-        for_sources.append((weight * grad + slope * (query - logit * scale / s.shape[-1] * s)).to(source.dtype))
-    assert along is not None
-    return along.flatten(0, -2).sum(0), *for_sources
+    wide = [s.to(query.dtype) for s in sources]
+    scores = [score(s, query, eps) for s in wide]
+    shares = [per_row(torch.exp(logit - top) * factor, logit) for logit, _ in scores]
+    products = [(grad * s).sum(-1, keepdim=True) for s in wide]
+    if mean is None:
+        mean = _plus(e * product for e, product in zip(shares, products, strict=True))
+        mean = per_row(mean / len(sources) if relative else mean, top)
+    slopes = [per_row(e * (product - mean) * scale, logit)
+              for e, product, (logit, scale) in zip(shares, products, scores, strict=True)]  # fmt: skip
+    # Is summed over the rows: one tensor, where each of its terms would be read again.
+    along = _plus(slope * s for slope, s in zip(slopes, wide, strict=True))
+    found = [
+        (e - 1 if relative else e) * grad + slope * (query - logit * scale / s.shape[-1] * s)
+        for s, (logit, scale), e, slope in zip(wide, scores, shares, slopes, strict=True)
+    ]
+    return column_sum(along), *(g.to(s.dtype) for g, s in zip(found, sources, strict=True))
 
 
 _REGIONS = {f: _region(f) for f in (_first, _next, _last, _gradients)}
@@ -139,53 +172,51 @@ def _compiled(function: Any, sources: Sequence[Tensor], compiler: Compiler | Non
 
 
 class _GroupedRead(torch.autograd.Function):
-    """The read. The backward pass needs the inputs, the softmax average, and two numbers per row."""
+    """The read. The backward pass needs the inputs and two numbers per row; where groups run one by one, the softmax
+    average too."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
         # Dynamo takes a first argument for the context, or not, by the number of named parameters: there are none.
-        query, gate, eps, relative, *sources = args
-        dtype = sources[0].dtype
-        wide = accumulator(dtype)
+        query, ctx.eps, ctx.relative, *sources = args
+        q = query.to(accumulator(sources[0].dtype))
         ctx.compiler = by = chunk_compiler()
-        ctx.size = GROUP if by is None else SIZES[0]
-        first, *rest = groups(sources, ctx.size)
-        q = query.to(wide)
-        start = _compiled(_first, first, by) if rest else _first
-        running: Running = start(q, eps, relative, *first)
-        for group in rest[:-1]:
-            running = _compiled(_next, group, by)(q, eps, *running, *group)
-        # A tensor over a tensor: n / n is one exactly, a number over a tensor is a reciprocal.
-        count = torch.full_like(running[2], len(sources)) if relative else None
-        if rest:
-            average, top, mass, *read = _compiled(_last, rest[-1], by)(q, eps, *running, count, *rest[-1])
+        groups = _groups(sources, by)
+        average: list[Tensor] = []
+        if len(groups) == 1 and by is None:
+            out, top, mass = _whole(q, ctx.eps, ctx.relative, *sources)
+            saved = average
         else:
-            average, top, mass, *read = _finish(running, count, dtype)
-        out = read[0].to(dtype) if read else average
-        if gate is not None:
-            out = (out * gate.to(wide)).to(dtype)
-        found = [] if out is average else [average]
-        ctx.eps, ctx.relative = eps, relative
-        ctx.save_for_backward(query, gate, average, top, mass, *sources)
-        ctx.mark_non_differentiable(*found, top, mass)
-        return out, *found, top, mass
+            if by is None:
+                running: Running = _compiled(_first, groups[0], by)(q, ctx.eps, ctx.relative, *groups.pop(0))
+            else:
+                running = _nothing(sources[0].to(q.dtype), ctx.relative)
+            for group in groups[:-1]:
+                running = _compiled(_next, group, by)(q, ctx.eps, *running, *group)
+            count = _count(sources, running[2]) if ctx.relative else None
+            out, top, mass, *average = _compiled(_last, groups[-1], by)(q, ctx.eps, *running, count, *groups[-1])
+            saved = average or [out]
+        ctx.save_for_backward(query, top, mass, *sources, *saved)
+        ctx.mark_non_differentiable(*average, top, mass)
+        ctx.count = len(sources)
+        return out, *average, top, mass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-        query, gate, average, top, mass, *sources = ctx.saved_tensors
-        wide = accumulator(average.dtype)
-        q, g = query.to(wide), grad.to(wide)
-        shared = (g * average.to(wide)).sum(-1, keepdim=True)
-        for_gate = None
-        if gate is not None:
-            for_gate, g, shared = shared.sum().to(gate.dtype), g * gate.to(wide), shared * gate.to(wide)
-        factor = torch.full_like(mass, len(sources) if ctx.relative else 1) / mass
+        query, top, mass, *saved = ctx.saved_tensors
+        sources, average = saved[: ctx.count], saved[ctx.count :]
+        wide = accumulator(grad.dtype)
+        q, g, mean = query.to(wide), grad.to(wide), None
+        if average:
+            mean = (g * average[0].to(wide)).sum(-1, keepdim=True)
+        factor = _count(sources, mass) / mass if ctx.relative else 1 / mass
+        groups = _groups(sources, ctx.compiler)
         for_query: Tensor | None = None
         for_sources: list[Tensor] = []
-        for group in (cut := groups(sources, ctx.size)):
-            run = _compiled(_gradients, group, ctx.compiler) if len(cut) > 1 else _gradients
-            part, *rest = run(g, q, top, factor, shared, ctx.eps, ctx.relative, *group)
+        for group in groups:
+            run = _compiled(_gradients, group, ctx.compiler) if average else _gradients
+            part, *rest = run(g, q, top, factor, mean, ctx.eps, ctx.relative, *group)
             for_query = part if for_query is None else for_query + part
             for_sources += rest
         assert for_query is not None
-        return for_query.to(query.dtype), for_gate, None, None, *for_sources
+        return for_query.to(query.dtype), None, None, *for_sources

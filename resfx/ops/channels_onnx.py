@@ -9,12 +9,12 @@ from ..export.operators import FusedOperator, attribute, operator_schema, output
 _STASH = ("stash_type", int, "type that the computation runs in: float for half types")
 
 
-def combine_body(op: Any, state: Any, weights: Any, unit: Any, *, lead: Any, centred: bool, stash_type: Any) -> Any:
+def combine_body(op: Any, state: Any, weights: Any, unit: Any, *, centred: bool, stash_type: Any) -> Any:
     """:func:`resfx.ops._channels.combine`, step by step."""
     over, x, w = op.Constant(value_ints=[-2]), op.Cast(state, to=stash_type), op.Cast(weights, to=stash_type)
     if not centred:
         return op.CastLike(op.ReduceSum(op.Mul(x, w), over, keepdims=0), state)
-    first = op.Gather(x, op.Constant(value_int=lead), axis=-2)
+    first = op.Gather(x, op.Constant(value_int=0), axis=-2)
     one = op.Constant(value_float=1.0) if unit is None else unit
     excess = op.Sub(op.ReduceSum(w, over, keepdims=0), op.Cast(one, to=stash_type))
     rest = op.ReduceSum(op.Mul(op.Sub(x, op.Unsqueeze(first, over)), w), over, keepdims=0)
@@ -63,7 +63,7 @@ OPERATOR = [
         schema=operator_schema(
             "CombineChannels",
             "Channels to one vector, sum_j w_j X_j. With centred the weights sum to unit but for an excess, and the sum"
-            " is (1 + excess) X_lead + sum_j w_j (X_j - X_lead): equal channels give themselves where it is zero.",
+            " is (1 + excess) X_0 + sum_j w_j (X_j - X_0): equal channels give themselves where it is zero.",
             inputs=[
                 tensor("state", "T", "(..., n, d)"),
                 tensor("weights", "W", "(..., n, 1), (n, 1) or (n, d)"),
@@ -71,7 +71,6 @@ OPERATOR = [
             ],
             outputs=[output("y", "T", "(..., d)")],
             attributes=[
-                attribute("lead", int, "the channel that differences are taken from"),
                 attribute("centred", int, "whether to take differences"),
                 attribute(*_STASH),
             ],

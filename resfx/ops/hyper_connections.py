@@ -96,12 +96,12 @@ class HyperRead(nn.Module):
     def __init__(self, config: HyperConnections, place: Place) -> None:
         super().__init__()
         n, d, factory = config.n, place.width, factory_of(place)
-        self.config, self.lead, self.eps = config, place.depth % n, config.eps
+        self.config, self.eps = config, config.eps
         self.read = nn.Parameter(torch.zeros(n, **factory))
         self.write = nn.Parameter(torch.ones(n, **factory))
         self.mix = nn.Parameter(torch.eye(n, **factory))
         with torch.no_grad():
-            self.read[self.lead] = 1
+            self.read[place.depth % n] = 1
         if config.dynamic:
             self.dynamic = nn.Parameter(torch.zeros(n + 2, d, **factory))  # rows: read, write, n of the mix
             self.scale = nn.Parameter(torch.full((2,), config.scale, **factory))  # of read and mix, of write
@@ -126,7 +126,7 @@ class HyperRead(nn.Module):
 
     def forward(self, state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         read, write, matrix = self.coefficients(state)
-        return combine(state, read.unsqueeze(-1), 1.0, self.lead), (write, matrix)
+        return combine(state, read.unsqueeze(-1), 1.0), (write, matrix)
 
     def extra_repr(self) -> str:
         return f"channels={self.config.n}, dynamic={self.config.dynamic}"

@@ -84,14 +84,14 @@ class ManifoldRead(nn.Module):
     def __init__(self, config: MHC, place: Place) -> None:
         super().__init__()
         n, factory = config.n, factory_of(place)
-        self.config, self.lead, self.mixes, self.eps = config, place.depth % n, place.depth > 0, config.eps
+        self.config, self.mixes, self.eps = config, place.depth > 0, config.eps
         self.rounds = config.sinkhorn_iterations, config.sinkhorn_newton
         rows = n * n + 2 * n if self.mixes else 2 * n
         self.projection = nn.Parameter(torch.empty(rows, n * place.width, **factory))  # pre, post, res by rows
         alpha = 0.0 if config.start == "preserve" else 0.01
         self.alpha = nn.Parameter(torch.full((3 if self.mixes else 2,), alpha, **factory))
         rest = (1 - config.lean) / (n - 1)
-        weights = torch.tensor([config.lean if j == self.lead else rest for j in range(n)], dtype=torch.float64)
+        weights = torch.tensor([config.lean if j == place.depth % n else rest for j in range(n)], dtype=torch.float64)
         pre = torch.logit(weights).to(**factory)
         self.pre, self.post = nn.Parameter(pre), nn.Parameter(torch.zeros(n, **factory))
         self.res = nn.Parameter(config.diagonal * torch.eye(n, **factory)) if self.mixes else None
@@ -125,10 +125,10 @@ class ManifoldRead(nn.Module):
 
     def forward(self, state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
         weights, post, res, unit = self.coefficients(state)
-        return combine(state, weights.unsqueeze(-1), unit, self.lead), (post, res)
+        return combine(state, weights.unsqueeze(-1), unit), (post, res)
 
     def extra_repr(self) -> str:
-        return f"channels={self.config.n}, lead={self.lead}"
+        return f"channels={self.config.n}"
 
 
 class ManifoldWrite(nn.Module):

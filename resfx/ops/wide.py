@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ._channels import combine, spread, total
+from ._chunks import chunk_compiler
 from ._operators import accumulator
 from .method import Place
 
@@ -43,14 +44,15 @@ class WideStream:
 
 
 class Expand(nn.Module):
-    """``n`` equal channels; a view, no copy."""
+    """``n`` equal channels: a view, no copy, but where blocks are compiled one by one and share their code."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return spread(x, self.channels)
+        state = spread(x, self.channels)
+        return state if chunk_compiler() is None else state.contiguous()  # with the strides of all other states
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"

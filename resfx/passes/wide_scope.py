@@ -94,7 +94,10 @@ class Widening:
         both = self._call(wide, entry, self.read_path, wide)
         self.x = self._new(both, entry, lambda: graph.call_function(operator.getitem, (both, 0)), narrow=True)
         self.memo = self._new(self.x, step.site.node, lambda: graph.call_function(operator.getitem, (both, 1)))
-        self.x = self._over_tokens(self.x, entry, self.read_path, f"{path}.read_tokens", after=self.memo)
+        mixed = self._over_tokens(self.x, entry, self.read_path, f"{path}.read_tokens", after=self.memo)
+        for node in (both, self.x, self.memo, mixed):  # the module that reads is theirs, not the one that added last
+            node.meta["nn_module_stack"] = step.readers[0].meta.get("nn_module_stack")
+        self.x = mixed
         for user in step.readers:
             user.replace_input_with(entry, self.x)
         if others and not first and not at_add:

@@ -17,22 +17,22 @@ void combine_channels(const Call& c) {
   bool features = d != 1 && given.shape.size() == 2 && given.dim(1) == d;  // (n, d), else (..., n, 1)
   PerRow<A> weights(given, rows, features ? n * d : n);
   std::vector<A> unit = numbers<A>(c.in(2));
-  size_t wide = features ? d : 1, lead = size_t(c.kernel.whole[0]);
-  bool centred = c.kernel.whole[1];
+  size_t wide = features ? d : 1;
+  bool centred = c.kernel.whole[0];
   if (unit.empty()) unit = {A(1)};
-  require(lead < n && (unit.size() == 1 || unit.size() == rows || unit.size() == wide), "weights and unit do not fit");
+  require(n && (unit.size() == 1 || unit.size() == rows || unit.size() == wide), "weights and unit do not fit");
   Shape shape = state.shape;
   shape.erase(shape.end() - 2);
   T* ys = c.out<T>(shape);
   over_rows<A>(c, rows, n * d, n * d + 2 * d, [&](size_t row, size_t end, A* room) {
     A *sum = room + n * d, *excess = sum + d;
     for (size_t last = rows; row < end; ++row) {
-      const A *w = weights(row), *x = widened(rows_of<T>(state) + row * n * d, n * d, room), *first = x + lead * d;
+      const A *w = weights(row), *x = widened(rows_of<T>(state) + row * n * d, n * d, room);
       if (centred) {
         if (last == rows || weights.step || unit.size() == rows)  // else as in the row before
           for (size_t i = 0; i < wide; ++i)
             excess[i] = pairs(w + i, n, wide) - unit[unit.size() == 1 ? 0 : features ? i : row];
-        for (size_t i = 0; i < d; ++i) sum[i] = first[i] + excess[features ? i : 0] * first[i];
+        for (size_t i = 0; i < d; ++i) sum[i] = x[i] + excess[features ? i : 0] * x[i];
       } else {
         std::fill(sum, sum + d, A(0));
       }
@@ -43,10 +43,10 @@ void combine_channels(const Call& c) {
           for (size_t i = 0; i < d; ++i) sum[i] += wj[i] * other[i];
         else if (!centred)
           for (size_t i = 0; i < d; ++i) sum[i] += wj[0] * other[i];
-        else if (j != lead && features)
-          for (size_t i = 0; i < d; ++i) sum[i] += wj[i] * (other[i] - first[i]);
-        else if (j != lead)
-          for (size_t i = 0; i < d; ++i) sum[i] += wj[0] * (other[i] - first[i]);
+        else if (j && features)
+          for (size_t i = 0; i < d; ++i) sum[i] += wj[i] * (other[i] - x[i]);
+        else if (j)
+          for (size_t i = 0; i < d; ++i) sum[i] += wj[0] * (other[i] - x[i]);
       }
       store<T, A>(ys + row * d, sum, nullptr, d);
     }

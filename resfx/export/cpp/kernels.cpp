@@ -116,7 +116,7 @@ void add_records(std::vector<Op>& to) {
   to.push_back(record("AttentionRead", t, "nT?n?T*", {"eps"}, {"relative"}, attention_read<T>));
   to.push_back(record("WindowedAttentionRow", t, "TT*", {"scale"}, {}, windowed_attention_row<T>));
   to.push_back(record("WindowedAttention", t, "TTTb?", {"scale"}, {"window", "causal", "chunk"}, windowed_attention<T>));
-  to.push_back(record("CombineChannels", t, "Tnn?", {}, {"lead", "centred"}, combine_channels<T>));
+  to.push_back(record("CombineChannels", t, "Tnn?", {}, {"centred"}, combine_channels<T>));
   to.push_back(record("MixChannels", t, "TTnn?", {}, {"unit"}, mix_channels<T>));
   to.push_back(record("DeltaWrite", t, "TTnnn?", {"eps2"}, {"add", "erase"}, delta_write<T>));
   to.push_back(record("Sinkhorn", t, "T", {}, {"iterations", "newton"}, sinkhorn<T>));
