@@ -36,6 +36,8 @@ def configs() -> dict[str, Method]:
     found: dict[str, Method] = {name: cls() for name, cls in methods().items()}
     found["ddl, 4 channels"] = resfx.DDL(value_channels=4)
     found["attnres, blocks"] = resfx.AttnRes(block=2)
+    found["attnres, blocks, two phases"] = resfx.AttnRes(block=2, two_phase=True)
+    found["short_swa, narrow"] = resfx.ShortSWA(window=4, heads=2, head_dim=4)
     return found
 
 
