@@ -15,7 +15,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 
 from resfx.measure import Runner, peak_memory, quartiles
 
+MODES = ("forward", "training")
 RESULTS = Path(__file__).parent / "results"
 ALLOCATOR = {  # without these glibc returns large tensors to the system and faults every page again on each call
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -175,6 +176,12 @@ def steps(function: Callable[..., Any], inputs: Sequence[torch.Tensor], mode: st
         return torch.autograd.grad(output, leaves, weights[0], allow_unused=True)
 
     return training
+
+
+def cases(named: Mapping[str, Callable[..., Any]], inputs: Sequence[torch.Tensor], mode: str) -> list[Case]:
+    """A case of each function; names that end in ``compiled`` are compiled. Unused inputs have no gradient."""
+    make = lambda n, f: compiled(f) if n.endswith("compiled") else f
+    return [Case(n, steps(make(n, f), inputs, mode)) for n, f in named.items()]
 
 
 def setting(options: Any) -> dict[str, Any]:

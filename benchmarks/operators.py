@@ -1,7 +1,8 @@
 """Single operators against named baselines and the memory floor: ``python -m benchmarks.operators``.
 
 Delta shortcut against ``torch.add``, reads over depth against the stacked form, short windows against full causal
-attention, short convolutions against ``conv1d``. Eager and compiled, forward and with all gradients.
+attention, short convolutions against ``conv1d``; more in :mod:`benchmarks.mixes`. Eager and compiled, forward and with
+all gradients.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,17 +24,10 @@ from resfx.ops.delta import delta_formula, delta_shortcut
 from resfx.ops.method import Place
 from resfx.ops.window import windowed_attention
 
-from . import authors
-from .common import Case, compiled, group, start, steps, write
+from . import authors, mixes
+from .common import MODES, Case, cases, compiled, group, start, steps, write
 
-MODES = ("forward", "training")
 Rows = Iterator[dict[str, Any]]
-
-
-def cases(named: Mapping[str, Callable[..., Any]], inputs: list[Tensor], mode: str) -> list[Case]:
-    """A case of each function; names that end in ``compiled`` are compiled. Unused inputs have no gradient."""
-    make = lambda n, f: compiled(f) if n.endswith("compiled") else f
-    return [Case(n, steps(make(n, f), inputs, mode)) for n, f in named.items()]
 
 
 def delta(options: Any) -> Rows:
@@ -190,7 +184,8 @@ def convolutions(options: Any) -> Rows:
                          shape=[batch, size, width], dtype="float32", mode=mode)  # fmt: skip
 
 
-GROUPS = {"delta": delta, "site": site, "depth": depth, "windows": windows, "convolutions": convolutions}
+GROUPS = {"delta": delta, "site": site, "depth": depth, "sums": mixes.sums, "wide": mixes.wide, "windows": windows,
+          "convolutions": convolutions}  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
