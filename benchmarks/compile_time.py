@@ -18,7 +18,10 @@ from resfx.measure import Inputs
 from .common import start, write
 from .models import VOCAB, Decoder, config_of, runner
 
-METHODS = ("plain", "ddl", "short_swa, w=16", "attnres, blocks of 8", "attnres", "denseformer", "denseformer 4x5")
+METHODS = (
+    "plain", "ddl", "short_swa, w=16", "attnres, blocks of 8", "attnres, blocks of 8, two phases", "attnres",
+    "denseformer", "denseformer 4x5", "hyper_connections", "mhc",
+)  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

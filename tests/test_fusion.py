@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch._inductor.utils import run_and_get_code
@@ -58,4 +60,4 @@ def test_gradients_of_the_gates_walk_down_no_column():
     torch._dynamo.reset()
     call = torch.compile(site, fullgraph=True, dynamic=False)
     _, (_, backward) = run_and_get_code(lambda: call(*given).sum().backward())
-    assert backward.count("extern_kernels.mm(") == 2
+    assert len(re.findall(r"extern_kernels\.mm\(reinterpret_tensor\(\w+, \(1, 4\)", backward)) == 2
