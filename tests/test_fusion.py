@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import resfx
 from resfx.ops._depth import attention_read
+from resfx.ops._operators import column_sum
 from resfx.ops.method import Place
 
 
@@ -61,3 +62,12 @@ def test_gradients_of_the_gates_walk_down_no_column():
     call = torch.compile(site, fullgraph=True, dynamic=False)
     _, (_, backward) = run_and_get_code(lambda: call(*given).sum().backward())
     assert len(re.findall(r"extern_kernels\.mm\(reinterpret_tensor\(\w+, \(1, 4\)", backward)) == 2
+
+
+@pytest.mark.parametrize("weighed", [False, True])
+def test_sums_over_all_rows_stay_in_float32_under_autocast(weighed):
+    x, share = torch.randn(2, 9, 32), torch.randn(2, 9, 1) if weighed else None
+    torch._dynamo.reset()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = torch.compile(column_sum, backend="aot_eager", fullgraph=True)(x, share)
+    torch.testing.assert_close(got, column_sum(x, share))

@@ -84,6 +84,15 @@ def _pair(host: str, **options):
     return *pair, inputs
 
 
+def test_both_phases_run_in_float32_under_autocast():
+    sources, queries, partial = torch.randn(3, 2, 8).unbind(), torch.randn(2, 8).unbind(), torch.randn(2, 8)
+    read = lambda: [intra_block(a, partial, q, partial, EPS)
+                    for a, q in zip(inter_block(sources, queries, EPS, True), queries, strict=True)]  # fmt: skip
+    with torch.autocast("cpu", torch.bfloat16):
+        got = read()
+    assert all(map(torch.equal, got, read()))
+
+
 def test_the_parameters_are_those_of_the_one_phase_form():
     one, two, inputs = _pair("llama")
     assert one.new_parameters().keys() == two.new_parameters().keys()

@@ -88,14 +88,17 @@ def per_row(x: Tensor, seen: Tensor) -> Tensor:
     return x * torch.exp(seen.isnan().to(torch.int16).to(x.dtype)) if _for_inductor(x) else x
 
 
-def column_sum(x: Tensor) -> Tensor:
-    """Sum of all rows ``(..., d)``: ``(d,)``.
+def column_sum(x: Tensor, share: Tensor | None = None) -> Tensor:
+    """Sum of all rows ``(..., d)``, each times its number ``(..., 1)`` where there are any: ``(d,)``.
 
     The loop that Inductor writes for it on a CPU walks down the columns, a row's length at every step, and takes three
-    times as long as a product with ones.
+    times as long as a matrix product.
     """
     rows = x.flatten(0, -2)
-    return (rows.new_ones(1, rows.shape[0]) @ rows)[0] if _for_inductor(x) else rows.sum(0)
+    if not _for_inductor(x):
+        return (rows if share is None else rows * share.flatten(0, -2)).sum(0)
+    with torch.autocast("cpu", enabled=False):
+        return ((rows.new_ones(1, rows.shape[0]) if share is None else share.flatten()[None]) @ rows)[0]
 
 
 def _for_inductor(x: Tensor) -> bool:

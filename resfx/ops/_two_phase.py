@@ -60,7 +60,8 @@ def _scores(source: Tensor, table: Tensor, eps: float) -> Tensor:
     """``table @ RMSNorm(source)``, ``(..., queries)``."""
     scale = torch.rsqrt((source * source).mean(-1, keepdim=True) + eps)
     if not torch.compiler.is_dynamo_compiling():
-        return source @ table.T * scale
+        with torch.autocast(source.device.type, enabled=False):
+            return source @ table.T * scale
     return torch.cat([(source * query).sum(-1, keepdim=True) for query in table], -1) * scale
 
 

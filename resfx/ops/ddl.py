@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ._operators import accumulator, per_row, transforming
+from ._operators import accumulator, per_row
+from ._row_linear import RowLinear
 from .delta import delta_shortcut
 from .method import Method, Place
 from .wide import WideStream, factory_of
@@ -199,42 +200,6 @@ class DeltaSite(nn.Module):
 
     def extra_repr(self) -> str:
         return f"target={self.config.target}, eps2={self.eps2:g}"
-
-
-class RowLinear(nn.Linear):
-    """A linear map to one number per row. Compiled, it is a sum over the row in float32 for half types.
-
-    Such a sum is part of the loop of what reads the row and what uses the number; a matrix product is not.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
-            return super().forward(x)
-        wide = accumulator(x.dtype)
-        product = _RowProduct.apply if x.dtype == wide and not transforming() else _row_product
-        out = product(x.to(wide), self.weight[0].to(wide))
-        return out if self.bias is None else out + self.bias.to(wide)
-
-
-def _row_product(x: Tensor, w: Tensor) -> Tensor:
-    return (x * w).sum(-1, keepdim=True)
-
-
-class _RowProduct(torch.autograd.Function):
-    """``x . w`` for every row. The gradient for ``w`` is a matrix product: see :func:`~._operators.column_sum`."""
-
-    @staticmethod
-    def forward(x: Tensor, w: Tensor) -> Tensor:
-        return _row_product(x, w)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, w = ctx.saved_tensors
-        return grad * w, (grad.flatten()[None] @ x.flatten(0, -2))[0]
 
 
 def _linear(width: int, out: int, **options: Any) -> nn.Linear:
