@@ -4,7 +4,8 @@ One compiled loop over all ``n`` sources is fast, but it is a loop of its own fo
 grows with ``n``: a model that reads full depth compiles every count there is. Here a long read is a running softmax
 over groups of a fixed size, and its backward pass needs one group at a time. The groups are regions that
 ``torch.compile`` compiles once and calls from every read; only a read's first group, the remainder, has other sizes.
-A model compiled block by block compiles the groups themselves and runs what is between them as it is.
+A model compiled block by block compiles the groups themselves, in the sizes of :mod:`._chunks`, and runs what is
+between them as it is.
 """
 
 from __future__ import annotations
@@ -79,11 +80,10 @@ def _take(query: Tensor, eps: float, before: Running, sources: Sequence[Tensor])
     return total, higher, per_row(mass * shrink + functools.reduce(torch.add, shares), higher), plain
 
 
-def _nothing(like: Tensor, relative: bool) -> Running:
-    """Of no sources, for tensors in the shape and type of one."""
-    row = like[..., :1]
-    plain = torch.zeros_like(like) if relative else None
-    return torch.zeros_like(like), torch.full_like(row, -torch.inf), torch.zeros_like(row), plain
+def _nothing(like: Tensor, dtype: torch.dtype, relative: bool) -> Running:
+    """Of no sources, for tensors in the shape of one."""
+    total, row = torch.zeros_like(like, dtype=dtype), like.new_zeros((*like.shape[:-1], 1), dtype=dtype)
+    return total, torch.full_like(row, -torch.inf), row, torch.zeros_like(total) if relative else None
 
 
 def _first(query: Tensor, eps: float, relative: bool, *sources: Tensor) -> Running:
@@ -183,23 +183,23 @@ class _GroupedRead(torch.autograd.Function):
         ctx.compiler = by = chunk_compiler()
         groups = _groups(sources, by)
         average: list[Tensor] = []
-        if len(groups) == 1 and by is None:
+        beside: list[Tensor] = []
+        if by is None and len(groups) == 1:
             out, top, mass = _whole(q, ctx.eps, ctx.relative, *sources)
-            saved = average
         else:
             if by is None:
                 running: Running = _compiled(_first, groups[0], by)(q, ctx.eps, ctx.relative, *groups.pop(0))
             else:
-                running = _nothing(sources[0].to(q.dtype), ctx.relative)
+                running = _nothing(sources[0], q.dtype, ctx.relative)
             for group in groups[:-1]:
                 running = _compiled(_next, group, by)(q, ctx.eps, *running, *group)
             count = _count(sources, running[2]) if ctx.relative else None
-            out, top, mass, *average = _compiled(_last, groups[-1], by)(q, ctx.eps, *running, count, *groups[-1])
-            saved = average or [out]
-        ctx.save_for_backward(query, top, mass, *sources, *saved)
-        ctx.mark_non_differentiable(*average, top, mass)
+            out, top, mass, *beside = _compiled(_last, groups[-1], by)(q, ctx.eps, *running, count, *groups[-1])
+            average = beside or [out]
+        ctx.save_for_backward(query, top, mass, *sources, *average)
+        ctx.mark_non_differentiable(*beside, top, mass)
         ctx.count = len(sources)
-        return out, *average, top, mass
+        return out, *beside, top, mass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
