@@ -17,6 +17,7 @@ import torch
 from hosts import BY_NAME
 
 import resfx
+from resfx.ops import _operators
 
 logging.getLogger("torch._export.non_strict_utils").setLevel(logging.ERROR)
 
@@ -39,6 +40,12 @@ def library():
         pytest.skip("no C++ compiler")
     path = Path(tempfile.gettempdir()) / f"resfx-tests-{os.getuid()}" / kernels_path().name
     return path if path.is_file() else build_kernels(path)
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The path of CUDA tensors, for the tensors at hand."""
+    monkeypatch.setattr(_operators, "KERNEL_DEVICES", {"cpu"})
 
 
 def rewritten(name: str, mode: object = "ddl"):

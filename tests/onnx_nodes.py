@@ -48,6 +48,23 @@ def delta_node(path, x, f, beta, v, mix=None, total=None, eps2=1e-3, add=True) -
     return node(path, "DeltaShortcut", given, x.dtype, eps2=eps2, add=int(add), stash_type=kind)
 
 
+def delta_oracle(x, f, beta, v, mix, total, eps2: float, add: bool) -> torch.Tensor:
+    """The paper's equation in float64, with the direction written out."""
+    x, f, beta, v = (t.double() for t in (x, f, beta, v))
+    k = f / (f.square().sum(-1, keepdim=True) + eps2).sqrt()
+    update = beta * (v - (k * x).sum(-1, keepdim=True)) * k
+    if mix is not None:
+        update = mix.double() * (update - f)
+    return (x if not add else x + f if total is None else total.double()) + update
+
+
+WAYS = {
+    "published": ((), False),
+    "erase": ((), True),
+    "interpolate": (("mix",), True),
+    "scaled": (("mix", "total"), True),
+    "scaled erase": (("total",), True),
+}
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 

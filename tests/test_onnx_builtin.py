@@ -10,8 +10,8 @@ import onnx
 import pytest
 import torch
 from conftest import randomise
+from onnx_models import Stack, batch, plain
 from onnx_nodes import delta_node, node, run
-from test_onnx import Stack, batch, plain
 
 import resfx
 from resfx.errors import ExportError

@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import randomise, rewritten
 from hosts import tokens
-from onnx_nodes import DTYPES, delta_node, run, tolerance
-from test_onnx import WAYS, batch, delta_oracle, plain
+from onnx_models import batch, plain
+from onnx_nodes import DTYPES, WAYS, delta_node, delta_oracle, run, tolerance
 
 from resfx.cli import main
 from resfx.errors import ExportError

@@ -1,6 +1,6 @@
 """How an operator finds its form: registered, with kernels where those apply, and as its formula everywhere else.
 
-The kernels themselves are in ``test_triton.py``; here stand-ins count how often they are called.
+The kernels themselves are in ``test_triton*.py``; here stand-ins count how often they are called.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from zoo.check import check
 from zoo.entry import expected
-from zoo.plain import MODELS, Stem
+from zoo.plain import MODELS
+from zoo.plain_conv import Stem
 from zoo.table import BY_NAME, ENTRIES
 
 import resfx
