@@ -164,11 +164,18 @@ def rms_scores(sources: Sequence[Tensor], query: Tensor, eps: float) -> Tensor:
         return torch.cat([run_chunk(rms_scores, sources[part], query, eps) for part in cut(len(sources))], -1)
     wide = accumulator(sources[0].dtype)
     query = query.to(wide)
-    scores = []
-    for source in sources:
-        s = source.to(wide)
-        scores.append((s * query).sum(-1) * torch.rsqrt((s * s).mean(-1) + eps))
-    return torch.stack(scores, -1)
+    return torch.stack([(s.to(wide) * query).sum(-1) * _inverse_rms(s.to(wide), eps) for s in sources], -1)
+
+
+def rms_scales(sources: Sequence[Tensor], eps: float) -> Tensor:
+    """``1 / rms(source_j)`` as ``(..., n)``, float32 for half types: weights times these weigh normalised sources."""
+    if is_cut(sources):
+        return torch.cat([run_chunk(rms_scales, sources[part], eps) for part in cut(len(sources))], -1)
+    return torch.stack([_inverse_rms(s.to(accumulator(s.dtype)), eps) for s in sources], -1)
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    return torch.rsqrt((x * x).mean(-1) + eps)
 
 
 def attention_read(

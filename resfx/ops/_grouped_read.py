@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._chunks import Compiler, chunk_compiler, cut
-from ._operators import accumulator, column_sum, per_row
+from ._operators import accumulator, column_sum, per_row, plus
 
 GROUP = 8  # sources that share one loop in a model compiled as one graph, and the most that are read in one loop
 
@@ -77,7 +76,7 @@ def _take(query: Tensor, eps: float, before: Running, sources: Sequence[Tensor])
     for e, source in zip(shares, wide, strict=True):
         total = total + e * source
         plain = None if plain is None else plain + source
-    return total, higher, per_row(mass * shrink + functools.reduce(torch.add, shares), higher), plain
+    return total, higher, per_row(mass * shrink + plus(shares), higher), plain
 
 
 def _nothing(like: Tensor, dtype: torch.dtype, relative: bool) -> Running:
@@ -89,29 +88,25 @@ def _nothing(like: Tensor, dtype: torch.dtype, relative: bool) -> Running:
 def _first(query: Tensor, eps: float, relative: bool, *sources: Tensor) -> Running:
     wide = [s.to(query.dtype) for s in sources]
     shares, top = _shares(wide, query, eps, None)
-    total = _plus(e * source for e, source in zip(shares, wide, strict=True))
-    return total, top, per_row(_plus(shares), top), _plus(wide).clone() if relative else None
+    total = plus(e * source for e, source in zip(shares, wide, strict=True))
+    return total, top, per_row(plus(shares), top), plus(wide).clone() if relative else None
 
 
 def _whole(query: Tensor, eps: float, relative: bool, *sources: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The read of sources that are one group, the highest score, and the mass: weights are known before any sum."""
     wide = [s.to(query.dtype) for s in sources]
     shares, top = _shares(wide, query, eps, None)
-    mass = per_row(_plus(shares), top)
+    mass = per_row(plus(shares), top)
     factor = _count(sources, mass) / mass if relative else 1 / mass
     weights = [per_row(e * factor, top) for e in shares]
     if relative:
         weights = [w - 1 for w in weights]
-    return _plus(w * source for w, source in zip(weights, wide, strict=True)).to(sources[0].dtype), top, mass
+    return plus(w * source for w, source in zip(weights, wide, strict=True)).to(sources[0].dtype), top, mass
 
 
 def _count(sources: Sequence[Tensor], like: Tensor) -> Tensor:
     """How many there are, as a tensor: over a tensor ``n / n`` is one exactly, a number over one is a reciprocal."""
     return torch.full_like(like, len(sources))
-
-
-def _plus(terms: Iterable[Tensor]) -> Tensor:
-    return functools.reduce(operator.add, terms)
 
 
 def _next(
@@ -150,12 +145,12 @@ def _gradients(
     shares = [per_row(torch.exp(logit - top) * factor, logit) for logit, _ in scores]
     products = [(grad * s).sum(-1, keepdim=True) for s in wide]
     if mean is None:
-        mean = _plus(e * product for e, product in zip(shares, products, strict=True))
+        mean = plus(e * product for e, product in zip(shares, products, strict=True))
         mean = per_row(mean / len(sources) if relative else mean, top)
     slopes = [per_row(e * (product - mean) * scale, logit)
               for e, product, (logit, scale) in zip(shares, products, scores, strict=True)]  # fmt: skip
     # Is summed over the rows: one tensor, where each of its terms would be read again.
-    along = _plus(slope * s for slope, s in zip(slopes, wide, strict=True))
+    along = plus(slope * s for slope, s in zip(slopes, wide, strict=True))
     found = [
         (e - 1 if relative else e) * grad + slope * (query - logit * scale / s.shape[-1] * s)
         for s, (logit, scale), e, slope in zip(wide, scores, shares, slopes, strict=True)

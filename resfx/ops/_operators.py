@@ -12,7 +12,7 @@ import contextvars
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -71,6 +71,11 @@ def at_kernels(x: Tensor) -> bool:
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type that reductions run in: float32 for half types, else the type itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def plus(terms: Iterable[Tensor]) -> Tensor:
+    """The sum, term by term from the first."""
+    return functools.reduce(torch.add, terms)
 
 
 def per_row(x: Tensor, seen: Tensor) -> Tensor:

@@ -7,15 +7,13 @@ A read then moves the same few tensors whatever the depth.
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ._grouped_read import score
-from ._operators import accumulator, per_row
+from ._operators import accumulator, per_row, plus
 
 Ahead = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
 """Of the finished blocks, for one read, in float32 for half types: ``sum_j e^(l_j - m) b_j (..., d)``; ``m`` and
@@ -44,16 +42,12 @@ def inter_block(sources: Sequence[Tensor], queries: Sequence[Tensor], eps: float
     shares = [per_row(torch.exp(z - tops), z) for z in logits]
     lack = None
     if relative:
-        lack = -_plus(rows)  # negative: its gradient is then the read's own, no new tensor
+        lack = -plus(rows)  # negative: its gradient is then the read's own, no new tensor
     found: list[Ahead] = []
-    for i, top, mass in zip(range(len(queries)), tops.split(1, -1), _plus(shares).split(1, -1), strict=True):
-        total = _plus([e[..., i : i + 1] * s for e, s in zip(shares, rows, strict=True)])
+    for i, top, mass in zip(range(len(queries)), tops.split(1, -1), plus(shares).split(1, -1), strict=True):
+        total = plus([e[..., i : i + 1] * s for e, s in zip(shares, rows, strict=True)])
         found.append((total, top, mass, count, lack))
     return found
-
-
-def _plus(terms: Sequence[Tensor]) -> Tensor:
-    return functools.reduce(operator.add, terms)
 
 
 def _scores(source: Tensor, table: Tensor, eps: float) -> Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ._chunks import cut, is_cut, run_chunk
 from ._depth import NOT_A_SUM, DepthMethod, DepthPlace, Read
-from ._operators import accumulator
+from ._operators import accumulator, plus
 from .method import Place
 
 
@@ -81,17 +83,35 @@ class DCARead(Read):
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, ...]:
         wide = accumulator(x.dtype)
-        b, w = self.b.to(wide), self.w.to(wide)
-        columns = [s.to(wide) for s in sources]
-        mixed = []
-        for i in range(len(b)):
-            total = sum(g * self._coefficient(b[i, j], (g * w[i]).sum(-1, keepdim=True)) for j, g in enumerate(columns))
-            assert isinstance(total, Tensor)
-            mixed.append(x + total.to(x.dtype) if self.preserve else total.to(x.dtype))
+        b, w, form = self.b.to(wide), self.w.to(wide), (self.live, self.preserve)
+        if is_cut(sources):
+            parts = [run_chunk(mixtures, sources[at], b[:, at].contiguous(), w, *form) for at in cut(len(sources))]
+        else:
+            parts = [mixtures(sources, b, w, *form)]
+        totals = [plus(of_output).to(x.dtype) for of_output in zip(*parts, strict=True)]
+        mixed = [x + total if self.preserve else total for total in totals]
         return tuple(mixed) if len(mixed) > 1 else mixed[0]
 
-    def _coefficient(self, b: Tensor, dynamic: Tensor) -> Tensor:
-        """What a source is multiplied with; less one where the host's sum is the base."""
-        if not self.live:
-            return b + torch.relu(dynamic)
-        return torch.relu((1 + b) + dynamic) - 1 if self.preserve else torch.relu(b + dynamic)
+
+def mixtures(sources: Sequence[Tensor], b: Tensor, w: Tensor, live: bool, preserve: bool) -> list[Tensor]:
+    """``sum_j G_j * (b_j + relu(w . G_j))`` for every output; less the plain sum where that is the base.
+
+    Args:
+        sources: ``n`` tensors ``(..., d)``.
+        b: ``(outputs, n, d)``.
+        w: ``(outputs, d)``, in the type of the result.
+        live: whether ``b`` lies inside of the gate.
+        preserve: whether ``b`` is zero where a source only keeps its place in the host's sum.
+    """
+    columns = [s.to(w.dtype) for s in sources]
+    return [
+        plus(g * _coefficient(row, (g * gate).sum(-1, keepdim=True), live, preserve)
+             for row, g in zip(rows, columns, strict=True))
+        for rows, gate in zip(b, w, strict=True)
+    ]  # fmt: skip
+
+
+def _coefficient(b: Tensor, dynamic: Tensor, live: bool, preserve: bool) -> Tensor:
+    if not live:
+        return b + torch.relu(dynamic)
+    return torch.relu((1 + b) + dynamic) - 1 if preserve else torch.relu(b + dynamic)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._depth import DepthMethod, DepthPlace, Read, rms_norm, weighted_sum
+from ._depth import DepthMethod, DepthPlace, Read, rms_norm, rms_scales, weighted_sum
 from .method import Place
 
 
@@ -96,11 +96,11 @@ class MUDDRead(Read):
         dynamic = self.weigh(hidden).unflatten(-1, self.static.shape)
         weights = dynamic.to(torch.promote_types(dynamic.dtype, torch.float32)) + self.static
         if self.gain is not None:
-            sources = [rms_norm(s, self.eps) * self.gain for s in sources]
+            weights = weights * rms_scales(sources, self.eps).unsqueeze(-2)
         mixed = [self._finish(weighted_sum(sources, weights[..., i, :]), x) for i in range(self.outputs)]
         return tuple(mixed) if len(mixed) > 1 else mixed[0]
 
     def _finish(self, total: Tensor, x: Tensor) -> Tensor:
-        if self.scale is not None:
-            return x + (self.scale * rms_norm(total, self.eps)).to(x.dtype)
+        if self.scale is not None and self.gain is not None:
+            return x + (self.scale * rms_norm(total * self.gain, self.eps)).to(x.dtype)
         return x + total.to(x.dtype) if self.preserve else total.to(x.dtype)

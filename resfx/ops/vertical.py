@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ._depth import DepthMethod, DepthPlace, Read, rms_norm, rms_scores, weighted_sum
+from ._depth import DepthMethod, DepthPlace, Read, rms_scales, rms_scores, weighted_sum
 from .method import Place
 
 
@@ -65,5 +65,5 @@ class VerticalRead(Read):
         else:
             logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
         weights = logits.softmax(-1)
-        total = weighted_sum([rms_norm(s, self.eps) for s in sources], weights)
+        total = weighted_sum(sources, weights * rms_scales(sources, self.eps))
         return x + (total if self.gate is None else self.gate * total).to(x.dtype)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ._channels import combine, spread, total
-from ._chunks import chunk_compiler
 from ._operators import accumulator
 from .method import Place
 
@@ -44,7 +43,7 @@ class WideStream:
 
 
 class Expand(nn.Module):
-    """``n`` equal channels: a view, no copy, but where blocks are compiled one by one and share their code."""
+    """``n`` equal channels: a view. Compiled it is a copy: every block then gets a state with the same strides."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -52,7 +51,7 @@ class Expand(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         state = spread(x, self.channels)
-        return state if chunk_compiler() is None else state.contiguous()  # with the strides of all other states
+        return state.contiguous() if torch.compiler.is_dynamo_compiling() else state
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"

@@ -20,7 +20,7 @@ Key = tuple[Any, ...]
 Wrap = Callable[["Outlined"], Callable[..., Any]]
 
 _SMALL = 2
-"""Segments of fewer operators stay where they are."""
+"""Segments of fewer operators stay where they are; a module is more than that."""
 
 
 def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -86,7 +86,8 @@ def outline(graph: fx.Graph, segments: Sequence[Segment], functions: dict[Key, C
 def _worth_a_function(segment: Segment, cut: bool) -> bool:
     if segment.read and cut:  # reads are compiled in chunks, by themselves; the chunks of long ones serve short ones
         return False
-    return sum(ops.operator_name(n) not in ("getitem", "sym_size") for n in segment.nodes) >= _SMALL
+    count = {"getitem": 0, "sym_size": 0}
+    return sum(_SMALL if n.op == "call_module" else count.get(ops.operator_name(n), 1) for n in segment.nodes) >= _SMALL
 
 
 def _is_long(segment: Segment) -> bool:
