@@ -182,6 +182,21 @@ def test_long_reads_in_chunks_agree_with_the_formula(mode, dtype):
     _close(_step(by_block, {"ids": tokens(2, 7)}), want, 1e-4 if dtype == torch.float32 else 0.1)
 
 
+@pytest.mark.parametrize("mode", [resfx.DCA(k=None), resfx.VerticalAttention(), resfx.MUDD(prepost=True)],
+                         ids=["dca", "vertical", "mudd"])  # fmt: skip
+def test_sums_over_many_sources_are_compiled_in_chunks(mode):
+    """The mixtures of DCA; the norms of the sources for the two others."""
+    new = _decoder(11, mode).train()
+    want = _step(new, {"ids": tokens(2, 7)})
+    by_block, _ = _compiled(new, "eager")
+    _close(_step(by_block, {"ids": tokens(2, 7)}), want, 1e-4)
+    sizes: dict[str, set[int]] = {}
+    for function, size in by_block._resfx.blocks.chunks:
+        sizes.setdefault(function.__name__, set()).add(size)
+    assert set(sizes) == ({"mixtures"} if mode.name == "dca" else {"rms_scales", "_add_chunk"})
+    assert set.union(*sizes.values()) == {8, 4, 2, 1}
+
+
 def _chunked_reads(new) -> int:
     graph = new._resfx.variants[0].capture.graph
     reads = [n for n in graph.nodes if n.op == "call_module" and n.args and isinstance(n.args[0], list)]
