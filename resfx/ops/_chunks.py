@@ -72,16 +72,22 @@ def run_chunk(function: Callable[..., Any], sources: Sequence[Tensor], *args: An
     return compiler(function, len(sources))(list(sources), *args)
 
 
-def chunked_sum(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None) -> Tensor:
-    """``base + sum_j weights[..., j] sources[j]`` in the type of the weights."""
-    total = sources[0].new_zeros((), dtype=weights.dtype).expand_as(sources[0]) if base is None else base
+def chunked_sums(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None) -> list[Tensor]:
+    """``base + sum_j weights[..., i, j] sources[j]`` for every ``i``, in the type of the weights."""
+    start = sources[0].new_zeros((), dtype=weights.dtype).expand_as(sources[0]) if base is None else base
+    totals = [start] * weights.shape[-2]
     for part in cut(len(sources)):
-        total = run_chunk(_add_chunk, sources[part], weights[..., part].contiguous(), total)
-    return total
+        totals = run_chunk(_add_chunk, sources[part], apart(weights[..., part]), totals)
+    return totals
 
 
-def _add_chunk(sources: list[Tensor], weights: Tensor, total: Tensor) -> Tensor:
-    total = total.to(weights.dtype)
+def apart(part: Tensor) -> Tensor:
+    """A copy, whose strides do not tell what it is a part of: they would be another program's."""
+    return part.clone(memory_format=torch.contiguous_format)
+
+
+def _add_chunk(sources: list[Tensor], weights: Tensor, totals: list[Tensor]) -> list[Tensor]:
+    found = [total.to(weights.dtype) for total in totals]
     for j, source in enumerate(sources):
-        total = total + weights[..., j, None] * source.to(weights.dtype)
-    return total
+        found = [t + weights[..., i, j, None] * source.to(weights.dtype) for i, t in enumerate(found)]
+    return found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ._chunks import chunked_sum, cut, is_cut, run_chunk, with_chunks
+from ._chunks import chunked_sums, cut, is_cut, run_chunk, with_chunks
 from ._grouped_read import grouped_read
 from ._operators import accumulator, fused, transforming
 from .method import Method, Place
@@ -144,13 +144,21 @@ def weighted_sum(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None
     return _weighted_sum(list(sources), weights, base)
 
 
+def weighted_sums(sources: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
+    """:func:`weighted_sum` for weights ``(m, n)`` or ``(..., m, n)``: ``m`` tensors."""
+    if is_cut(sources):
+        totals = chunked_sums(sources, weights.to(accumulator(sources[0].dtype)), None)
+        return [total.to(sources[0].dtype) for total in totals]
+    return [weighted_sum(sources, row) for row in weights.unbind(-2)]
+
+
 def weighted_sum_formula(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None) -> Tensor:
     """:func:`weighted_sum` step by step."""
     dtype = sources[0].dtype if base is None else base.dtype
     wide = accumulator(dtype)
     weights = weights.to(wide)
     if is_cut(sources):
-        return chunked_sum(sources, weights, base).to(dtype)
+        return chunked_sums(sources, weights.unsqueeze(-2), base)[0].to(dtype)
     total = weights[..., 0, None] * sources[0].to(wide)
     for j in range(1, len(sources)):
         total = total + weights[..., j, None] * sources[j].to(wide)

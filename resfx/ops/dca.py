@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ._chunks import cut, is_cut, run_chunk
+from ._chunks import apart, cut, is_cut, run_chunk
 from ._depth import NOT_A_SUM, DepthMethod, DepthPlace, Read
 from ._operators import accumulator, plus
 from .method import Place
@@ -85,7 +85,7 @@ class DCARead(Read):
         wide = accumulator(x.dtype)
         b, w, form = self.b.to(wide), self.w.to(wide), (self.live, self.preserve)
         if is_cut(sources):
-            parts = [run_chunk(mixtures, sources[at], b[:, at].contiguous(), w, *form) for at in cut(len(sources))]
+            parts = [run_chunk(mixtures, sources[at], apart(b[:, at]), w, *form) for at in cut(len(sources))]
         else:
             parts = [mixtures(sources, b, w, *form)]
         totals = [plus(of_output).to(x.dtype) for of_output in zip(*parts, strict=True)]

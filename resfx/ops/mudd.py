@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._depth import DepthMethod, DepthPlace, Read, rms_norm, rms_scales, weighted_sum
+from ._depth import DepthMethod, DepthPlace, Read, rms_norm, rms_scales, weighted_sums
 from .method import Place
 
 
@@ -97,7 +97,7 @@ class MUDDRead(Read):
         weights = dynamic.to(torch.promote_types(dynamic.dtype, torch.float32)) + self.static
         if self.gain is not None:
             weights = weights * rms_scales(sources, self.eps).unsqueeze(-2)
-        mixed = [self._finish(weighted_sum(sources, weights[..., i, :]), x) for i in range(self.outputs)]
+        mixed = [self._finish(total, x) for total in weighted_sums(sources, weights)]
         return tuple(mixed) if len(mixed) > 1 else mixed[0]
 
     def _finish(self, total: Tensor, x: Tensor) -> Tensor:
