@@ -71,3 +71,14 @@ def test_sums_over_all_rows_stay_in_float32_under_autocast(weighed):
     with torch.autocast("cpu", torch.bfloat16):
         got = torch.compile(column_sum, backend="aot_eager", fullgraph=True)(x, share)
     torch.testing.assert_close(got, column_sum(x, share))
+
+
+@pytest.mark.parametrize("kernel", [1, 4])
+def test_a_short_convolution_is_vectorised(kernel):
+    place = Place(width=64, context_width=64, kind="mlp", depth=0, dtype=torch.float32, device=torch.device("cpu"))
+    layer, x = resfx.ShortConv(kernel=kernel, start="published").build(place), torch.randn(2, 8, 64, requires_grad=True)
+    torch._dynamo.reset()
+    call = torch.compile(layer, fullgraph=True, dynamic=False)
+    got, (forward, _) = run_and_get_code(lambda: torch.autograd.grad(call(x).sum(), [x, layer.weight]))
+    torch.testing.assert_close(got, torch.autograd.grad(layer(x).sum(), [x, layer.weight]))
+    assert "Vectorized<float>::loadu(in_ptr" in forward

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._operators import fused, keeps_one_node, one_node
+from ._operators import fused, keeps_one_node, one_node, stored
 from ._streaming import Mixer, State, last, readable
 from .method import Method, Place
 from .window import reach
@@ -49,7 +49,7 @@ def _padded(x: Tensor, weight: Tensor, left: int, size: int) -> Tensor:
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool) -> Tensor:
-    taps = weight.unbind(1)
+    taps = stored(weight.t()).unbind(0)  # a tap with gaps between its features would keep loops from being vectorised
     size = x.shape[1] - len(taps) + 1
     mixed = x.narrow(1, 0, size) * taps[0]
     for s in range(1, len(taps)):

@@ -106,6 +106,29 @@ def column_sum(x: Tensor, share: Tensor | None = None) -> Tensor:
         return ((rows.new_ones(1, rows.shape[0]) if share is None else share.flatten()[None]) @ rows)[0]
 
 
+def stored(x: Tensor) -> Tensor:
+    """``x``, contiguous. Compiled for a CPU it lies in memory before it is read, where Inductor would put the way to
+    its elements into the loop that reads them."""
+    return _Stored.apply(x) if _for_inductor(x) and not transforming() else x.contiguous()
+
+
+class _Stored(torch.autograd.Function):
+    """Inductor stores what is viewed by strides."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        own = x.clone(memory_format=torch.contiguous_format)
+        return own.as_strided(own.shape, own.stride())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
 def _for_inductor(x: Tensor) -> bool:
     """Whether this is traced for code that Inductor writes for a CPU."""
     return x.device.type == "cpu" and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
