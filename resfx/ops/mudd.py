@@ -75,7 +75,7 @@ class MUDDRead(Read):
 
     def __init__(self, config: MUDD, place: DepthPlace) -> None:
         super().__init__(config)
-        self.eps, self.outputs = config.eps, place.outputs
+        self.eps = config.eps
         factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
         count = place.outputs * place.sources
         self.expand = nn.Linear(place.width, config.hidden or count, bias=False, **factory)

@@ -86,8 +86,9 @@ def outline(graph: fx.Graph, segments: Sequence[Segment], functions: dict[Key, C
 def _worth_a_function(segment: Segment, cut: bool) -> bool:
     if segment.read and cut:  # reads are compiled in chunks, by themselves; the chunks of long ones serve short ones
         return False
-    count = {"getitem": 0, "sym_size": 0}
-    return sum(_SMALL if n.op == "call_module" else count.get(ops.operator_name(n), 1) for n in segment.nodes) >= _SMALL
+    if any(n.op == "call_module" for n in segment.nodes):
+        return True
+    return sum(ops.operator_name(n) not in ("getitem", "sym_size") for n in segment.nodes) >= _SMALL
 
 
 def _is_long(segment: Segment) -> bool:
