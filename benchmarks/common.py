@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from resfx.measure import Runner, peak_memory, quartiles
+from resfx.comparison.measure import Runner, peak_memory, quartiles
 
 MODES = ("forward", "training")
 RESULTS = Path(__file__).parent / "results"

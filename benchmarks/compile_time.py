@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import resfx
-from resfx.measure import Inputs
+from resfx.comparison.measure import Inputs
 
 from .common import start, write
 from .models import VOCAB, Decoder, config_of, runner

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx.ops import _channels as channels
-from resfx.ops._depth import weighted_sum
-from resfx.ops.sinkhorn import sinkhorn
+from resfx.methods.depth.base import weighted_sum
+from resfx.ops.channels import formula as channels
+from resfx.ops.sinkhorn.formula import sinkhorn
 
 from .common import MODES, cases, group
 

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 import resfx
-from resfx.measure import Inputs, Runner, interleave, peak_memory, quartiles, set_training
-from resfx.ops.method import methods
-from resfx.runners import fresh_cache, step_of
+from resfx.comparison.measure import Inputs, Runner, interleave, peak_memory, quartiles, set_training
+from resfx.comparison.runners import fresh_cache, step_of
+from resfx.methods.base import methods
 
 from .common import clock, start, write
 

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 import resfx
 from resfx.export import build_kernels, session, to_onnx
-from resfx.ops._channels import combine, delta_write, mix
-from resfx.ops._depth import attention_read, weighted_sum
-from resfx.ops._local_conv import short_convolution
-from resfx.ops.delta import delta_shortcut
-from resfx.ops.sinkhorn import sinkhorn
-from resfx.ops.window import windowed_attention, windowed_attention_row
+from resfx.methods.depth.base import attention_read, weighted_sum
+from resfx.methods.sequence.local_conv import short_convolution
+from resfx.ops.channels.formula import combine, delta_write, mix
+from resfx.ops.delta.formula import delta_shortcut
+from resfx.ops.sinkhorn.formula import sinkhorn
+from resfx.ops.window.formula import windowed_attention, windowed_attention_row
 
 from .common import Case, group, start, write
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resfx.ops._depth import attention_read, attention_read_formula
-from resfx.ops._local_conv import LocalConv
-from resfx.ops.ddl import DDL
-from resfx.ops.delta import delta_formula, delta_shortcut
-from resfx.ops.method import Place
-from resfx.ops.window import windowed_attention
+from resfx.methods.base import Place
+from resfx.methods.depth.base import attention_read, attention_read_formula
+from resfx.methods.sequence.local_conv import LocalConv
+from resfx.methods.site.ddl import DDL
+from resfx.ops.delta.formula import delta_formula, delta_shortcut
+from resfx.ops.window.formula import windowed_attention
 
 from . import authors, mixes
 from .common import MODES, Case, cases, compiled, group, start, steps, write

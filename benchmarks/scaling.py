@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from resfx.measure import Runner, peak_memory, quartiles
-from resfx.ops._depth import rms_scores, weighted_sum
-from resfx.ops.window import windowed_attention
+from resfx.comparison.measure import Runner, peak_memory, quartiles
+from resfx.methods.depth.base import rms_scores, weighted_sum
+from resfx.ops.window.formula import windowed_attention
 
 from .common import Case, compiled, measure, start, steps, write
 

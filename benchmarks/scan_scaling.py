@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from resfx.api import copy_sharing_parameters
-from resfx.ops.method import method_of
-from resfx.passes.apply import Application, apply_method
-from resfx.passes.capture import source_of
-from resfx.passes.sites import find_sites
-from resfx.passes.streams import find_streams
-from resfx.rewritten import function_of
+from resfx.methods.base import method_of
+from resfx.passes.capture.source import source_of
+from resfx.passes.find.detect import find_sites
+from resfx.passes.find.streams import find_streams
+from resfx.passes.scopes.apply import Application, apply_method
+from resfx.runtime.module import function_of
 
 from .common import start, write
 

@@ -14,7 +14,7 @@ import torch
 
 import resfx
 from resfx import DDL, MHC, HyperConnections
-from resfx.measure import quartiles
+from resfx.comparison.measure import quartiles
 
 from .common import start, write
 from .models import VOCAB, Decoder

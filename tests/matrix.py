@@ -20,11 +20,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from conftest import randomise
 from hosts import BY_NAME, Host, tokens
+from hosts.made import randomise
 
 import resfx
-from resfx.ops.method import Method, methods
+from resfx.methods.base import Method, methods
 from resfx.passes.check import tensors_of
 
 HOSTS = ("gpt2", "llama", "bert", "vit", "gpt_neox", "qwen3", "t5")

@@ -8,8 +8,8 @@ import json
 
 import pytest
 import torch
-from conftest import randomise, rewritten
 from hosts import BY_NAME
+from hosts.made import randomise, rewritten
 from torch import nn
 
 import resfx

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import resfx
-from resfx.ops.method import methods
-from resfx.tables import methods_table
+from resfx.methods.base import methods
+from resfx.report.text import methods_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -29,7 +29,7 @@ def test_commands_and_names_exist():
 
 
 def test_every_method_starts_from_its_name_and_round_trips():
-    from resfx.ops.method import method_of
+    from resfx.methods.base import method_of
 
     for name, cls in methods().items():
         config = method_of(name)

@@ -1,0 +1,60 @@
+"""Change a model's residual stream without touching its code."""
+
+from resfx.comparison.compare import compare
+from resfx.comparison.result import Comparison
+from resfx.methods.base import Method
+from resfx.methods.depth.attn_res import AttnRes
+from resfx.methods.depth.dca import DCA
+from resfx.methods.depth.delta_attn_res import DeltaAttnRes
+from resfx.methods.depth.denseformer import DenseFormer
+from resfx.methods.depth.depth_read import DepthRead
+from resfx.methods.depth.elc import ELC
+from resfx.methods.depth.mudd import MUDD
+from resfx.methods.depth.vertical import VerticalAttention
+from resfx.methods.sequence.canon import Canon
+from resfx.methods.sequence.short_conv import ShortConv
+from resfx.methods.sequence.short_swa import ShortSWA
+from resfx.methods.site.ddl import DDL
+from resfx.methods.wide.hyper_connections import HyperConnections
+from resfx.methods.wide.mhc import MHC, mHC
+from resfx.passes.find.site import Report, Site, Skip, Stream
+from resfx.runtime.blocks import checkpoint_blocks, compile_blocks
+from resfx.runtime.saving import load, save
+
+from . import errors, export
+from .api import rewrite, scan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DCA",
+    "DDL",
+    "ELC",
+    "MHC",
+    "MUDD",
+    "AttnRes",
+    "Canon",
+    "Comparison",
+    "DeltaAttnRes",
+    "DenseFormer",
+    "DepthRead",
+    "HyperConnections",
+    "Method",
+    "Report",
+    "ShortConv",
+    "ShortSWA",
+    "Site",
+    "Skip",
+    "Stream",
+    "VerticalAttention",
+    "checkpoint_blocks",
+    "compare",
+    "compile_blocks",
+    "errors",
+    "export",
+    "load",
+    "mHC",
+    "rewrite",
+    "save",
+    "scan",
+]

@@ -1,0 +1,138 @@
+"""The whole way through, on one screen: capture, sites, streams, rewrite, check, the user's class."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from resfx.methods.base import Method, Start, method_of
+from resfx.passes.check import GraphDiffers
+from resfx.passes.find.site import Report
+from resfx.passes.scopes.apply import DEFAULT_FORMS, Application
+from resfx.runtime.module import Rewritten, Runtime, realise, rewritten_class
+
+from .errors import ResfxError
+from .passes import Source, check_rewrite, find_sites, find_streams, source_of
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def scan(model: Any, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None) -> Report:
+    """Find every residual add of a model, and say why each other add is not one. Nothing is changed.
+
+    Args:
+        model: an ``nn.Module``, ``torch.fx.GraphModule``, ``ExportedProgram`` or the path of a ``.pt2`` file.
+        args, kwargs: example inputs, as ``forward`` takes them; not needed for an fx-traceable model, a captured
+            graph, or a model that offers ``dummy_inputs``.
+
+    Raises:
+        CaptureError: if the model cannot be captured; says which operator, where, and what to do.
+    """
+    source = source_of(model, args, kwargs)
+    call = source.call(*source.example) if source.example and not source.shared else None
+    capture = source.capture(source.model, call)
+    nodes = len(capture.graph.nodes)
+    sites, skips = find_sites(capture.graph, source.model)
+    return Report(type(source.model).__name__, sites, skips, find_streams(sites), nodes)
+
+
+def rewrite(
+    model: Any,
+    mode: str | Method | Sequence[str | Method] = "ddl",
+    args: tuple[Any, ...] | None = None,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    forms: Sequence[str] = DEFAULT_FORMS,
+    start: Start | None = None,
+    check: bool = True,
+) -> Any:
+    """Replace a model's residual adds; returns a module of the model's own class.
+
+    The result shares the model's parameters under their names and adds new ones under ``resfx.``. The model passed
+    in is not changed; a rewritten model can be rewritten again with another method.
+
+    Args:
+        model, args, kwargs: as for :func:`scan`.
+        mode: a method's name or config, or several to apply in order.
+        include, exclude: globs over the names of the modules that own the adds, e.g. ``"model.layers.*"``.
+        forms: forms of adds to claim; ``"resampled"`` and ``"outer"`` (long skips) only when named.
+        start: overrides the config's: ``"preserve"`` or ``"published"``.
+        check: run the rewritten graph against the original on the example inputs before returning.
+
+    Raises:
+        CaptureError: if the model cannot be captured.
+        NoSitesError: if nothing is left to rewrite.
+        ConflictError: if two methods claim one site.
+        CheckError: if the rewritten graph breaks a promise; says at which site.
+    """
+    modes: list[Any] = list(mode) if isinstance(mode, (list, tuple)) else [mode]
+    methods = [method_of(m, start) for m in modes]
+    again = model if isinstance(model, Rewritten) else None
+    source = again._resfx.source if again else source_of(model, args, kwargs)
+    base: Any = again or source.model
+    applications = list(again._resfx.applications) if again else []
+    applications += [Application(m, _globs(include), _globs(exclude), tuple(forms)) for m in methods]
+    example = source.example if args is None and kwargs is None else (tuple(args or ()), dict(kwargs or {}))
+    return rewrite_by(source, base, applications, example, check)
+
+
+def rewrite_by(
+    source: Source, base: nn.Module, applications: list[Application], example: Example | None, check: bool
+) -> Any:
+    """The way through: copy, capture, find, rewrite, hand back in the user's class, check."""
+    _name_banks(applications)
+    if not (check and example):
+        return _rewritten(source, base, applications, example)
+    fresh = [dataclasses.replace(a, skips=[]) for a in applications]
+    new = _rewritten(source, base, applications, example)
+    may_differ = not (source.shared or source.as_eager)
+    try:
+        check_rewrite(new, base, example, applications, exact=may_differ)
+    except GraphDiffers:  # some models compute otherwise while they are exported
+        try:
+            other = _rewritten(dataclasses.replace(source, as_eager=True), base, fresh, example)
+            check_rewrite(other, base, example, fresh, exact=True)
+            return other
+        except (GraphDiffers, ResfxError):
+            check_rewrite(new, base, example, applications)
+    return new
+
+
+def _rewritten(source: Source, base: nn.Module, applications: list[Application], example: Example | None) -> Any:
+    tree = copy_sharing_parameters(base)
+    call = source.call(*example) if example and not source.shared else None
+    variant = realise(tree, source.capture(tree, call), applications)
+    new: Any = tree
+    new.__class__ = rewritten_class(source.cls)
+    new._resfx = Runtime(source, applications)
+    new._resfx.adopt(variant, new, call)
+    return new
+
+
+def copy_sharing_parameters(model: nn.Module) -> nn.Module:
+    """A copy of the module tree (buffers and configs too) over the same parameters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own tree specs warn when copied
+        return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def _globs(globs: str | Sequence[str]) -> tuple[str, ...]:
+    return (globs,) if isinstance(globs, str) else tuple(globs)
+
+
+def _name_banks(applications: list[Application]) -> None:
+    taken = {a.key for a in applications if a.key}
+    for application in applications:
+        name = application.method.name or type(application.method).__name__.lower()
+        key, n = name, 1
+        while not application.key and key in taken:
+            key, n = f"{name}_{n}", n + 1
+        application.key = application.key or key
+        taken.add(application.key)

@@ -1,0 +1,5 @@
+"""The command line: ``python -m resfx``."""
+
+from .cli import main
+
+__all__ = ["main"]

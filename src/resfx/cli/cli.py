@@ -1,0 +1,210 @@
+"""The command line: scan, rewrite, export, bench (an import path, a config folder or a ``.pt2``); methods; kernels."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from resfx import export
+from resfx.api import rewrite, scan
+from resfx.comparison.compare import BACKENDS, MODES, compare
+from resfx.errors import ResfxError
+from resfx.methods.base import Method, methods
+from resfx.passes.scopes.apply import DEFAULT_FORMS
+from resfx.report.text import methods_table
+from resfx.runtime import saving
+
+from .settings import SettingError, config_of
+from .targets import Target, load_target
+
+FORMS = (*DEFAULT_FORMS, "resampled", "outer")
+
+MODEL = """a model: package.module:factory (a module, or a callable that returns a model or (model, args, kwargs)),
+a Hugging Face config folder or config.json (random weights unless the folder holds them), or a .pt2 file;
+nothing is downloaded"""
+
+EPILOG = """exit codes: 0 done; 1 nothing found or rewritten, or an error; 2 wrong usage
+
+examples:
+  resfx scan my_package.models:tiny_gpt
+  resfx rewrite ./llama-config --method ddl --set beta_init=0.5 --include 'model.layers.*' --out rewritten
+  resfx export ./llama-config --method short_swa --out model.onnx
+  resfx bench my_package.models:tiny_gpt --method ddl --backends eager compiled --plot bench.png"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    Raises:
+        SystemExit: from argparse, with code 2 for wrong usage.
+    """
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    try:
+        rewrites = options.command not in ("scan", "methods", "kernels")
+        options.config = config_of(options.method, options.set, options.start) if rewrites else None
+    except SettingError as error:
+        parser.error(str(error))
+    try:
+        return int(COMMANDS[options.command](options))
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        elif isinstance(error, ResfxError):
+            print(f"resfx: {error}", file=sys.stderr)
+        else:
+            print(f"resfx: {type(error).__name__}: {error}\n  try:   --debug shows where", file=sys.stderr)
+        return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("resfx", description=__doc__, epilog=EPILOG, formatter_class=plain)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    _scan_options(_common(commands.add_parser("scan", help="list residual adds, and why other adds are none")))
+    save = _rewriting(_common(commands.add_parser("rewrite", help="rewrite, check and save")))
+    save.add_argument("--out", metavar="FOLDER", help="save recipe and new weights here (resfx.load reads them)")
+    save.add_argument("--draw", metavar="FILE.svg", help="a picture of the streams")
+    onnx = _rewriting(_common(commands.add_parser("export", help="rewrite and write an ONNX file")))
+    onnx.add_argument("--out", metavar="FILE.onnx", required=True)
+    bench = _rewriting(_common(commands.add_parser("bench", help="time the model before and after")))
+    bench.add_argument("--backends", nargs="+", default=list(BACKENDS), metavar="NAME", help=", ".join(BACKENDS))
+    bench.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    bench.add_argument("--repeats", type=_at_least(1), default=20, help="rounds (default 20)")
+    bench.add_argument("--warmup", type=_at_least(0), default=3, help="rounds before those (default 3)")
+    bench.add_argument("--seconds", type=float, help="stop a row after this long")
+    bench.add_argument("--out", metavar="FILE.json", help="write the figures here")
+    bench.add_argument("--plot", metavar="FILE", help="draw them here (.png, .svg, .pdf)")
+    bench.add_argument("--quiet", action="store_true", help="no progress lines")
+    listing = commands.add_parser("methods", help="list the methods")
+    listing.add_argument("--markdown", action="store_true", help="as the table of the README")
+    listing.set_defaults(debug=False)
+    kernels = commands.add_parser("kernels", help="build the CPU kernels for ONNX Runtime with the C++ compiler")
+    kernels.add_argument("--out", metavar="FILE.so", help="default: the cache folder, where sessions find them")
+    kernels.add_argument("--portable", action="store_true", help="for any processor of this architecture")
+    kernels.set_defaults(debug=False)
+    return parser
+
+
+def _common(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    command.add_argument("model", help=MODEL)
+    command.add_argument("--batch", type=_at_least(1), default=2, help="batch of the inputs made for a config")
+    command.add_argument("--length", type=_at_least(1), default=16, help="tokens of the inputs made for a config")
+    command.add_argument("--json", action="store_true", help="print JSON instead of text")
+    command.add_argument("--debug", action="store_true", help="show where an error was raised")
+    return command
+
+
+def _scan_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", metavar="FILE.json", help="write the report here as JSON")
+    command.add_argument("--draw", metavar="FILE.svg", help="a picture of the streams")
+
+
+def _rewriting(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    command.add_argument("--method", choices=list(methods()), default="ddl", help="(default ddl)")
+    command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of its config")
+    command.add_argument("--start", choices=("preserve", "published"), help="(default: the config's, preserve)")
+    command.add_argument("--include", action="append", default=[], metavar="GLOB", help="owners to rewrite")
+    command.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="owners to leave alone")
+    command.add_argument("--no-check", action="store_true", help="do not hold the result against the original")
+    command.add_argument("--forms", nargs="+", default=DEFAULT_FORMS, choices=FORMS, metavar="FORM",
+                         help=", ".join(FORMS))  # fmt: skip
+    return command
+
+
+def _at_least(least: int) -> Any:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}")
+        return int(text)
+
+    return number
+
+
+def _show(options: argparse.Namespace, result: Any) -> None:
+    print(json.dumps(result.to_dict(), indent=1) if options.json else result)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _scan(options: argparse.Namespace) -> int:
+    target = _target(options)
+    report = scan(target.model, target.args, target.kwargs)
+    _show(options, report)
+    if options.out:
+        with open(options.out, "w", encoding="utf-8") as file:
+            json.dump(report.to_dict(), file, indent=1)
+    _draw(options, report)
+    return 0 if report.sites else 1
+
+
+def _rewrite(options: argparse.Namespace) -> int:
+    new = _rewritten(options, _target(options))
+    _show(options, new.report)
+    if options.out:
+        saving.save(new, options.out)
+        _say(f"saved to {options.out}")
+    _draw(options, new.report)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    target = _target(options)
+    new = _rewritten(options, target)
+    written = export.to_onnx(new, options.out, target.args, target.kwargs, check=not options.no_check)
+    _show(options, new.report)
+    _say(f"wrote {written.path}: {sum(written.nodes.values())} nodes")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    target = _target(options)
+    new = _rewritten(options, target)
+    result = compare(
+        target.module(), new, target.args, target.kwargs, backends=options.backends, modes=options.modes,
+        repeats=options.repeats, warmup=options.warmup, seconds=options.seconds, progress=not options.quiet,
+        plot=options.plot, json=options.out,
+    )  # fmt: skip
+    _show(options, result)
+    return 0 if any(r.after for r in result.rows) else 1
+
+
+def _methods(options: argparse.Namespace) -> int:
+    print(methods_table(options.markdown))
+    return 0
+
+
+def _kernels(options: argparse.Namespace) -> int:
+    print(export.build_kernels(options.out, native=not options.portable))
+    return 0
+
+
+def _target(options: argparse.Namespace) -> Target:
+    return load_target(options.model, options.batch, options.length)
+
+
+def _rewritten(options: argparse.Namespace, target: Target) -> Any:
+    config: Method = options.config
+    return rewrite(target.model, config, target.args, target.kwargs, include=options.include,
+                   exclude=options.exclude, forms=tuple(options.forms), check=not options.no_check)  # fmt: skip
+
+
+def _draw(options: argparse.Namespace, report: Any) -> None:
+    if options.draw:
+        from resfx.report.picture import draw
+
+        draw(report, options.draw)
+        _say(f"drew {options.draw}")
+
+
+COMMANDS = {"scan": _scan, "rewrite": _rewrite, "export": _export, "bench": _bench, "methods": _methods,
+            "kernels": _kernels}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Before and after: two models side by side on every backend."""

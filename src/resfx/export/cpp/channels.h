@@ -1,0 +1,201 @@
+// Operators on a state of n channels. What each computes is in resfx/ops/*/onnx.py.
+#pragma once
+
+#include "arithmetic.h"
+#include "runtime.h"
+
+#include <limits>
+
+namespace {
+
+// inputs state (..., n, d), weights, unit?
+template <class T>
+void combine_channels(const Call& c) {
+  using A = Wide<T>;
+  Tensor state = c.in(0), given = c.in(1);
+  size_t d = state.dim(1), n = state.dim(2), rows = n && d ? state.count() / (n * d) : 0;
+  bool features = d != 1 && given.shape.size() == 2 && given.dim(1) == d;  // (n, d), else (..., n, 1)
+  PerRow<A> weights(given, rows, features ? n * d : n);
+  std::vector<A> unit = numbers<A>(c.in(2));
+  size_t wide = features ? d : 1;
+  bool centred = c.kernel.whole[0];
+  if (unit.empty()) unit = {A(1)};
+  require(n && (unit.size() == 1 || unit.size() == rows || unit.size() == wide), "weights and unit do not fit");
+  Shape shape = state.shape;
+  shape.erase(shape.end() - 2);
+  T* ys = c.out<T>(shape);
+  over_rows<A>(c, rows, n * d, n * d + 2 * d, [&](size_t row, size_t end, A* room) {
+    A *sum = room + n * d, *excess = sum + d;
+    for (size_t last = rows; row < end; ++row) {
+      const A *w = weights(row), *x = widened(rows_of<T>(state) + row * n * d, n * d, room);
+      if (centred) {
+        if (last == rows || weights.step || unit.size() == rows)  // else as in the row before
+          for (size_t i = 0; i < wide; ++i)
+            excess[i] = pairs(w + i, n, wide) - unit[unit.size() == 1 ? 0 : features ? i : row];
+        for (size_t i = 0; i < d; ++i) sum[i] = x[i] + excess[features ? i : 0] * x[i];
+      } else {
+        std::fill(sum, sum + d, A(0));
+      }
+      last = row;
+      for (size_t j = 0; j < n; ++j) {
+        const A *other = x + j * d, *wj = w + j * wide;
+        if (!centred && features)
+          for (size_t i = 0; i < d; ++i) sum[i] += wj[i] * other[i];
+        else if (!centred)
+          for (size_t i = 0; i < d; ++i) sum[i] += wj[0] * other[i];
+        else if (j && features)
+          for (size_t i = 0; i < d; ++i) sum[i] += wj[i] * (other[i] - x[i]);
+        else if (j)
+          for (size_t i = 0; i < d; ++i) sum[i] += wj[0] * (other[i] - x[i]);
+      }
+      store<T, A>(ys + row * d, sum, nullptr, d);
+    }
+  });
+}
+
+// inputs state (..., n, d), f (..., d), write (..., n), matrix? (..., n, n)
+template <class T>
+void mix_channels(const Call& c) {
+  using A = Wide<T>;
+  Tensor state = c.in(0), f = c.in(1), matrix = c.in(3);
+  size_t d = state.dim(1), n = state.dim(2), rows = n && d ? state.count() / (n * d) : 0;
+  require(f.count() == rows * d && f.dim(1) == d, "f must have a row for each row of channels");
+  PerRow<A> write(c.in(2), rows, n), mix(matrix, rows, n * n);
+  bool unit = c.kernel.whole[0];
+  T* ys = c.out<T>(state.shape);
+  over_rows<A>(c, rows, n * n * d, n * d + 2 * d, [&](size_t row, size_t end, A* room) {
+    A* sum = room + n * d;
+    for (; row < end; ++row) {
+      const A *x = widened(rows_of<T>(state) + row * n * d, n * d, room);
+      const A* fw = widened(rows_of<T>(f) + row * d, d, sum + d);
+      for (size_t i = 0; i < n; ++i) {
+        A w = write(row)[i];
+        const A* start = mix ? x : x + i * d;
+        A own = mix && !unit ? mix(row)[i * n] : A(1);
+        for (size_t l = 0; l < d; ++l) sum[l] = own * start[l];
+        for (size_t j = 1; mix && j < n; ++j) {
+          A m = mix(row)[i * n + j];
+          const A* other = x + j * d;
+          if (unit)
+            for (size_t l = 0; l < d; ++l) sum[l] += m * (other[l] - x[l]);
+          else
+            for (size_t l = 0; l < d; ++l) sum[l] += m * other[l];
+        }
+        T* y = ys + (row * n + i) * d;
+        for (size_t l = 0; l < d; ++l) narrow(sum[l] + w * fw[l], y[l]);
+      }
+    }
+  });
+}
+
+// inputs state (..., n, d), f (..., d), beta (..., 1), v (..., n), mix?
+template <class T>
+void delta_write(const Call& c) {
+  using A = Wide<T>;
+  Tensor state = c.in(0), f = c.in(1);
+  size_t d = state.dim(1), n = state.dim(2), rows = n && d ? state.count() / (n * d) : 0;
+  require(f.count() == rows * d && f.dim(1) == d, "f must have a row for each row of channels");
+  PerRow<A> beta(c.in(2), rows, 1), v(c.in(3), rows, n);
+  std::vector<A> mix = numbers<A>(c.in(4));
+  require(mix.size() <= 1 || mix.size() == d, "mix must be one number or one per feature");
+  A eps2 = c.kernel.real[0], add = A(c.kernel.whole[0] != 0);
+  bool erase = c.kernel.whole[1];
+  T* ys = c.out<T>(state.shape);
+  over_rows<A>(c, rows, n * d, n * d + d, [&](size_t row, size_t end, A* room) {
+    for (; row < end; ++row) {
+      const A* x = widened(rows_of<T>(state) + row * n * d, n * d, room);
+      const A* fw = widened(rows_of<T>(f) + row * d, d, room + n * d);
+      A scale = 1 / std::sqrt(dot_of(fw, fw, d) + eps2);
+      for (size_t j = 0; j < n; ++j, x += d) {
+        A change = v(row)[j] - (erase ? dot_of(fw, x, d) * scale : A(0)), weight = *beta(row) * change * scale;
+        T* y = ys + (row * n + j) * d;
+        if (mix.size() > 1) {
+          for (size_t i = 0; i < d; ++i) narrow(x[i] + add * fw[i] + mix[i] * (weight - 1) * fw[i], y[i]);
+        } else {
+          if (!mix.empty()) weight = mix[0] * (weight - 1);
+          for (size_t i = 0; i < d; ++i) narrow(x[i] + add * fw[i] + weight * fw[i], y[i]);
+        }
+      }
+    }
+  });
+}
+
+// b with (diag(column sums) - P^T P) b = right and b_n = 0, for P with unit rows, in the place of `right`.
+template <class A>
+void solve_columns(const A* m, A* right, A* table, size_t n) {
+  for (size_t j = 0; j < n; ++j)
+    for (size_t k = 0; k < n; ++k) {
+      A sum = 0;
+      for (size_t i = 0; i < n; ++i) sum += m[i * n + j] * m[i * n + k];
+      table[j * n + k] = j == k ? 0 : -sum;
+    }
+  for (size_t j = 0; j < n; ++j) {
+    A sum = std::numeric_limits<A>::epsilon();
+    for (size_t k = 0; k < n; ++k) sum -= table[j * n + k];
+    table[j * n + j] = sum;
+  }
+  for (size_t k = 0; k + 1 < n; ++k) {
+    A pivot = table[k * n + k];
+    for (size_t l = k; l + 1 < n; ++l) table[k * n + l] /= pivot;
+    right[k] /= pivot;
+    for (size_t j = 0; j + 1 < n; ++j) {
+      A factor = j == k ? 0 : table[j * n + k];
+      for (size_t l = k; l + 1 < n; ++l) table[j * n + l] -= factor * table[k * n + l];
+      right[j] -= factor * right[k];
+    }
+  }
+  right[n - 1] = 0;
+}
+
+template <class A>
+void unit_rows(A* m, size_t n) {
+  for (size_t row = 0; row < n; ++row) {
+    A sum = 0;
+    for (size_t column = 0; column < n; ++column) sum += m[row * n + column];
+    for (size_t column = 0; column < n; ++column) m[row * n + column] /= sum;
+  }
+}
+
+// inputs logits (..., n, n)
+template <class T>
+void sinkhorn(const Call& c) {
+  using A = Wide<T>;
+  Tensor logits = c.in(0);
+  size_t n = logits.dim(1), each = n * n, count = each ? logits.count() / each : 0;
+  require(logits.dim(2) == n, "logits must be square matrices");
+  int64_t iterations = c.kernel.whole[0], newton = c.kernel.whole[1];
+  T* ys = c.out<T>(logits.shape);
+  over_rows<A>(c, count, each * size_t(2 * iterations + 4), 2 * each + n, [&](size_t i, size_t end, A* m) {
+    A *table = m + each, *step = table + each;
+    for (; i < end; ++i) {
+      const T* x = rows_of<T>(logits) + i * each;
+      for (size_t e = 0; e < each; ++e) m[e] = widen(x[e]);
+      A top = *std::max_element(m, m + each);
+      for (size_t e = 0; e < each; ++e) m[e] = exponential(std::max(m[e] - top, A(-40)));
+      for (int64_t round = 0; round < iterations; ++round) {
+        for (size_t column = 0; column < n; ++column) {
+          A sum = 0;
+          for (size_t row = 0; row < n; ++row) sum += m[row * n + column];
+          for (size_t row = 0; row < n; ++row) m[row * n + column] /= sum;
+        }
+        unit_rows(m, n);
+      }
+      for (int64_t round = 0; round < newton; ++round) {
+        for (size_t column = 0; column < n; ++column) {
+          A sum = 0;
+          for (size_t row = 0; row < n; ++row) sum += m[row * n + column];
+          step[column] = 1 - sum;
+        }
+        solve_columns(m, step, table, n);
+        for (size_t column = 0; column < n; ++column) {
+          A scale = std::exp(std::min(std::max(step[column], A(-4)), A(4)));
+          for (size_t row = 0; row < n; ++row) m[row * n + column] *= scale;
+        }
+        unit_rows(m, n);
+      }
+      store<T, A>(ys + i * each, m, nullptr, each);
+    }
+  });
+}
+
+}  // namespace

@@ -1,0 +1,1 @@
+"""One published method a file: a frozen config and the module it builds."""

@@ -1,0 +1,98 @@
+"""Attention Residuals (arXiv 2603.15031): every sublayer reads a softmax over what the sublayers before it wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from resfx.methods.base import Place
+from resfx.ops.attention_read.two_phase import Ahead, inter_block, intra_block
+
+from .base import NOT_A_SUM, DepthMethod, DepthPlace, Read, attention_read, in_blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttnRes(DepthMethod):
+    """``h = sum_i a_i v_i`` with ``a = softmax_i(w . RMSNorm(v_i))`` before every sublayer and at the end (eq. 2-4).
+
+    ``v_0`` is the embedding, ``v_i`` the output of sublayer ``i``; ``w`` is a parameter of each read, zero at first.
+    With ``block=S`` the sources are the embedding, the sums of finished groups of ``S`` sublayers and the sum of the
+    unfinished one (eq. 5-6); ``S = 1`` is the full form. The first sublayer has one source and no read.
+
+    The zero query averages a partition of the stream, so a pre-norm host changes only by the factor ``1/n`` in front
+    of its norms. ``start="preserve"`` reads ``x + sum_i (n a_i - 1) v_i`` instead: the same functions of a pre-norm
+    host's norms without that factor, bit for bit the host at the start, and well defined where the stream is not the
+    sum of the sources (post-norm hosts). The host's running sum stays in the graph for it.
+
+    Attributes:
+        block: sublayers in a block, or ``None`` for every output as a source of its own. Memory and time of full
+            depth grow with the square of the depth: give a block from about 12 blocks on.
+        eps: of the key norm (the paper names none).
+        two_phase: the paper's schedule for blocks: finished blocks are read once for all reads inside the next block.
+            The same function up to rounding; for training, where it moves less memory. In a graph for ONNX these reads
+            are standard nodes, not one operator each.
+    """
+
+    name: ClassVar[str] = "attnres"
+    unit: ClassVar = "sublayer"
+    carries: ClassVar = "outputs"
+
+    block: int | None = None
+    eps: float = 1e-6
+    two_phase: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.validate(block=self.block, eps=self.eps)
+        if self.two_phase and (self.block or 1) < 2:
+            raise ValueError(f"two_phase=True reads in blocks: block must be at least 2, not {self.block}")
+
+    def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
+        return in_blocks(read, self.block or 1) if read else None
+
+    def targets(self, last: bool) -> tuple[str, ...]:
+        return ("stream",) if last else ("input",)
+
+    def ahead(self, read: int) -> int:
+        return 1 + read // (self.block or 1) if self.two_phase else 0
+
+    def refuse_stream(self, post_norm: bool) -> str | None:
+        return NOT_A_SUM if post_norm and self.start == "published" else None
+
+    def build(self, place: Place) -> nn.Module:
+        assert isinstance(place, DepthPlace)
+        return AttnResRead(self, place)
+
+    def build_ahead(self, place: Place) -> nn.Module:
+        return InterBlock(self)
+
+
+class AttnResRead(Read):
+    """One read: a query and the gain of the key norm, ``2 d`` parameters."""
+
+    def __init__(self, config: AttnRes, place: DepthPlace) -> None:
+        super().__init__(config)
+        self.eps = config.eps
+        self.query = nn.Parameter(torch.zeros(place.width, device=place.device, dtype=place.dtype))
+        self.gain = nn.Parameter(torch.ones(place.width, device=place.device, dtype=place.dtype))
+
+    def read(self, sources: list[Tensor], x: Tensor, ahead: Ahead | None = None) -> Tensor:
+        query, base = self.query * self.gain, x if self.preserve else None
+        if ahead is None:
+            return attention_read(sources, query, base, eps=self.eps, relative=self.preserve)
+        return intra_block(ahead, sources[0] if sources else None, query, base, self.eps).to(x.dtype)
+
+
+class InterBlock(nn.Module):
+    """Phase one for the reads inside a block. It has no parameters: queries and gains are the reads' own."""
+
+    def __init__(self, config: AttnRes) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, sources: list[Tensor], queries: list[tuple[Tensor, Tensor]]) -> list[Ahead]:
+        relative = self.config.start == "preserve"
+        return inter_block(sources, [q * gain for q, gain in queries], self.config.eps, relative)

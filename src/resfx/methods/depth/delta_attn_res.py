@@ -1,0 +1,83 @@
+"""Delta Attention Residuals (arXiv 2605.18855): the stream stays, every sublayer also reads over what was added."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from resfx.methods.base import Place
+
+from .base import DepthMethod, DepthPlace, Read, attention_read, in_blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaAttnRes(DepthMethod):
+    """``h = x + sum_i a_i s_i`` with ``a = softmax_i(w . RMSNorm(s_i))`` at the input of every sublayer but the first.
+
+    The sources are the embedding and every sublayer's output; the shortcut keeps ``x``. With ``block=S`` they are the
+    embedding and the true sums of ``S`` sublayers each, ``x_j - x_{j-1}``. (The authors' code subtracts the previous
+    *difference* instead, which gives alternating sums; that is not offered.)
+
+    ``start="preserve"`` is ``x + g sum_i a_i s_i`` with ``g = 0``; queries start from the normal distribution of the
+    released code, since a zero query behind a zero gate would learn two steps late. ``start="published"`` has no gate
+    and the paper's zero query: ``x (1 + 1/n)``, which only a pre-norm host's norms undo, and only where the sources
+    add up to ``x`` (full form, or ``partial=True``).
+
+    Attributes:
+        block: sublayers in a block, or ``None`` for every output as a source of its own.
+        partial: the sum of the unfinished block is a source too (the released code leaves it out).
+        null: a learned source, zero at first, so that a read can attend to nothing.
+        query: how published queries start: ``"zero"`` (paper) or ``"normal"`` with standard deviation 0.02 (what the
+            released code does).
+        eps: of the key norm.
+    """
+
+    name: ClassVar[str] = "delta_attnres"
+    unit: ClassVar = "sublayer"
+    carries: ClassVar = "outputs"
+
+    block: int | None = None
+    partial: bool = True
+    null: bool = False
+    query: Literal["zero", "normal"] = "zero"
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.validate(block=self.block, eps=self.eps)
+        if self.query not in ("zero", "normal"):
+            raise ValueError(f"query must be 'zero' or 'normal', not {self.query!r}")
+
+    def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
+        groups = in_blocks(read, self.block or 1, self.partial)
+        return groups if read and not last and len(groups) + self.null > 1 else None
+
+    def targets(self, last: bool) -> tuple[str, ...]:
+        return ("input",)
+
+    def build(self, place: Place) -> nn.Module:
+        assert isinstance(place, DepthPlace)
+        return DeltaRead(self, place)
+
+
+class DeltaRead(Read):
+    """One read: query, key-norm gain, and the null source and gate where there are any."""
+
+    def __init__(self, config: DeltaAttnRes, place: DepthPlace) -> None:
+        super().__init__(config)
+        self.eps = config.eps
+        factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
+        self.query = nn.Parameter(torch.zeros(place.width, **factory))
+        self.gain = nn.Parameter(torch.ones(place.width, **factory))
+        self.null = nn.Parameter(torch.zeros(place.width, **factory)) if config.null else None
+        self.gate = nn.Parameter(torch.zeros((), **factory)) if self.preserve else None
+        if self.preserve or config.query == "normal":
+            nn.init.normal_(self.query, std=0.02)
+
+    def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
+        if self.null is not None:
+            sources = [*sources, self.null.expand_as(x)]
+        return attention_read(sources, self.query * self.gain, x, self.gate, eps=self.eps)

@@ -1,0 +1,107 @@
+"""MUDDFormer (arXiv 2502.12170): token-dependent dense connections, apart for queries, keys, values and residual."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from resfx.methods.base import Place
+
+from .base import DepthMethod, DepthPlace, Read, rms_norm, rms_scales, weighted_sums
+
+
+@dataclass(frozen=True, kw_only=True)
+class MUDD(DepthMethod):
+    """After block ``i``: ``Y^s = sum_j A^s_j X_j`` with ``A = gelu(RMSNorm(X_i) W_1) W_2 + a`` for every stream ``s``.
+
+    ``X_0`` is the embedding, ``X_j`` the output of block ``j``. The next block's attention projects queries, keys and
+    values from ``norm(Y^q)``, ``norm(Y^k)``, ``norm(Y^v)`` and its shortcut is ``Y^r``; after the last block there is
+    one stream. All three use the host's opening norm with its own weights (the authors train three copies); a fused
+    projection runs once per stream. In a parallel block the MLP reads ``Y^r``.
+
+    The published start, ``W_2 = 0`` and ``a`` one-hot, computes what the host does. ``start="preserve"`` learns the
+    difference, ``X_i + sum_j (A_j - e_ij) X_j``. Parameters after block ``i``, with ``l = i + 1`` sources and ``C``
+    streams: ``d K + K C l + C l``, ``K = C l`` (``d l + l^2 + l`` after the last).
+
+    Attributes:
+        streams: which of ``q``, ``k``, ``v``, ``r`` have connections of their own; the others keep ``X_i``.
+        hidden: width ``K``, or ``None`` for as many as there are weights.
+        dilation: distance between sources, ``k``: ``X_j`` with ``j = i (mod k)``.
+        period: connections after every ``period``-th block only, ``p``; the other blocks read ``X_i``.
+        window: only the last so many sources and the embedding; ``None`` for all.
+        prepost: normalise sources and result: ``X_i + c norm(sum_j A_j g norm(X_j))`` with ``a = 0``, ``g = 1`` and
+            ``c = 0.001`` on every stream (equation 10).
+        eps: of the norms.
+    """
+
+    name: ClassVar[str] = "mudd"
+
+    streams: str = "qkvr"
+    hidden: int | None = None
+    dilation: int = 1
+    period: int = 1
+    window: int | None = None
+    prepost: bool = False
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.validate(hidden=self.hidden, eps=self.eps, dilation=self.dilation, period=self.period, window=self.window)
+        if self.window is not None and self.dilation > 1:
+            raise ValueError("window and dilation are two ways to leave sources out: one must stay at its default")
+        if not self.streams or set(self.streams) - set("qkvr") or len(set(self.streams)) != len(self.streams):
+            raise ValueError(f"streams must be some of 'qkvr', each once, not {self.streams!r}")
+
+    def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
+        if read == 0 or read % self.period:
+            return None
+        if self.window is not None:
+            return [(j,) for j in range(read + 1) if j == 0 or j > read - self.window]
+        return [(j,) for j in range(read % self.dilation, read + 1, self.dilation)]
+
+    def targets(self, last: bool) -> tuple[str, ...]:
+        return ("stream",) if last else tuple(self.streams)
+
+    def build(self, place: Place) -> nn.Module:
+        assert isinstance(place, DepthPlace)
+        return MUDDRead(self, place)
+
+
+class MUDDRead(Read):
+    """One generator of connection weights for all streams of a place."""
+
+    def __init__(self, config: MUDD, place: DepthPlace) -> None:
+        super().__init__(config)
+        self.eps = config.eps
+        factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
+        count = place.outputs * place.sources
+        self.expand = nn.Linear(place.width, config.hidden or count, bias=False, **factory)
+        self.weigh = nn.Linear(self.expand.out_features, count, bias=False, **factory)
+        nn.init.normal_(self.expand.weight, std=1 / math.sqrt(place.width))
+        nn.init.zeros_(self.weigh.weight)
+        self.static = nn.Parameter(torch.zeros(place.outputs, place.sources, **factory))
+        self.scale = self.gain = None
+        if config.prepost:
+            self.scale = nn.Parameter(torch.full((place.width,), 1e-3, **factory))
+            self.gain = nn.Parameter(torch.ones(place.width, **factory))
+        elif not self.preserve:
+            with torch.no_grad():
+                self.static[:, -1] = 1
+
+    def read(self, sources: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        hidden = nn.functional.gelu(self.expand(rms_norm(x, self.eps).to(self.expand.weight.dtype)))
+        dynamic = self.weigh(hidden).unflatten(-1, self.static.shape)
+        weights = dynamic.to(torch.promote_types(dynamic.dtype, torch.float32)) + self.static
+        if self.gain is not None:
+            weights = weights * rms_scales(sources, self.eps).unsqueeze(-2)
+        mixed = [self._finish(total, x) for total in weighted_sums(sources, weights)]
+        return tuple(mixed) if len(mixed) > 1 else mixed[0]
+
+    def _finish(self, total: Tensor, x: Tensor) -> Tensor:
+        if self.scale is not None and self.gain is not None:
+            return x + (self.scale * rms_norm(total * self.gain, self.eps)).to(x.dtype)
+        return x + total.to(x.dtype) if self.preserve else total.to(x.dtype)

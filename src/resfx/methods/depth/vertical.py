@@ -1,0 +1,70 @@
+"""Vertical Attention (Kojima et al., OpenReview A6uabXKiXc), as far as its abstract and reviews describe it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from resfx.methods.base import Place
+
+from .base import DepthMethod, DepthPlace, Read, rms_scales, rms_scores, weighted_sum
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerticalAttention(DepthMethod):
+    """A **reconstruction**: ``h = x + sum_j softmax(a)_j X_j / rms(X_j)`` at the start of every block.
+
+    Neither the paper's text nor code could be read; do not report results of this as the authors'. What is said:
+    small parameterised attention modules at the start of each layer that learn connections between layers
+    (abstract); softmax-normalised scalar weights that do not depend on the input, over hidden states normalised by
+    their norm (reviews). Another paper counts it among content-dependent routing (arXiv 2603.16039).
+
+    Chosen here: sources are the states before every block (cumulative), the ordinary residual stays, the read goes to
+    the whole block, weights start uniform. ``start="preserve"`` has a gate ``g = 0`` in front of the sum;
+    ``"published"`` has none. The first block has one source and no read.
+
+    Attributes:
+        routing: ``"static"`` (reviews): ``n`` scalars; ``"content"``: logits ``w . X_j / rms(X_j)``, ``d`` parameters.
+        eps: of the norm.
+    """
+
+    name: ClassVar[str] = "vertical"
+
+    routing: Literal["static", "content"] = "static"
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.validate(eps=self.eps)
+        if self.routing not in ("static", "content"):
+            raise ValueError(f"routing must be 'static' or 'content', not {self.routing!r}")
+
+    def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
+        return [(j,) for j in range(read + 1)] if read and not last else None
+
+    def build(self, place: Place) -> nn.Module:
+        assert isinstance(place, DepthPlace)
+        return VerticalRead(self, place)
+
+
+class VerticalRead(Read):
+    """One read: logits (or a query) and, for an exact start, a gate."""
+
+    def __init__(self, config: VerticalAttention, place: DepthPlace) -> None:
+        super().__init__(config)
+        self.eps, self.content = config.eps, config.routing == "content"
+        factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
+        self.logits = nn.Parameter(torch.zeros(place.width if self.content else place.sources, **factory))
+        self.gate = nn.Parameter(torch.zeros((), **factory)) if self.preserve else None
+
+    def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
+        if self.content:
+            logits = rms_scores(sources, self.logits, self.eps)
+        else:
+            logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
+        weights = logits.softmax(-1)
+        total = weighted_sum(sources, weights * rms_scales(sources, self.eps))
+        return x + (total if self.gate is None else self.gate * total).to(x.dtype)

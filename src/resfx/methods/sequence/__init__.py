@@ -1,0 +1,1 @@
+"""Methods that mix positions before or inside a branch."""

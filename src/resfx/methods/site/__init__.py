@@ -1,0 +1,1 @@
+"""Methods that replace an add."""

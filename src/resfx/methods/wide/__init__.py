@@ -1,0 +1,1 @@
+"""Methods whose stream has several channels."""

@@ -1,0 +1,146 @@
+"""Manifold-constrained Hyper-Connections (mHC, arXiv 2512.24880): mixing kept doubly stochastic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from resfx.methods.base import Method, Place
+from resfx.ops.channels.formula import combine, inverse_deviation, mix, total
+from resfx.ops.register import accumulator
+from resfx.ops.sinkhorn.formula import sinkhorn
+
+from .base import Expand, Readout, WideStream, factory_of
+from .hyper_connections import check_wide, readout_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class MHC(Method):
+    """``X' = H_res X + H_post^T f(H_pre X)`` with bounded, state-dependent coefficients (equations 7 to 9).
+
+    ``z = RMSNorm(vec X)``, then ``H_pre = sigmoid(a_pre z W_pre + b_pre)``, ``H_post = 2 sigmoid(a_post z W_post +
+    b_post)`` and ``H_res = Sinkhorn(exp(a_res z W_res + b_res))``. The row that Sinkhorn leaves short of one by
+    rounding is made exact, so equal channels stay equal exactly. Where a stream enters, all channels are equal and
+    a doubly stochastic mix does nothing: the first add of a stream has no ``H_res``.
+
+    The paper states ``a = 0.01`` and neither ``W`` nor ``b``. Here ``W`` is random, ``b_post = 0``, ``b_res =
+    diagonal * I`` and ``b_pre`` gives weight ``lean`` to channel ``k mod n`` at the ``k``-th add and shares the
+    rest, so that the weights sum to one. With equal weights, equal ``b`` and ``W = 0`` the channels would stay
+    equal for ever. ``start="preserve"`` has ``a = 0``: the model is left as it is, bit for bit, for any ``n``
+    (what rounding adds to the sum of ``H_pre`` at the start is taken off); ``"published"`` has ``a = 0.01``.
+
+    Attributes:
+        n: channels.
+        sinkhorn_iterations: rounds of column and row scaling.
+        sinkhorn_newton: Newton steps that carry on to the limit of the rounds, see
+            :func:`resfx.ops.sinkhorn.formula.sinkhorn`; the paper stops after its rounds, which is 0.
+        lean: weight of the leading channel in ``H_pre`` at the start; the paper's tables do not say.
+        diagonal: ``b_res`` starts at this multiple of the identity.
+        readout: how the channels leave: ``"mean"``, ``"sum"``, ``"learned"``; ``"auto"`` is the mean with
+            ``start="preserve"`` and the sum with ``start="published"``. The paper does not say.
+        eps: of the norm.
+    """
+
+    name: ClassVar[str] = "mhc"
+    scope: ClassVar[str] = "wide"
+
+    n: int = 4
+    sinkhorn_iterations: int = 20
+    sinkhorn_newton: int = 8
+    lean: float = 0.7
+    diagonal: float = 4.0
+    readout: Literal["auto", "mean", "sum", "learned"] = "auto"
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_wide(self, least=2)
+        if self.sinkhorn_iterations < 1:
+            raise ValueError(f"sinkhorn_iterations must be at least 1, not {self.sinkhorn_iterations}")
+        if self.sinkhorn_newton < 0:
+            raise ValueError(f"sinkhorn_newton must not be negative, not {self.sinkhorn_newton}")
+        if not 0 < self.lean < 1:
+            raise ValueError(f"lean must lie between 0 and 1, not {self.lean}")
+
+    def build_stream(self, places: Sequence[Place]) -> WideStream:
+        reads = [None if p.parallel else ManifoldRead(self, p) for p in places]
+        writes = [ManifoldWrite(p.parallel) for p in places]
+        return WideStream(Expand(self.n), list(reads), list(writes),
+                          Readout(self.n, readout_of(self), factory_of(places[-1])))  # fmt: skip
+
+
+mHC = MHC
+
+
+class ManifoldRead(nn.Module):
+    """The coefficients of one add and the branch's input. Parameters: ``n d (n^2 + 2n) + n^2 + 2n + 3``."""
+
+    origin: Tensor | None
+
+    def __init__(self, config: MHC, place: Place) -> None:
+        super().__init__()
+        n, factory = config.n, factory_of(place)
+        self.config, self.mixes, self.eps = config, place.depth > 0, config.eps
+        self.rounds = config.sinkhorn_iterations, config.sinkhorn_newton
+        rows = n * n + 2 * n if self.mixes else 2 * n
+        self.projection = nn.Parameter(torch.empty(rows, n * place.width, **factory))  # pre, post, res by rows
+        alpha = 0.0 if config.start == "preserve" else 0.01
+        self.alpha = nn.Parameter(torch.full((3 if self.mixes else 2,), alpha, **factory))
+        rest = (1 - config.lean) / (n - 1)
+        weights = torch.tensor([config.lean if j == place.depth % n else rest for j in range(n)], dtype=torch.float64)
+        pre = torch.logit(weights).to(**factory)
+        self.pre, self.post = nn.Parameter(pre), nn.Parameter(torch.zeros(n, **factory))
+        self.res = nn.Parameter(config.diagonal * torch.eye(n, **factory)) if self.mixes else None
+        self.register_buffer("origin", pre.clone() if config.start == "preserve" else None, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Projections with unit variance on a normalised state."""
+        nn.init.normal_(self.projection, std=1 / math.sqrt(self.projection.shape[1]))
+
+    def coefficients(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | float]:
+        """``H_pre (..., n)``, ``H_post (..., n)``, ``H_res (..., n, n)``, and what ``H_pre`` summed to at the start,
+        ``(..., 1)``: one, but for rounding."""
+        n, flat = self.config.n, state.flatten(-2)
+        wide = accumulator(state.dtype)
+        # The division by the norm commutes with the projection and is cheaper after it.
+        scale = inverse_deviation(flat, self.eps, centre=False)
+        seen = nn.functional.linear(flat.to(self.projection.dtype), self.projection).to(wide) * scale
+        alpha = self.alpha.to(wide)
+        pre = alpha[0] * seen[..., :n] + self.pre.to(wide)
+        post = 2 * torch.sigmoid(alpha[1] * seen[..., n : 2 * n] + self.post.to(wide))
+        res = None
+        if self.res is not None:
+            res = (alpha[2] * seen[..., 2 * n :]).unflatten(-1, (n, n)) + self.res.to(wide)
+            res = sinkhorn(res, *self.rounds)
+        unit: Tensor | float = 1.0
+        if self.origin is not None:  # computed like the weights themselves, so that the difference starts at zero
+            start = torch.sigmoid(torch.zeros_like(pre) + self.origin.to(wide))
+            unit = total(start.unsqueeze(-1).unbind(-2)).detach()
+        return torch.sigmoid(pre), post, res, unit
+
+    def forward(self, state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
+        weights, post, res, unit = self.coefficients(state)
+        return combine(state, weights.unsqueeze(-1), unit), (post, res)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.config.n}"
+
+
+class ManifoldWrite(nn.Module):
+    """``H_res X + H_post^T f``; for the second of two parallel branches ``X + H_post^T f``: both are one site."""
+
+    def __init__(self, follows: bool) -> None:
+        super().__init__()
+        self.follows = follows
+
+    def forward(
+        self, state: Tensor, f: Tensor, x: Tensor, c: Tensor | None, memo: tuple[Tensor, Tensor | None]
+    ) -> Tensor:
+        post, res = memo
+        return mix(state, f, post, None if self.follows else res, unit=True)

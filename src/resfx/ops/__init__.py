@@ -1,0 +1,1 @@
+"""One operator a folder: its formula, its kernels, its ONNX record."""

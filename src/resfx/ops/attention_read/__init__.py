@@ -1,0 +1,1 @@
+"""A softmax read over a list of sources."""

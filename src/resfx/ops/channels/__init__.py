@@ -1,0 +1,1 @@
+"""Operators on a state of n channels."""

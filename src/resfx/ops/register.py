@@ -1,0 +1,259 @@
+"""What all operators share: the type they accumulate in, and how a call finds the form that runs it.
+
+An operator is a formula in plain torch, the source of truth. :func:`fused` registers it with ``torch.library`` and
+gives it Triton kernels, which run in eager mode on CUDA. The formula runs everywhere else: on other devices, compiled,
+exported, differentiated in forward mode or twice, and under ``torch.func``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+KERNEL_DEVICES = {"cuda"}  # the tests add "cpu", where kernels are interpreted
+KERNEL_TYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+_opaque: contextvars.ContextVar[bool] = contextvars.ContextVar("resfx_opaque", default=False)
+
+
+@contextlib.contextmanager
+def opaque_operators() -> Iterator[None]:
+    """Inside, fused operators stay one node each in a traced graph: for export to runtimes that have them."""
+    token = _opaque.set(True)
+    try:
+        yield
+    finally:
+        _opaque.reset(token)
+
+
+def keeps_one_node() -> bool:
+    """Whether to call the registered operator. Under ``torch.compile`` the open formula is the fast one."""
+    return not torch.compiler.is_dynamo_compiling() and _opaque.get()
+
+
+def one_node(name: str, formula: Callable[..., Tensor], result: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Register ``torch.ops.resfx.<name>``, which is there to be one node of an exported program; no gradients.
+
+    Args:
+        name: of the operator; its ONNX record is in ``onnx.py`` of its folder.
+        formula: plain torch, with annotations that ``torch.library.infer_schema`` reads.
+        result: an empty tensor like the result, of the formula's arguments: it decides nothing by sizes, so a trace
+            keeps them all open, as the formula's blocks and pads may not.
+    """
+    schema = torch.library.infer_schema(formula, mutates_args=())
+    operator = torch.library.custom_op(
+        f"resfx::{name}", lambda *args: formula(*args).contiguous(), mutates_args=(), schema=schema
+    )
+    operator.register_fake(result)
+    return operator
+
+
+def transforming() -> bool:
+    """Whether a ``torch.func`` transform or forward-mode differentiation is at work: plain torch is right there."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def at_kernels(x: Tensor) -> bool:
+    """Whether eager calls on this tensor's device run kernels, where there are any for them."""
+    return x.device.type in KERNEL_DEVICES and not torch.compiler.is_compiling()
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type that reductions run in: float32 for half types, else the type itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def plus(terms: Iterable[Tensor]) -> Tensor:
+    """The sum, term by term from the first."""
+    return functools.reduce(torch.add, terms)
+
+
+def per_row(x: Tensor, seen: Tensor) -> Tensor:
+    """``x``, numbers per row, for a loop over rows that Inductor compiles for a CPU: the same numbers, bit for bit.
+
+    Numbers that are used more than once, or kept for the backward pass, Inductor computes in a loop of their own, along
+    the rows and vectorised. What comes before and behind can then not be one loop over rows, and each pass over the
+    elements reads its tensors from memory again. It vectorises no loop with 16-bit integers in it, and then joins all
+    the loops: hence this factor of one. Its exponential sees to it that the numbers are computed once per row, never
+    again for every element (which would not be vectorised either).
+
+    Args:
+        seen: numbers that ``x`` was computed from, in the same shape.
+    """
+    return x * torch.exp(seen.isnan().to(torch.int16).to(x.dtype)) if _for_inductor(x) else x
+
+
+def column_sum(x: Tensor, share: Tensor | None = None) -> Tensor:
+    """Sum of all rows ``(..., d)``, each times its number ``(..., 1)`` where there are any: ``(d,)``.
+
+    The loop that Inductor writes for it on a CPU walks down the columns, a row's length at every step, and takes three
+    times as long as a matrix product.
+    """
+    rows = x.flatten(0, -2)
+    if not _for_inductor(x):
+        return (rows if share is None else rows * share.flatten(0, -2)).sum(0)
+    with torch.autocast("cpu", enabled=False):
+        return ((rows.new_ones(1, rows.shape[0]) if share is None else share.flatten()[None]) @ rows)[0]
+
+
+def stored(x: Tensor) -> Tensor:
+    """``x``, contiguous. Compiled for a CPU it lies in memory before it is read, where Inductor would put the way to
+    its elements into the loop that reads them."""
+    return _Stored.apply(x) if _for_inductor(x) and not transforming() else x.contiguous()
+
+
+class _Stored(torch.autograd.Function):
+    """Inductor stores what is viewed by strides."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        own = x.clone(memory_format=torch.contiguous_format)
+        return own.as_strided(own.shape, own.stride())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+def _for_inductor(x: Tensor) -> bool:
+    """Whether this is traced for code that Inductor writes for a CPU."""
+    return x.device.type == "cpu" and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+
+
+def fused(
+    name: str,
+    formula: Callable[..., Tensor],
+    *,
+    eager: Callable[..., Tensor] | None = None,
+    open_form: Callable[..., Tensor] | None = None,
+    layout: Callable[[Tensor], Tensor] = Tensor.contiguous,
+    kernels: str = "",
+    node: bool = False,
+) -> Callable[..., Tensor]:
+    """Register ``torch.ops.resfx.<name>`` and return the function that picks a form call by call.
+
+    The kernels are a module of :mod:`resfx.ops`, imported when the first CUDA tensor comes, with three functions of the
+    formula's arguments, all of them positional: ``supported(*args)`` says whether the kernels take these,
+    ``forward(*args)`` gives the result in memory of its own, and ``gradients(grad, *args)`` a tuple with a gradient
+    (a list of them for a list of tensors) or ``None`` for each argument.
+
+    The registered operator has a CPU implementation (the formula), fake tensors, autograd and vmap. Its backward pass
+    runs the kernels, or differentiates the formula where the kernels do not apply or the gradients are to be
+    differentiated themselves. Forward mode it refuses, rather than lose the tangents.
+
+    Args:
+        name: of the operator, in the namespace ``resfx``.
+        formula: plain torch, with annotations that ``torch.library.infer_schema`` reads, and no two ways to call it.
+        eager: the same in fewer passes over memory, for the operator's CPU implementation.
+        open_form: what to call instead of the formula where the kernels are not used.
+        layout: brings a result into the memory layout that the kernels write.
+        kernels: the name of that module within :mod:`resfx.ops`; ``<name>.triton`` by default.
+        node: whether it has an ONNX record of its own and can stay one node (:func:`opaque_operators`).
+    """
+    module = kernels or f"{name}.triton"
+    plain, outside = eager or formula, open_form or formula
+
+    def run(*args: Any) -> Tensor:
+        if torch.autograd.forward_ad._current_level >= 0:
+            raise RuntimeError(
+                f"torch.ops.resfx.{name} was called in forward mode, where a registered operator would lose the"
+                f" tangents: call the function in resfx.ops, which differentiates its formula there"
+            )
+        found = kernels_for(module, args)
+        return found.forward(*args) if found else layout(plain(*args))
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        leaves, ctx.spec = pytree.tree_flatten(inputs)
+        ctx.save_for_backward(*[x for x in leaves if isinstance(x, Tensor)])
+        ctx.rest = [None if isinstance(x, Tensor) else (x,) for x in leaves]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        saved = iter(ctx.saved_tensors)
+        args = pytree.tree_unflatten([next(saved) if x is None else x[0] for x in ctx.rest], ctx.spec)
+        plain_torch = torch.is_grad_enabled() or transforming()
+        found = None if plain_torch else kernels_for(module, (*args, grad), args)
+        return found.gradients(grad, *args) if found else _pull_back(formula, grad, args)
+
+    schema = torch.library.infer_schema(formula, mutates_args=())
+    operator = torch.library.custom_op(f"resfx::{name}", run, mutates_args=(), schema=schema)
+    operator.register_fake(lambda *args: layout(formula(*args)))
+    operator.register_autograd(backward, setup_context=setup_context)
+    operator.register_vmap(lambda info, axes, *args: _one_by_one(operator, info.batch_size, axes, args))
+
+    def call(*args: Any) -> Tensor:
+        if node and keeps_one_node():
+            return operator(*args)
+        if torch.compiler.is_compiling() or transforming() or kernels_for(module, args) is None:
+            return outside(*args)
+        return operator(*args)
+
+    call.__name__, call.__doc__ = name, formula.__doc__
+    return call
+
+
+def kernels_for(module: str, tensors: Any, args: tuple[Any, ...] | None = None) -> ModuleType | None:
+    """The Triton kernels in a module of :mod:`resfx.ops`; ``None`` where they cannot run on these arguments.
+
+    They take tensors proper, all on one device: what a subclass stands for (a shard, a fake tensor in a trace), plain
+    torch knows.
+
+    Args:
+        module: its name there, such as ``delta.triton``.
+        tensors: where to look for tensors: the arguments, and more.
+        args: the arguments, where those are not all.
+    """
+    device = None
+    for x in pytree.tree_leaves(tensors):
+        if isinstance(x, Tensor):
+            device = device or x.device
+            plain = type(x) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_legacy_batchedtensor(x)
+            if x.device.type not in KERNEL_DEVICES or x.device != device or not plain:
+                return None
+    kernels = None if device is None else _kernel_module(module)
+    return kernels if kernels and kernels.supported(*(tensors if args is None else args)) else None
+
+
+@functools.cache
+def _kernel_module(module: str) -> ModuleType | None:
+    """The one place that imports Triton, when the first CUDA tensor comes."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module(f"{__package__}.{module}")
+
+
+def _one_by_one(operator: Callable[..., Tensor], size: int, axes: tuple[Any, ...], args: Any) -> tuple[Tensor, int]:
+    """The vmap rule of a registered operator: who calls it knows that it is there, and wants it called."""
+    leaves, spec = pytree.tree_flatten(args)
+    along = pytree.tree_leaves(axes)
+    pick = lambda i: [x if axis is None else x.select(axis, i) for x, axis in zip(leaves, along, strict=True)]
+    return torch.stack([operator(*pytree.tree_unflatten(pick(i), spec)) for i in range(size)]), 0
+
+
+def _pull_back(formula: Callable[..., Tensor], grad: Tensor, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Gradients of a formula for all its arguments, as autograd finds them; they can be differentiated again."""
+    leaves, spec = pytree.tree_flatten(args)
+    at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.is_floating_point()]
+
+    def call(*tensors: Tensor) -> Tensor:
+        full = list(leaves)
+        for i, tensor in zip(at, tensors, strict=True):
+            full[i] = tensor
+        return formula(*pytree.tree_unflatten(full, spec))
+
+    pull: Any = torch.func.vjp(call, *[leaves[i] for i in at])[1]
+    found = dict(zip(at, pull(grad), strict=True))
+    return pytree.tree_unflatten([found.get(i) for i in range(len(leaves))], spec)

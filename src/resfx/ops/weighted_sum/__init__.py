@@ -1,0 +1,1 @@
+"""A weighted sum over a list of sources."""

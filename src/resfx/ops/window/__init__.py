@@ -1,0 +1,1 @@
+"""Attention over a short window, for tokens and for layers."""

@@ -1,0 +1,9 @@
+"""The passes, in the order a model meets them: capture, sites, streams, one rewrite per scope, check."""
+
+from resfx.passes.capture.source import Source, source_of
+from resfx.passes.find.detect import find_sites
+from resfx.passes.find.streams import find_streams
+
+from .check import check_rewrite
+
+__all__ = ["Source", "check_rewrite", "find_sites", "find_streams", "source_of"]

@@ -1,0 +1,1 @@
+"""A model and a call of it become one flat graph."""

@@ -1,0 +1,140 @@
+"""Capture through ``torch.export``: the primary way, for any ``nn.Module`` and one concrete call."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from resfx.errors import CaptureError
+from resfx.passes.find.graph import Capture
+from resfx.runtime.huggingface import traced_plainly
+
+from .calls import Call, unbind
+from .diagnose import diagnose
+from .guards import guard_function
+from .normalize import flatten_graph
+from .structure import Flattener, Template
+
+AUTO = torch.export.Dim.AUTO
+
+
+def capture_call(
+    module: nn.Module,
+    forward_class: Any,
+    signature: inspect.Signature,
+    call: Call,
+    denied: Sequence[Literal["exporting", "compiling"]] = (),
+) -> Capture:
+    """Capture one call of ``forward_class.forward`` over the tree of ``module``.
+
+    The tree is not changed: the trace runs on a shell that shares its submodules and parameters.
+
+    Args:
+        denied: what ``torch.compiler.is_exporting()`` and ``is_compiling()`` say no to while the model's code runs,
+            so that code which asks takes the way it takes in eager mode.
+
+    Raises:
+        CaptureError: with the operator, the user's source line and a remedy.
+    """
+    outcome: dict[str, Any] = {}
+
+    def forward(self: nn.Module, *leaves: torch.Tensor) -> tuple[Any, ...]:
+        given = call.arguments(leaves)
+        args, kwargs = unbind(signature, given)
+        objects = _objects(given)
+        with _denying(denied):
+            result = forward_class.forward(self, *args, **kwargs)
+        flat = Flattener(known=objects)
+        outcome["output"] = flat.flatten(result)
+        outcome["states"] = [flat.state(o) for o in objects]
+        return tuple(flat.leaves)
+
+    images = image_leaves(call)
+    dynamic = tuple([dynamic_axes(x, i in images) for i, x in enumerate(call.leaves)])
+    shell = shell_of(module, type(forward_class.__name__, (forward_class,), {"forward": forward}))
+    try:
+        with warnings.catch_warnings(), torch.enable_grad(), traced_plainly(module):
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                shell, distinct(call.leaves), dynamic_shapes=(dynamic,) if dynamic else None, strict=False
+            )
+    except Exception as error:
+        raise CaptureError(*diagnose(forward_class, error)) from error
+    exported = program.module()
+    assert isinstance(exported, torch.fx.GraphModule)
+    graph, constants = flatten_graph(exported, module)
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    inputs = inputs[: len(inputs) - len(constants)]
+    for name, part in zip(call.template[1], call.template[2], strict=True):
+        if part[0] == "tensor":
+            inputs[part[1]].meta["argument"] = name
+    accepts, source = guard_function(program, [n.meta["val"] for n in inputs], "L['leaves']")
+    return Capture(graph, constants, accepts, source, outcome["output"], outcome["states"], call.template)
+
+
+@contextlib.contextmanager
+def _denying(denied: Sequence[str]) -> Iterator[None]:
+    before = {name: getattr(torch.compiler, name) for name in (f"_is_{d}_flag" for d in denied)}
+    for name in before:
+        setattr(torch.compiler, name, False)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(torch.compiler, name, value)
+
+
+def distinct(leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Inputs for a trace, which would take one tensor given twice (``labels=input_ids``) for one input."""
+    first: dict[int, int] = {}
+    return tuple(x if first.setdefault(id(x), i) == i else x.detach().clone() for i, x in enumerate(leaves))
+
+
+def shell_of(module: nn.Module, cls: type) -> nn.Module:
+    """A module of another class over the same submodules, parameters and attributes, without hooks."""
+    shell: nn.Module = object.__new__(cls)
+    shell.__dict__.update(module.__dict__)
+    hooks = [k for k in shell.__dict__ if k.endswith("_hooks") or k.endswith("_hooks_with_kwargs")]
+    for name in hooks:
+        shell.__dict__[name] = type(shell.__dict__[name])()
+    shell.__dict__["_modules"] = {k: m for k, m in module._modules.items() if k != "resfx"}
+    shell.__dict__.pop("_resfx", None)
+    return shell
+
+
+def _objects(given: dict[str, Any]) -> list[Any]:
+    flat = Flattener()
+    flat.flatten(given)
+    return flat.objects
+
+
+def image_leaves(call: Call) -> set[int]:
+    """Leaves of which only the first axis is open: images or maps given as arguments of their own (a cache's tensors
+    are not), and the tensors of objects that say so of themselves by ``batch_only``."""
+    direct = [part[1] for part in call.template[-1] if part[0] == "tensor"]
+    images = {i for i in direct if call.leaves[i].dim() >= 4 and call.leaves[i].is_floating_point()}
+    return images | set(_batch_only(call.template, False))
+
+
+def _batch_only(template: Template, inside: bool) -> Iterator[int]:
+    if template[0] == "tensor" and inside:
+        yield template[1]
+    if template[0] in ("seq", "dict", "node", "object"):
+        inside = inside or (template[0] == "object" and getattr(template[1], "batch_only", False))
+        for part in template[-1]:
+            yield from _batch_only(part, inside)
+
+
+def dynamic_axes(leaf: torch.Tensor, image: bool = False) -> dict[int, Any] | None:
+    """The axes of an input that are left open, as ``torch.export`` takes them."""
+    # An image keeps its size: how the branches divide it is part of the graph. Another size is another capture.
+    if image:
+        return {0: AUTO} if leaf.shape[0] > 1 else None
+    # The tracer takes a size of 0 or 1 for a constant whatever it is told.
+    return {i: AUTO for i, size in enumerate(leaf.shape) if size > 1} or None

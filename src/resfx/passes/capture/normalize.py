@@ -1,0 +1,157 @@
+"""Turning the graph of an exported program into one flat function over the user's own module tree.
+
+Parameters are read from the tree by their own names at every call. Whatever the tree does not hold (lifted
+constants, leftover subgraphs) becomes a trailing placeholder. Nested grad-mode and autocast regions are inlined
+between a pair of calls, so that every later pass sees one level.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from resfx.passes.find.operators import is_inplace, operator_name
+
+_SAVED = frozenset("softmax _softmax log_softmax sigmoid tanh exp sqrt rsqrt".split())
+_NOISE = {"_assert_tensor_metadata", "_guards_fn"}
+
+
+def enter_grad_mode(enabled: bool) -> bool:
+    """Set grad mode and return what it was."""
+    before = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(enabled)
+    return before
+
+
+def exit_grad_mode(before: bool) -> None:
+    """Put grad mode back."""
+    torch._C._set_grad_enabled(before)
+
+
+def flatten_graph(module: fx.GraphModule, tree: nn.Module) -> tuple[fx.Graph, list[Any]]:
+    """The graph of ``module`` with ``tree`` as its attribute root, and the values of its extra placeholders."""
+    graph = fx.Graph()
+    env: dict[fx.Node, Any] = {}
+    _copy_into(graph, module, env)
+    outputs = fx.node.map_arg(_output(module.graph), lambda n: env[n])
+    graph.output(outputs)
+    _drop_unused_attributes(graph)
+    _keep_saved_results(graph)
+    return graph, _lift_constants(graph, module, tree)
+
+
+def _output(graph: fx.Graph) -> Any:
+    return graph.output_node().args[0]
+
+
+def _copy_into(graph: fx.Graph, module: fx.GraphModule, env: dict[fx.Node, Any]) -> None:
+    for node in module.graph.nodes:
+        name = str(getattr(node.target, "__name__", node.target))
+        if node.op == "output" or name.split(".")[0] in _NOISE:
+            continue
+        if name == "wrap_with_set_grad_enabled":
+            env[node] = _inline_grad_mode(graph, module, node, env)
+        elif name == "wrap_with_autocast":
+            env[node] = _inline_autocast(graph, module, node, env)
+        elif _getitem_of_tuple(node, env):
+            env[node] = env[node.args[0]][node.args[1]]
+        elif node not in env:
+            env[node] = graph.node_copy(node, lambda n: env[n])
+
+
+def _getitem_of_tuple(node: fx.Node, env: dict[fx.Node, Any]) -> bool:
+    return (
+        node.op == "call_function"
+        and getattr(node.target, "__name__", "") == "getitem"
+        and isinstance(env.get(node.args[0]), (tuple, list))  # type: ignore[arg-type]
+    )
+
+
+def _inline_region(graph: fx.Graph, body: fx.GraphModule, operands: list[Any]) -> Any:
+    env: dict[fx.Node, Any] = dict(zip((n for n in body.graph.nodes if n.op == "placeholder"), operands, strict=True))
+    _copy_into(graph, body, env)
+    return fx.node.map_arg(_output(body.graph), lambda n: env[n])
+
+
+def _inline_grad_mode(graph: fx.Graph, module: fx.GraphModule, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    enabled, body, *operands = node.args
+    token = graph.call_function(enter_grad_mode, (enabled,))
+    result = _inline_region(graph, _submodule(module, body), [fx.node.map_arg(a, lambda n: env[n]) for a in operands])
+    graph.call_function(exit_grad_mode, (token,))
+    return result
+
+
+def _inline_autocast(graph: fx.Graph, module: fx.GraphModule, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    device, dtype, enabled, cache, body, *operands = node.args
+    enter, leave = torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast
+    token = graph.call_function(enter, (device, dtype, enabled, cache))
+    result = _inline_region(graph, _submodule(module, body), [fx.node.map_arg(a, lambda n: env[n]) for a in operands])
+    graph.call_function(leave, (token,))
+    return result
+
+
+def _submodule(module: fx.GraphModule, node: Any) -> fx.GraphModule:
+    found = module.get_submodule(node.target)
+    assert isinstance(found, fx.GraphModule)
+    return found
+
+
+def _drop_unused_attributes(graph: fx.Graph) -> None:
+    for node in reversed(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+
+
+def _keep_saved_results(graph: fx.Graph) -> None:
+    """An in-place write over a result that autograd keeps becomes a new tensor, where nothing reads the old one later.
+
+    Only the ``forward`` of an ``autograd.Function`` may write so; captured, it is differentiated like any code.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node, place in order.items():
+        source = node.args[0] if node.args else None
+        if not (isinstance(source, fx.Node) and is_inplace(node) and operator_name(source) in _SAVED):
+            continue
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload) and all(order[u] <= place for u in source.users):
+            packet = getattr(torch.ops.aten, target._schema.name.split("::")[-1][:-1])
+            node.target = getattr(packet, target._overloadname)
+
+
+def _lift_constants(graph: fx.Graph, module: fx.GraphModule, tree: nn.Module) -> list[Any]:
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    first = next(iter(graph.nodes))
+    constants: list[Any] = []
+    by_target: dict[str, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "get_attr" or resolves(tree, node.target):
+            continue
+        if node.target not in by_target:
+            anchor = placeholders[-1] if placeholders else first
+            with graph.inserting_after(anchor) if placeholders else graph.inserting_before(anchor):
+                constant = graph.placeholder(f"constant_{len(constants)}")
+            placeholders.append(constant)
+            constant.meta.update(node.meta, lifted=True)
+            constants.append(resolve(module, node.target))
+            by_target[node.target] = constant
+        node.replace_all_uses_with(by_target[node.target])
+        graph.erase_node(node)
+    return constants
+
+
+def resolve(root: Any, target: str) -> Any:
+    """Follow a dotted path from ``root``."""
+    for part in target.split("."):
+        root = getattr(root, part)
+    return root
+
+
+def resolves(root: Any, target: str) -> bool:
+    """Whether a dotted path leads anywhere from ``root``."""
+    try:
+        resolve(root, target)
+    except AttributeError:
+        return False
+    return True

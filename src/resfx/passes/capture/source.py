@@ -1,0 +1,180 @@
+"""Anything a user may hold (module, ``GraphModule``, ``ExportedProgram``, ``.pt2``) as a source of captures."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from resfx.errors import CaptureError
+from resfx.passes.find.graph import Capture
+
+from .calls import Call, bind, flatten_call
+from .export import capture_call, shell_of
+
+
+@dataclass
+class Source:
+    """Where graphs of a model come from.
+
+    Attributes:
+        model: the user's module.
+        cls: the class whose ``forward`` is captured.
+        signature: its signature, without ``self``.
+        example: arguments for the first capture, or ``None`` where a fixed graph needs none.
+        fixed: a graph the user already has; it serves every call.
+        traced: the graph comes from ``torch.fx.symbolic_trace``: any call, but one graph per training mode.
+        frozen: the graph has types and devices as literals.
+        varying: integer fields of stateful arguments seen to vary between calls.
+        as_eager: code that behaves otherwise while it is exported is captured as it behaves in eager mode.
+    """
+
+    model: nn.Module
+    cls: type
+    signature: inspect.Signature
+    example: tuple[tuple[Any, ...], dict[str, Any]] | None
+    fixed: fx.Graph | None = None
+    traced: bool = False
+    frozen: bool = False
+    varying: set[tuple[type, str]] = field(default_factory=set)
+    as_eager: bool = False
+
+    @property
+    def shared(self) -> bool:
+        """Whether one graph serves calls of every form."""
+        return self.traced or self.fixed is not None
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Take the arguments of one call apart.
+
+        Raises:
+            TypeError: if they do not fit the signature, as the model itself would.
+        """
+        return flatten_call(bind(self.signature, args, kwargs), self.varying)
+
+    def capture(self, tree: nn.Module, call: Call | None) -> Capture:
+        """The graph of one call over ``tree`` (the model, or a copy of it)."""
+        if self.fixed is not None:
+            return Capture(copy_graph(self.fixed), [])
+        if self.traced:
+            return Capture(_trace(shell_of(tree, self.cls)), [])
+        assert call is not None
+        ways: list[Any] = [(), ("exporting", "compiling")]
+        if self.as_eager:
+            ways.insert(0, ("exporting",))
+        errors: list[CaptureError] = []
+        for denied in ways:  # code that knows it is traced may take a way that fails, or that eager mode does not take
+            try:
+                return capture_call(tree, self.cls, self.signature, call, denied)
+            except CaptureError as error:
+                errors.append(error)
+        raise errors[-2]
+
+
+def source_of(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None) -> Source:
+    """Find out what ``model`` is and which inputs to capture it with.
+
+    Raises:
+        CaptureError: if it is none of the things that can be captured, or inputs are needed and missing.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        model = _load_program(model)
+    if isinstance(model, torch.export.ExportedProgram):
+        if args is None and kwargs is None and model.example_inputs:
+            args, kwargs = model.example_inputs
+        model = model.module()
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            f"cannot capture a {type(model).__name__}", "it is not a torch module",
+            "pass an nn.Module, a torch.fx.GraphModule, an ExportedProgram or the path of a .pt2 file",
+        )  # fmt: skip
+    _refuse_wrapper(model)
+    example = None if args is None and kwargs is None else (tuple(args or ()), dict(kwargs or {}))
+    if isinstance(model, fx.GraphModule):
+        _propagate_shapes(model, example)
+        signature = inspect.signature(type(model).forward)
+        frozen = any("aten" in str(n.target) for n in model.graph.nodes)
+        return Source(model, type(model), without_self(signature), example, model.graph, frozen=frozen)
+    signature = without_self(inspect.signature(type(model).forward))
+    dummy: Any = getattr(model, "dummy_inputs", None)
+    if example is None and isinstance(dummy, dict):
+        example = ((), dict(dummy))
+    if example is None:
+        return Source(model, type(model), signature, None, traced=True)
+    return Source(model, type(model), signature, example)
+
+
+def _refuse_wrapper(model: nn.Module) -> None:
+    """A module around the one that has the residual stream: what it adds would be lost in a graph."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    found, remedy = "", ""
+    if isinstance(model, torch.jit.ScriptModule):
+        found, remedy = "TorchScript has no Python code to capture", "pass the module it was scripted from"
+    elif isinstance(model, parallel):
+        found, remedy = "it spreads another module over devices", "rewrite its .module, then wrap the result"
+    elif hasattr(model, "_orig_mod"):
+        found, remedy = "it is compiled already", "rewrite its ._orig_mod, then torch.compile the result"
+    if found:
+        raise CaptureError(f"cannot capture a {type(model).__name__}", found, remedy)
+
+
+def _load_program(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
+    if not os.path.exists(path):
+        raise CaptureError(f"cannot load {path}", "there is no such file", "pass the path of a .pt2 file")
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise CaptureError(
+            f"cannot load {path}", f"{type(error).__name__}: {error}", "save it with torch.export.save"
+        ) from error
+
+
+def without_self(signature: inspect.Signature) -> inspect.Signature:
+    """The signature as a caller of the bound method sees it."""
+    return signature.replace(parameters=list(signature.parameters.values())[1:])  # whatever it is called
+
+
+def _trace(model: nn.Module) -> fx.Graph:
+    try:
+        return fx.Tracer().trace(model)
+    except Exception as error:
+        raise CaptureError(
+            f"cannot capture {type(model).__name__} without inputs",
+            f"it is not fx-traceable ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
+            "pass args=(...) or kwargs={...}: example inputs as the model's forward takes them",
+        ) from error
+
+
+def _propagate_shapes(module: fx.GraphModule, example: tuple[tuple[Any, ...], dict[str, Any]] | None) -> None:
+    if example is None or any("val" in n.meta for n in module.graph.nodes):
+        return
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+    bound = without_self(inspect.signature(type(module).forward)).bind(*example[0], **example[1])
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        FakeTensorProp(module, mode).propagate(*bound.args)
+    except Exception as error:
+        raise CaptureError(
+            f"cannot run {type(module).__name__} on the inputs given", f"{type(error).__name__}: {error}",
+            "pass args=(...) as the graph's placeholders take them",
+        ) from error  # fmt: skip
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A private copy of a graph the user already has; its outputs keep their structure."""
+    copy = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    output = copy.graph_copy(graph, env)
+    copy.output(output)
+    copy._codegen = graph._codegen
+    for node in list(copy.nodes):
+        name = str(getattr(node.target, "__name__", node.target))
+        if name.startswith("_assert_tensor_metadata"):
+            copy.erase_node(node)
+    return copy

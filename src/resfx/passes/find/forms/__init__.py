@@ -1,0 +1,1 @@
+"""The ways in which a shortcut and a branch are written."""

@@ -1,0 +1,98 @@
+"""The captured graph and what every pass may ask of a node."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from resfx.passes.capture.structure import Template
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+_TORCH = str(Path(torch.__file__).parent)
+
+
+@dataclass
+class Capture:
+    """One call of a model as a flat graph over its module tree.
+
+    Attributes:
+        graph: placeholders are the tensor leaves of the call, then ``constants``; outputs are flat.
+        constants: values of the trailing placeholders.
+        accepts: whether tensors are ones the graph was captured for.
+        guard_source: the text of ``accepts``.
+        output: structure of the result, or ``None`` where the graph already returns it.
+        states: structure of each stateful input object after the call.
+        inputs: structure of the call's arguments, or ``None`` where the graph takes them as they are.
+    """
+
+    graph: fx.Graph
+    constants: list[Any] = field(default_factory=list)
+    accepts: Callable[[Sequence[torch.Tensor]], bool] = lambda leaves: True
+    guard_source: str = ""
+    output: Template | None = None
+    states: list[Template] = field(default_factory=list)
+    inputs: Template | None = None
+
+
+def owner(node: fx.Node) -> str:
+    """Qualified name of the module whose ``forward`` made the node; ``""`` for the root."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = next(reversed(stack.values()))[0]
+    return re.sub(r"@\d+", "", path).removeprefix("L['self'].") if isinstance(path, str) else ""
+
+
+def source_line(node: fx.Node) -> str:
+    """``file.py:line`` of the user's code that made the node; ``""`` if the capture does not know."""
+    trace = node.meta.get("stack_trace") or ""
+    frames = [(f, n) for f, n, _ in _FRAME.findall(trace) if not f.startswith(_TORCH)]
+    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
+
+
+def shape(node: Any) -> tuple[Any, ...] | None:
+    """Sizes of a node's tensor (``int`` or ``SymInt``), or ``None`` if unknown."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def dtype(node: fx.Node) -> torch.dtype | None:
+    """Element type of a node's tensor, or ``None`` if unknown."""
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, torch.Tensor) else None
+
+
+def hint(size: Any) -> int | None:
+    """A size as a number: the example's, where it is symbolic."""
+    if isinstance(size, int):
+        return size
+    try:
+        found = size.node.hint
+    except AttributeError:
+        return None
+    return int(found) if found is not None else None
+
+
+def same_shape(a: fx.Node, b: fx.Node) -> bool | None:
+    """Whether two nodes have equal sizes on the example; ``None`` if either is unknown."""
+    left, right = shape(a), shape(b)
+    if left is None or right is None:
+        return None
+    return len(left) == len(right) and all(hint(x) == hint(y) for x, y in zip(left, right, strict=True))
+
+
+def place_module(tree: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a dotted path, making the levels between."""
+    root = tree  # in the mode of the whole: eval() on a model in eval mode must not look like another mode
+    *parents, name = path.split(".")
+    for part in parents:
+        if part not in tree._modules:
+            tree.add_module(part, nn.Module().train(root.training))
+        tree = tree._modules[part]  # type: ignore[assignment]
+    tree.add_module(name, module.train(root.training))

@@ -1,0 +1,1 @@
+"""A rewritten graph cut into its repeated blocks."""

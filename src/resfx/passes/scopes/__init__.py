@@ -1,0 +1,1 @@
+"""Graph surgery, once per scope."""

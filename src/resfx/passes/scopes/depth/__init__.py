@@ -1,0 +1,1 @@
+"""Reads over depth at the inputs of sublayers or blocks."""

@@ -1,0 +1,1 @@
+"""Mixers over positions, before an attention or inside a branch."""

@@ -1,0 +1,116 @@
+"""Where in a branch the mixers of a method go: what each reads, and which readers get the mixed tensor instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from resfx.passes.find.attention import ready_to_rotate
+from resfx.passes.find.branch import Branch
+
+EXPERTS = "a mixture of experts: its hidden features are not a sequence"
+FUSED = "queries, keys and values come from one projection, which on='qkv' convolves whole"
+HIDDEN_PROJECTION = "the projections of queries, keys and values were not found"
+FLAT = "the projection's output is not (batch, positions, features)"
+_ROUTERS = frozenset(
+    ["topk", "_grouped_mm", "grouped_mm", "index_add", "scatter", "scatter_add", "one_hot", "nonzero", "sort"]
+)
+
+
+@dataclass
+class Point:
+    """One mixer's place in the graph.
+
+    Attributes:
+        label: the last part of the mixer's path.
+        point: its name among a method's ``points``.
+        node: what the mixer reads.
+        readers: the users of ``node`` that get the mixed tensor.
+        layout: how ``node`` lies, see :class:`resfx.methods.sequence.mixer.Mixer`.
+        residual: the readers get the sum of the node and the mixer's output.
+    """
+
+    label: str
+    point: str
+    node: fx.Node
+    readers: set[fx.Node]
+    layout: str = "btc"
+    residual: bool = False
+
+
+def points_of(branch: Branch, names: Sequence[str]) -> tuple[list[Point], list[str]]:
+    """The places for mixers that a branch has, and why it lacks the others."""
+    found: list[Point] = []
+    reasons: list[str] = []
+    on = [n for n in names if n in ("q", "k", "v")]
+    for name in dict.fromkeys("qkv" if n in on else n for n in names):
+        got = _projections(branch, on) if name == "qkv" else _FINDERS[name](branch)
+        if isinstance(got, str):
+            reasons.append(got)
+        else:
+            found += got
+    return found, reasons
+
+
+def _stream(branch: Branch) -> list[Point] | str:
+    if isinstance(branch.attention, str):
+        return branch.attention
+    ends = [branch.site.node, *(s.node for s in branch.siblings)]
+    return [Point("swa", "stream", branch.fork, branch.readers(branch.fork, ends), residual=True)]
+
+
+def _attention(branch: Branch) -> list[Point] | str:
+    if isinstance(branch.attention, str):
+        return branch.attention
+    operands = (branch.attention.query, branch.attention.key, branch.attention.value)
+    return _opening("a", "attention", branch, operands)
+
+
+def _projections(branch: Branch, wanted: list[str]) -> list[Point] | str:
+    if isinstance(branch.attention, str):
+        return branch.attention
+    projections = branch.attention.projections
+    if len(projections) < 3:
+        return HIDDEN_PROJECTION
+    fused = len(set(projections.values())) == 1
+    if fused and len(wanted) < 3:
+        return FUSED
+    found = []
+    for name in ("qkv",) if fused else wanted:
+        node, swapped = ready_to_rotate(projections[name[0]], branch.region, branch.index)
+        if branch.index.rank(node) == 4:
+            found.append(Point(name, name, node, set(node.users), "bhtd" if swapped else "bthd"))
+        elif rows := branch.rows_of(node):
+            found.append(Point(name, name, rows, set(rows.users)))
+        else:
+            return FLAT
+    return found
+
+
+def _mlp(branch: Branch) -> list[Point] | str:
+    first = branch.first_of_mlp()
+    return first if isinstance(first, str) else _opening("c", "mlp", branch, first)
+
+
+def _hidden(branch: Branch) -> list[Point] | str:
+    first = branch.first_of_mlp()
+    if isinstance(first, str):
+        return first
+    if any(branch.index.name[n] in _ROUTERS for n in branch.region):
+        return EXPERTS
+    rows = [branch.rows_of(n) for n in first]
+    if any(r is None for r in rows):
+        return FLAT
+    return [Point(f"d{i}", "hidden", r, set(r.users)) for i, r in enumerate(rows) if r is not None]
+
+
+def _opening(label: str, point: str, branch: Branch, ends: Iterable[fx.Node]) -> list[Point]:
+    """What leads to ``ends``, after the norm that opens the branch."""
+    return [Point(label, point, e, branch.readers(e, ends)) for e in branch.entries(ends)[:1]]
+
+
+_FINDERS: dict[str, Callable[[Branch], list[Point] | str]] = {
+    "stream": _stream, "attention": _attention, "mlp": _mlp, "hidden": _hidden,
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""A stream of several channels between two adds."""

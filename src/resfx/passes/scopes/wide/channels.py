@@ -1,0 +1,69 @@
+"""Doing to every channel of a wide state what the host does to its one state between two adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from resfx.passes.find.graph import shape
+from resfx.passes.find.index import Index
+
+# These act on each element, or on the last axis by their arguments, whatever the number of axes before it.
+_NAMES = (
+    "to _to_copy clone contiguous detach alias dropout mul add sub div pow rsqrt sqrt square reciprocal neg float half"
+    " double bfloat16 type relu gelu silu tanh sigmoid hardswish leaky_relu elu softplus mish identity abs"
+)
+_ELEMENTWISE = frozenset(_NAMES.split())
+
+
+def is_carriable(node: fx.Node, index: Index) -> bool:
+    """Whether a node between two adds can be run for each channel: it learns nothing from other data and mixes no
+    features but by a norm."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    return index.role[node] in ("pass", "norm", "act", "scale") or index.name[node] in (
+        "add", "sub", "pow", "square", "mean", "var", "rsqrt", "sqrt", "reciprocal", "abs",
+    )  # fmt: skip
+
+
+def carry(graph: fx.Graph, wide: fx.Node, source: fx.Node, nodes: Sequence[fx.Node], channels: int) -> fx.Node:
+    """Run copies of ``nodes``, which start from ``source (..., d)``, on ``wide (..., n, d)``.
+
+    At once where every operator allows it, else channel by channel. New nodes go to the graph's insertion point.
+    """
+    if all(_acts_on_rows(n, {source, *nodes}) for n in nodes):
+        return _copy(graph, {source: wide}, nodes)
+    parts = []
+    for j in range(channels):
+        channel = graph.call_function(torch.ops.aten.select.int, (wide, -2, j))
+        parts.append(_copy(graph, {source: channel}, nodes))
+    return graph.call_function(torch.stack, (parts, -2))
+
+
+def _copy(graph: fx.Graph, env: dict[fx.Node, fx.Node], nodes: Sequence[fx.Node]) -> fx.Node:
+    for node in nodes:
+        env[node] = graph.node_copy(node, lambda n: env.get(n, n))
+        env[node].meta.pop("val", None)
+    return env[nodes[-1]]
+
+
+def _acts_on_rows(node: fx.Node, states: set[fx.Node]) -> bool:
+    from resfx.passes.find.operators import is_inplace, operator_name
+
+    name = operator_name(node)
+    others = [n for n in node.all_input_nodes if n not in states]
+    if is_inplace(node) or any((sizes := shape(n)) is None or len(sizes) > 1 for n in others):
+        return False
+    if name in ("layer_norm", "rms_norm"):
+        size = node.args[1] if len(node.args) > 1 else node.kwargs.get("normalized_shape")
+        return isinstance(size, (list, tuple)) and len(size) == 1
+    if name in ("mean", "var"):
+        return _dims(node) in (-1, [-1], (-1,))
+    return name in _ELEMENTWISE
+
+
+def _dims(node: fx.Node) -> Any:
+    return node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")

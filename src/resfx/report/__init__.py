@@ -1,0 +1,1 @@
+"""What was found and changed, for people: text and pictures."""

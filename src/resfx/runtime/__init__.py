@@ -1,0 +1,1 @@
+"""What is handed back, and how it runs."""

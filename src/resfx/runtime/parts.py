@@ -1,0 +1,63 @@
+"""A submodule of a rewritten model as a rewritten module of its own.
+
+Calling ``new.encoder(x)`` runs the user's code, which knows nothing of a rewritten graph. ``new.part("encoder")``
+runs the rewritten adds that lie inside. ``generate()`` of an encoder-decoder asks for its encoder, and gets this.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from typing import Any
+
+from torch import nn
+
+from resfx.errors import NoSitesError, VariantError
+from resfx.passes.capture.export import shell_of
+from resfx.passes.capture.source import Source, without_self
+from resfx.passes.scopes.apply import Application
+
+
+def part_of(tree: Any, name: str) -> Any:
+    """The submodule ``name`` over the same parameters, its claimed adds rewritten.
+
+    Raises:
+        AttributeError: if there is no such submodule.
+        NoSitesError: if none of its adds was rewritten.
+        VariantError: if a method reaches across the submodule's border.
+    """
+    from .module import Runtime, rewritten_class
+
+    module = tree.get_submodule(name)
+    runtime: Runtime = tree._resfx
+    if name not in runtime.parts:
+        inner = [a for a in (_within(a, name) for a in runtime.applications) if a is not None]
+        if not inner:
+            raise NoSitesError(f"cannot make a part of {name!r}", "none of its residual adds was rewritten",
+                               "call the submodule itself")  # fmt: skip
+        signature = without_self(inspect.signature(type(module).forward))
+        source = Source(module, type(module), signature, None)
+        runtime.parts[name] = Runtime(source, inner, blocks=runtime.blocks.copy())
+    part: Any = shell_of(module, rewritten_class(type(module)))
+    part.__dict__.update({k: copy.copy(v) for k, v in module.__dict__.items() if k.endswith("_hooks")})
+    part._resfx = runtime.parts[name]
+    bank = nn.Module()
+    for application in part._resfx.applications:
+        bank.add_module(application.key, tree.get_submodule(f"resfx.{application.key}.{name}"))
+    part._modules["resfx"] = bank
+    return part
+
+
+def _within(application: Application, name: str) -> Application | None:
+    """The recipe with only the adds inside ``name``, called as they are called from there."""
+    claimed = application.claimed or []
+    inside = [c.removeprefix(f"{name}.") for c in claimed if c.startswith((f"{name}.", f"{name}:"))]
+    if not inside:
+        return None
+    if application.method.scope not in ("site", "sequence"):
+        raise VariantError(
+            f"cannot run {name!r} alone", f"{application.method.name} reads states across its border",
+            "call the whole model",
+        )  # fmt: skip
+    return dataclasses.replace(application, claimed=inside, skips=[])

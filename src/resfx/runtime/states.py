@@ -1,0 +1,253 @@
+"""Decoding: what a mixer keeps between tokens travels with the cache the caller holds.
+
+A call with a cache runs a captured graph whose inputs and outputs include the tensors of the cache. Each mixer's state
+becomes one more layer of that cache (:class:`ShortState`), so that whoever reorders, repeats, selects or resets the
+cache does the same to the short windows. The host never looks at these layers: it addresses its own by number.
+
+Any module that follows :class:`resfx.methods.sequence.mixer.Mixer` takes part, whichever scope put it into the graph.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from resfx.errors import ResfxError, VariantError
+from resfx.methods.sequence.mixer import Mixer
+from resfx.passes.capture.structure import Template
+from resfx.passes.find.graph import Capture, hint, shape
+
+
+class ShortState:
+    """A layer of a cache that holds what one mixer keeps: the last few tokens, batch first.
+
+    Attributes:
+        name: path of the mixer in the model's tree.
+        tensors: its state; empty before the first token.
+    """
+
+    is_compileable = is_croppable = supports_early_init = False
+    is_initialized = batch_only = True
+    is_sliding = "short"  # neither True nor false: a host looks for its first layer of either kind to size its masks
+
+    def __init__(self, name: str, tensors: list[torch.Tensor]) -> None:
+        self.name, self.tensors = name, tensors
+
+    def __repr__(self) -> str:
+        return f"ShortState({self.name})"
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Give each row the state of the row it continues (beam search)."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some rows of the batch."""
+        self.tensors = [t[indices.to(t.device)] for t in self.tensors]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row of the batch."""
+        self.tensors = [t.repeat_interleave(repeats, dim=0) for t in self.tensors]
+
+    def reset(self) -> None:
+        """Forget every token."""
+        self.tensors = []
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Raise unless nothing is removed: what the window dropped cannot be had back."""
+        if tokens_to_remove:
+            raise ResfxError(
+                f"cannot take {abs(tokens_to_remove)} tokens back from the cache",
+                f"{self.name} keeps only its last few tokens",
+                "generate without an assistant or prompt look-up; or run the shorter text again with a fresh cache",
+            )  # fmt: skip
+
+    def get_seq_length(self) -> int:
+        """Zero: it is no key-value layer."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+    def offload(self) -> None:
+        """Stay on the device: the state is small."""
+
+    def prefetch(self) -> None:
+        """Nothing to bring back."""
+
+    def nbytes(self) -> int:
+        """Bytes kept."""
+        return sum(t.nbytes for t in self.tensors)
+
+
+def thread_states(capture: Capture, tree: nn.Module) -> None:
+    """Give every mixer of a graph its state from the call's cache, and put the state after the call back into it.
+
+    Raises:
+        VariantError: if the cache holds tokens that the mixers have not seen, or is of a kind that cannot carry state.
+    """
+    mixers = {n: m for n in capture.graph.nodes if n.op == "call_module" and (m := _mixer(tree, n))}
+    if not mixers or capture.output is None or capture.inputs is None:
+        return
+    given = _first_cache(list(_objects(capture.inputs)))
+    made = _find_cache(capture.output) if given is None else None
+    if given is None and made is None:
+        _refuse_unknown_cache(mixers)
+        return
+    places = [n for n in capture.graph.nodes if n.op == "placeholder"]
+    before = _states_of(given[1], places) if given is not None else {}
+    if given is not None and _holds_tokens(given[1], places) and any(str(n.target) not in before for n in mixers):
+        raise VariantError(
+            "cannot continue from this cache", "it holds tokens that the inserted mixers have not seen",
+            "fill the cache with this model from the first token on",
+        )  # fmt: skip
+    after = {}
+    for node, mixer in mixers.items():
+        name = str(node.target)
+        after[name] = _thread(capture, node, mixer.streams, before[name][1] if name in before else [])
+    if given is None:
+        capture.output = _map_cache(capture.output, after)[0]
+        _order_outputs(capture)
+        return
+    index = given[0]
+    numbers = {name: _number_of(capture.inputs, number) for name, (number, _) in before.items()}
+    for name in [n for n in after if n in numbers]:
+        capture.states[numbers[name]] = after.pop(name)
+    capture.states[index] = _append(capture.states[index], list(after.values()))
+    _order_outputs(capture)
+
+
+def _mixer(tree: nn.Module, node: fx.Node) -> Mixer | None:
+    module = tree.get_submodule(str(node.target))
+    return module if isinstance(module, Mixer) and module.streams else None
+
+
+def _thread(capture: Capture, node: fx.Node, count: int, state: Sequence[fx.Node]) -> Template:
+    """Let one call take and hand on its state; the template of the cache layer that will hold it."""
+    graph = capture.graph
+    with graph.inserting_after(node):
+        pair = graph.call_function(operator.getitem, (node, 1))
+        out = graph.call_function(operator.getitem, (node, 0))
+    out.meta = dict(node.meta)
+    node.replace_all_uses_with(out, delete_user_cb=lambda user: user not in (out, pair))
+    node.kwargs = {**node.kwargs, "keep": True, **({"state": tuple(state)} if state else {})}
+    with graph.inserting_after(pair):
+        kept = [graph.call_function(operator.getitem, (pair, i)) for i in reversed(range(count))][::-1]
+    output = graph.output_node()
+    leaves = list(output.args[0])  # type: ignore[arg-type]
+    first = len(leaves)
+    output.args = ((*leaves, *kept),)
+    tensors = tuple(("tensor", first + i) for i in range(count))
+    return ("object", ShortState, ("name", "tensors"), (("const", str, str(node.target)), ("seq", list, tensors)))
+
+
+# -- templates ---------------------------------------------------------------------------------------------------
+
+
+def _objects(template: Template) -> Iterator[Template]:
+    """Templates of stateful objects, in the order in which a call lists them."""
+    if template[0] == "object":
+        yield template
+    if template[0] in ("seq", "dict", "node", "object"):
+        for part in template[-1]:
+            yield from _objects(part)
+
+
+def _layers(template: Template) -> Template | None:
+    """The list of layers of a cache."""
+    if template[0] != "object" or "layers" not in template[2]:
+        return None
+    layers = template[3][template[2].index("layers")]
+    return layers if layers[0] == "seq" else None
+
+
+def _first_cache(objects: list[Template]) -> tuple[int, Template] | None:
+    return next(((i, t) for i, t in enumerate(objects) if _layers(t) is not None), None)
+
+
+def _find_cache(template: Template) -> Template | None:
+    found = _first_cache(list(_objects(template)))
+    return found[1] if found else None
+
+
+def _states_of(cache: Template, places: list[fx.Node]) -> dict[str, tuple[Template, list[fx.Node]]]:
+    """The mixers' layers in a cache by name: the layer's template and the graph's inputs."""
+    layers = _layers(cache)
+    assert layers is not None
+    found = {}
+    for layer in layers[2]:
+        if layer[0] == "object" and layer[1] is ShortState:
+            name, tensors = layer[3]
+            found[name[2]] = (layer, [places[t[1]] for t in tensors[2]])
+    return found
+
+
+def _number_of(inputs: Template, layer: Template) -> int:
+    return next(i for i, t in enumerate(_objects(inputs)) if t is layer)
+
+
+def _holds_tokens(cache: Template, places: list[fx.Node]) -> bool:
+    """Whether a host's layer holds keys. A cache of fixed size that is given whole counts only for single tokens."""
+    layers = _layers(cache)
+    assert layers is not None
+    for layer in layers[2]:
+        if layer[0] != "object" or layer[1] is ShortState or "keys" not in layer[2]:
+            continue
+        keys = layer[3][layer[2].index("keys")]
+        if keys[0] == "tensor":
+            sizes = shape(places[keys[1]])
+            return sizes is not None and len(sizes) == 4 and hint(sizes[-2]) != 0
+    return False
+
+
+def _append(cache: Template, states: list[Template]) -> Template:
+    """A cache's template with more layers."""
+    at = cache[2].index("layers")
+    layers = cache[3][at]
+    longer = (layers[0], layers[1], (*layers[2], *states))
+    return (*cache[:3], (*cache[3][:at], longer, *cache[3][at + 1 :]))
+
+
+def _map_cache(template: Template, after: dict[str, Template]) -> tuple[Template, bool]:
+    """A result's template with the states in its first cache, and whether it has one."""
+    if _layers(template) is not None:
+        return _append(template, list(after.values())), True
+    if template[0] in ("seq", "dict", "node", "object"):
+        parts = list(template[-1])
+        for i, part in enumerate(parts):
+            parts[i], done = _map_cache(part, after)
+            if done:
+                return (*template[:-1], tuple(parts)), True
+    return template, False
+
+
+def _order_outputs(capture: Capture) -> None:
+    """Number the graph's outputs in the order in which the templates name them; unnamed ones go."""
+    output = capture.graph.output_node()
+    leaves: tuple[Any, ...] = tuple(output.args[0])  # type: ignore[arg-type]
+    named: list[Any] = []
+
+    def number(template: Template) -> Template:
+        if template[0] in ("tensor", "int"):
+            named.append(leaves[template[1]])
+            return (template[0], len(named) - 1)
+        if template[0] in ("seq", "dict", "node", "object"):
+            return (*template[:-1], tuple([number(part) for part in template[-1]]))
+        return template
+
+    assert capture.output is not None
+    capture.output = number(capture.output)
+    capture.states = [number(state) for state in capture.states]
+    output.args = (tuple(named),)
+
+
+def _refuse_unknown_cache(mixers: Iterable[fx.Node]) -> None:
+    if any(n.meta.get("longer_keys") for n in mixers):
+        raise VariantError(
+            "cannot decode with this cache", "the attention reads more positions than the call has, and none of the"
+            " arguments is a cache with layers", "a transformers Cache, or call without a cache",
+        )  # fmt: skip
