@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,3 +45,18 @@ def traced_plainly(tree: nn.Module) -> Iterator[None]:
 
 def _plainly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return function(*args)
+
+
+def kept_functions(tree: nn.Module) -> list[tuple[Any, str]]:
+    """The makers of attention masks that a model's own files call, as ``(module, name)``.
+
+    In eager mode they look at the values of tensors and often return nothing, so that attention takes its fast kernels;
+    traced, they return a mask. A rewritten model calls them as they are.
+    """
+    found = []
+    for name in dict.fromkeys(type(m).__module__ for m in tree.modules()):
+        source = sys.modules.get(name)
+        for attribute, value in vars(source).items() if source is not None else ():
+            if getattr(value, "__module__", "") == "transformers.masking_utils" and attribute.startswith("create_"):
+                found.append((source, attribute))
+    return found

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from resfx.errors import NoSitesError, VariantError
-from resfx.passes.capture.export import shell_of
+from resfx.passes.capture.clone import clone_tree as shell_of
 from resfx.passes.capture.source import Source, without_self
 from resfx.passes.scopes.apply import Application
 

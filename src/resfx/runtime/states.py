@@ -16,72 +16,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resfx.errors import ResfxError, VariantError
+from resfx.errors import VariantError
+from resfx.methods.sequence.memory import ShortState
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.structure import Template
 from resfx.passes.find.graph import Capture, hint, shape
-
-
-class ShortState:
-    """A layer of a cache that holds what one mixer keeps: the last few tokens, batch first.
-
-    Attributes:
-        name: path of the mixer in the model's tree.
-        tensors: its state; empty before the first token.
-    """
-
-    is_compileable = is_croppable = supports_early_init = False
-    is_initialized = batch_only = True
-    is_sliding = "short"  # neither True nor false: a host looks for its first layer of either kind to size its masks
-
-    def __init__(self, name: str, tensors: list[torch.Tensor]) -> None:
-        self.name, self.tensors = name, tensors
-
-    def __repr__(self) -> str:
-        return f"ShortState({self.name})"
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Give each row the state of the row it continues (beam search)."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep some rows of the batch."""
-        self.tensors = [t[indices.to(t.device)] for t in self.tensors]
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row of the batch."""
-        self.tensors = [t.repeat_interleave(repeats, dim=0) for t in self.tensors]
-
-    def reset(self) -> None:
-        """Forget every token."""
-        self.tensors = []
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Raise unless nothing is removed: what the window dropped cannot be had back."""
-        if tokens_to_remove:
-            raise ResfxError(
-                f"cannot take {abs(tokens_to_remove)} tokens back from the cache",
-                f"{self.name} keeps only its last few tokens",
-                "generate without an assistant or prompt look-up; or run the shorter text again with a fresh cache",
-            )  # fmt: skip
-
-    def get_seq_length(self) -> int:
-        """Zero: it is no key-value layer."""
-        return 0
-
-    def get_max_length(self) -> int:
-        """No limit."""
-        return -1
-
-    def offload(self) -> None:
-        """Stay on the device: the state is small."""
-
-    def prefetch(self) -> None:
-        """Nothing to bring back."""
-
-    def nbytes(self) -> int:
-        """Bytes kept."""
-        return sum(t.nbytes for t in self.tensors)
 
 
 def thread_states(capture: Capture, tree: nn.Module) -> None:

@@ -13,11 +13,12 @@ from torch import nn
 
 from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
-from resfx.runtime.huggingface import traced_plainly
+from resfx.runtime.huggingface import kept_functions, traced_plainly
 
 from .calls import Call, unbind
 from .diagnose import diagnose
-from .guards import guard_function
+from .guards import assumed, shape_guard
+from .marks import Recorder
 from .normalize import flatten_graph
 from .structure import Flattener, Template
 
@@ -25,17 +26,15 @@ AUTO = torch.export.Dim.AUTO
 
 
 def capture_call(
-    module: nn.Module,
-    forward_class: Any,
+    clone: nn.Module,
     signature: inspect.Signature,
     call: Call,
     denied: Sequence[Literal["exporting", "compiling"]] = (),
 ) -> Capture:
-    """Capture one call of ``forward_class.forward`` over the tree of ``module``.
-
-    The tree is not changed: the trace runs on a shell that shares its submodules and parameters.
+    """Capture one call of a model, over a copy of its tree that may be written to.
 
     Args:
+        clone: what :func:`resfx.passes.capture.clone.clone_tree` made.
         denied: what ``torch.compiler.is_exporting()`` and ``is_compiling()`` say no to while the model's code runs,
             so that code which asks takes the way it takes in eager mode.
 
@@ -43,39 +42,53 @@ def capture_call(
         CaptureError: with the operator, the user's source line and a remedy.
     """
     outcome: dict[str, Any] = {}
+    recorder = Recorder()
+    cls = type(clone)
+    run = clone.forward  # the instance's own, where it has one
 
     def forward(self: nn.Module, *leaves: torch.Tensor) -> tuple[Any, ...]:
         given = call.arguments(leaves)
         args, kwargs = unbind(signature, given)
         objects = _objects(given)
+        args, kwargs = recorder.begin("", args, kwargs)
         with _denying(denied):
-            result = forward_class.forward(self, *args, **kwargs)
+            result = recorder.end(run(*args, **kwargs))
+        recorder.stop_watching()
         flat = Flattener(known=objects)
         outcome["output"] = flat.flatten(result)
         outcome["states"] = [flat.state(o) for o in objects]
-        return tuple(flat.leaves)
+        return (*flat.leaves, *recorder.kept)
 
     images = image_leaves(call)
     dynamic = tuple([dynamic_axes(x, i in images) for i, x in enumerate(call.leaves)])
-    shell = shell_of(module, type(forward_class.__name__, (forward_class,), {"forward": forward}))
+    clone.__dict__.pop("forward", None)
+    clone.__class__ = type(cls.__name__, (cls,), {"forward": forward})
     try:
-        with warnings.catch_warnings(), torch.enable_grad(), traced_plainly(module):
+        with (
+            warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), traced_plainly(clone),
+            recorder.listening(clone, kept_functions(clone)),
+        ):  # fmt: skip
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                shell, distinct(call.leaves), dynamic_shapes=(dynamic,) if dynamic else None, strict=False
+                clone, distinct(call.leaves), dynamic_shapes=(dynamic,) if dynamic else None, strict=False
             )
     except Exception as error:
-        raise CaptureError(*diagnose(forward_class, error)) from error
+        raise CaptureError(*diagnose(cls, error)) from error
     exported = program.module()
     assert isinstance(exported, torch.fx.GraphModule)
-    graph, constants = flatten_graph(exported, module)
+    graph, constants = flatten_graph(exported, clone)
+    recorder.settle(graph)
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     inputs = inputs[: len(inputs) - len(constants)]
     for name, part in zip(call.template[1], call.template[2], strict=True):
         if part[0] == "tensor":
             inputs[part[1]].meta["argument"] = name
-    accepts, source = guard_function(program, [n.meta["val"] for n in inputs], "L['leaves']")
-    return Capture(graph, constants, accepts, source, outcome["output"], outcome["states"], call.template)
+    values = [n.meta["val"] for n in inputs]
+    known = assumed(program, values)
+    return Capture(
+        graph, constants, shape_guard(values, known), outcome["output"], outcome["states"], call.template,
+        recorder.calls, recorder.objects, known,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -94,18 +107,6 @@ def distinct(leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Inputs for a trace, which would take one tensor given twice (``labels=input_ids``) for one input."""
     first: dict[int, int] = {}
     return tuple(x if first.setdefault(id(x), i) == i else x.detach().clone() for i, x in enumerate(leaves))
-
-
-def shell_of(module: nn.Module, cls: type) -> nn.Module:
-    """A module of another class over the same submodules, parameters and attributes, without hooks."""
-    shell: nn.Module = object.__new__(cls)
-    shell.__dict__.update(module.__dict__)
-    hooks = [k for k in shell.__dict__ if k.endswith("_hooks") or k.endswith("_hooks_with_kwargs")]
-    for name in hooks:
-        shell.__dict__[name] = type(shell.__dict__[name])()
-    shell.__dict__["_modules"] = {k: m for k, m in module._modules.items() if k != "resfx"}
-    shell.__dict__.pop("_resfx", None)
-    return shell
 
 
 def _objects(given: dict[str, Any]) -> list[Any]:

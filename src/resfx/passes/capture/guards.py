@@ -1,9 +1,11 @@
-"""What a captured graph assumes about its inputs, as one generated predicate."""
+"""What a captured graph assumes about sizes, as generated predicates over some of its tensors."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,22 +15,51 @@ from torch.utils._sympy.printers import PythonPrinter
 
 Accepts = Callable[[Sequence[torch.Tensor]], bool]
 
+_SIZE = re.compile(r"L\['leaves'\]\[(\d+)\]\.size\(\)\[(\d+)\]")
 
-def guard_function(program: ExportedProgram, placeholders: Sequence[Any], prefix: str) -> tuple[Accepts, str]:
-    """A predicate over the tensor inputs of a capture, and its source text.
+
+@dataclass(frozen=True)
+class Assumed:
+    """What a trace assumed about the sizes it left open.
+
+    Attributes:
+        bounds: least and greatest value by symbol; ``None`` for no greatest.
+        conditions: Python texts over the symbols' names.
+    """
+
+    bounds: dict[Any, tuple[int, int | None]]
+    conditions: tuple[str, ...]
+
+
+def assumed(program: ExportedProgram, inputs: Sequence[Any]) -> Assumed:
+    """What a program assumes. ``inputs`` are the fake values of its inputs, which its forward calls ``leaves``."""
+
+    def named(match: re.Match[str]) -> str:
+        size = inputs[int(match[1])].shape[int(match[2])]
+        return str(size if isinstance(size, int) else size.node.expr)
+
+    bounds = {}
+    for symbol, held in program.range_constraints.items():
+        low = int(held.lower) if held.lower.is_finite else 2
+        high = int(held.upper) if held.upper.is_finite and held.upper < 2**62 else None
+        bounds[symbol] = (max(low, 2), high)
+    texts = [_SIZE.sub(named, g).replace("\n", " ") for g in getattr(program, "_guards_code", None) or []]
+    # What an example shares its storage with, as ``ids[:, :-1]`` does, says nothing of other calls.
+    return Assumed(bounds, tuple(t for t in texts if "L[" not in t and "._base" not in t))
+
+
+def shape_guard(values: Sequence[Any], known: Assumed) -> Accepts:
+    """A predicate over tensors that are to be like ``values``, fake ones of a trace.
 
     ``torch.export`` assumes that a symbolic size is at least 2 and takes branches on it (``if length > 1``)
-    without leaving a guard, so a size of 0 or 1 is refused here and makes its own capture.
-
-    Args:
-        placeholders: the fake values of the inputs, in order.
-        prefix: how the tracer names the list of inputs, e.g. ``"L['leaves']"``.
+    without leaving a guard, so a size of 0 or 1 is refused here and makes its own capture. A condition over symbols
+    that these tensors do not show is somebody else's.
     """
     lines: list[str] = []
     derived: list[tuple[str, Any]] = []
     names: dict[Any, str] = {}
     printer = PythonPrinter()
-    for i, value in enumerate(placeholders):
+    for i, value in enumerate(values):
         lines.append(f"if leaves[{i}].dim() != {value.dim()}: return False")
         for j, size in enumerate(value.shape):
             here = f"leaves[{i}].shape[{j}]"
@@ -41,37 +72,20 @@ def guard_function(program: ExportedProgram, placeholders: Sequence[Any], prefix
             elif expr in names:
                 lines.append(f"if {here} != {names[expr]}: return False")
             else:
-                names[expr] = f"n{len(names)}"
+                names[expr] = str(expr)
                 lines.append(f"{names[expr]} = {here}")
-                low, high = _bounds(program, expr)
+                low, high = known.bounds.get(expr, (2, None))
                 lines.append(f"if {names[expr]} < {low}: return False")
                 if high is not None:
                     lines.append(f"if {names[expr]} > {high}: return False")
     for here, expr in derived:
         if all(s in names for s in expr.free_symbols):
-            text = printer.doprint(expr.subs({s: _symbol(names[s]) for s in expr.free_symbols}))
-            lines.append(f"if {here} != {text}: return False")
-    for guard in getattr(program, "_guards_code", None) or []:
-        text = guard.replace(prefix, "leaves").replace("\n", " ")
-        # What an example shares its storage with, as ``ids[:, :-1]`` does, says nothing of other calls.
-        if "L[" not in text and "._base" not in text:
+            lines.append(f"if {here} != {printer.doprint(expr)}: return False")
+    shown = set(names.values())
+    for text in known.conditions:
+        if set(re.findall(r"\b[su]\d+\b", text)) <= shown:
             lines.append(f"if not ({text}): return False")
     source = "def accepts(leaves):\n" + "".join(f"    {line}\n" for line in lines) + "    return True\n"
     scope: dict[str, Any] = {**SYMPY_INTERP, "math": math, "torch": torch}
     exec(source, scope)
-    return scope["accepts"], source
-
-
-def _bounds(program: ExportedProgram, symbol: Any) -> tuple[int, int | None]:
-    bounds = program.range_constraints.get(symbol)
-    if bounds is None:
-        return 2, None
-    low = int(bounds.lower) if bounds.lower.is_finite else 2
-    high = int(bounds.upper) if bounds.upper.is_finite and bounds.upper < 2**62 else None
-    return max(low, 2), high
-
-
-def _symbol(name: str) -> Any:
-    import sympy
-
-    return sympy.Symbol(name, integer=True, positive=True)
+    return scope["accepts"]

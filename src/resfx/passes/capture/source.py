@@ -14,7 +14,8 @@ from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
 
 from .calls import Call, bind, flatten_call
-from .export import capture_call, shell_of
+from .clone import TRACING, clone_tree
+from .export import capture_call
 
 
 @dataclass
@@ -57,22 +58,23 @@ class Source:
         return flatten_call(bind(self.signature, args, kwargs), self.varying)
 
     def capture(self, tree: nn.Module, call: Call | None) -> Capture:
-        """The graph of one call over ``tree`` (the model, or a copy of it)."""
+        """The graph of one call of ``tree`` (the model, a part of it, or a copy). The tree is not touched."""
         if self.fixed is not None:
             return Capture(copy_graph(self.fixed), [])
-        if self.traced:
-            return Capture(_trace(shell_of(tree, self.cls)), [])
-        assert call is not None
-        ways: list[Any] = [(), ("exporting", "compiling")]
-        if self.as_eager:
-            ways.insert(0, ("exporting",))
-        errors: list[CaptureError] = []
-        for denied in ways:  # code that knows it is traced may take a way that fails, or that eager mode does not take
-            try:
-                return capture_call(tree, self.cls, self.signature, call, denied)
-            except CaptureError as error:
-                errors.append(error)
-        raise errors[-2]
+        with TRACING:
+            if self.traced:
+                return Capture(_trace(clone_tree(tree)), [])
+            assert call is not None
+            ways: list[Any] = [(), ("exporting", "compiling")]
+            if self.as_eager:
+                ways.insert(0, ("exporting",))
+            errors: list[CaptureError] = []
+            for denied in ways:  # code that knows it is traced may take a way that fails, or that eager mode does not
+                try:
+                    return capture_call(clone_tree(tree), self.signature, call, denied)
+                except CaptureError as error:
+                    errors.append(error)
+            raise errors[-2]
 
 
 def source_of(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None) -> Source:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfx.passes.capture.guards import Assumed
+from resfx.passes.capture.marks import CallRecord, Passed
 from resfx.passes.capture.structure import Template
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
@@ -25,19 +27,23 @@ class Capture:
         graph: placeholders are the tensor leaves of the call, then ``constants``; outputs are flat.
         constants: values of the trailing placeholders.
         accepts: whether tensors are ones the graph was captured for.
-        guard_source: the text of ``accepts``.
         output: structure of the result, or ``None`` where the graph already returns it.
         states: structure of each stateful input object after the call.
         inputs: structure of the call's arguments, or ``None`` where the graph takes them as they are.
+        calls: the calls inside, the whole one first; none for a graph that came without.
+        objects: stateful objects that pass through them.
+        known: what the trace assumed about sizes.
     """
 
     graph: fx.Graph
     constants: list[Any] = field(default_factory=list)
     accepts: Callable[[Sequence[torch.Tensor]], bool] = lambda leaves: True
-    guard_source: str = ""
     output: Template | None = None
     states: list[Template] = field(default_factory=list)
     inputs: Template | None = None
+    calls: list[CallRecord] = field(default_factory=list)
+    objects: list[Passed] = field(default_factory=list)
+    known: Assumed = Assumed({}, ())
 
 
 def owner(node: fx.Node) -> str:

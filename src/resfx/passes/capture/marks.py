@@ -1,0 +1,362 @@
+"""The calls inside a call: what every module of the traced copy was handed and gave back, tied to the graph's nodes.
+
+A trace flattens a model. While it runs, each tensor that enters or leaves a module's call, or one of the functions that
+are kept whole, is sent through an identity operator; afterwards those nodes become :func:`enter` and :func:`leave` with
+the number of their call. Every later pass looks through them, and the last one folds the graph into calls again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from .objects import fields_of, fill
+from .structure import COMPOUND, Flattener, Template
+from .watch import Watch, below, kept, plain
+
+_ALIAS = torch.ops.aten.alias
+
+
+def enter(x: Any, call: int, slot: int) -> Any:
+    """Leaf ``slot`` of what a call is handed, as the call sees it."""
+    return x
+
+
+def leave(x: Any, call: int, slot: int) -> Any:
+    """Leaf ``slot`` of what a call gives back, as its caller sees it."""
+    return x
+
+
+@dataclass(eq=False)
+class CallRecord:
+    """One call of a module, or of a function that is kept whole.
+
+    Attributes:
+        number: in the order in which calls began; 0 is the whole capture.
+        target: the module's qualified name, or the function.
+        outer: the call it was made from.
+        given, result: templates of ``(args, kwargs)`` and of the result; leaves are numbered as the marks are,
+            ``("known", i)`` is the recorder's object ``i``.
+        done: whether the call returned.
+        reads: attributes that its own code read, by the way from the root of the tree.
+        looked_into: numbers of objects whose attributes its own code read.
+    """
+
+    number: int
+    target: str | Callable[..., Any]
+    outer: CallRecord | None
+    given: Template = ("const", type(None), None)
+    result: Template = ("const", type(None), None)
+    done: bool = False
+    reads: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    looked_into: set[int] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.target if isinstance(self.target, str) else getattr(self.target, "__name__", repr(self.target))
+
+    def path_from(self, other: CallRecord | None) -> list[CallRecord]:
+        """The calls from below ``other`` down to this one; all of them where it is not around this one."""
+        chain: list[CallRecord] = []
+        call: CallRecord | None = self
+        while call is not None and call is not other:
+            chain.append(call)
+            call = call.outer
+        return chain[::-1]
+
+    def is_in(self, other: CallRecord) -> bool:
+        """Whether it is ``other``, or made from within."""
+        call: CallRecord | None = self
+        while call is not None and call is not other:
+            call = call.outer
+        return call is other
+
+
+@dataclass(eq=False)
+class Passed:
+    """A stateful object that passes through calls: a cache.
+
+    Attributes:
+        number: what ``("known", number)`` in the templates of calls refers to.
+        maker: the call whose own code made it, as far as calls tell.
+        first: its template when it was first met; leaves are numbered as in ``leaves``.
+        leaves: nodes of the tensors that it held then.
+        given: whether it came with the arguments of the whole capture.
+    """
+
+    number: int
+    cls: type
+    maker: CallRecord
+    given: bool
+    first: Template = ("const", type(None), None)
+    leaves: list[fx.Node] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Recorder:
+    """Listens to a trace.
+
+    Attributes:
+        calls: in the order in which they began.
+        objects: stateful objects in the order in which they were met.
+        kept: tensors that must leave the traced graph with its results, for the sake of their marks.
+        owned: by identity, where modules of the tree have an object for an attribute (a config): dotted paths.
+    """
+
+    calls: list[CallRecord] = field(default_factory=list)
+    objects: list[Passed] = field(default_factory=list)
+    kept: list[torch.Tensor] = field(default_factory=list)
+    owned: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    _watch: Watch | None = None
+    _values: list[Any] = field(default_factory=list)
+    _open: list[CallRecord] = field(default_factory=list)
+    _events: list[tuple[str, Any, int]] = field(default_factory=list)
+    _fence: torch.Tensor | None = None
+    _quiet: bool = False
+    _thread: int = field(default_factory=threading.get_ident)
+
+    @property
+    def current(self) -> CallRecord | None:
+        """The innermost call that is being made."""
+        return self._open[-1] if self._open else None
+
+    def begin(self, target: str | Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """A call begins; returns its arguments, marked."""
+        call = CallRecord(len(self.calls), target, self.current)
+        self.calls.append(call)
+        self._open.append(call)
+        (args, kwargs), call.given = self._mark("enter", call, (args, kwargs))
+        return args, kwargs
+
+    def end(self, result: Any) -> Any:
+        """The innermost call ends; returns its result, marked."""
+        call = self._open.pop()
+        result, call.result = self._mark("leave", call, result)
+        call.done = True
+        return result
+
+    def meet(self, value: Any, call: CallRecord) -> int:
+        """The number of an object; its state is kept when it is met for the first time."""
+        for number, known in enumerate(self._values):
+            if known is value:
+                return number
+        self._values.append(value)
+        returned = call is not self.current
+        maker = call if returned or call.outer is None else call.outer
+        passed = Passed(len(self.objects), type(value), maker, call.outer is None and not returned)
+        self.objects.append(passed)
+        flat = Flattener()
+        passed.first = flat.state(value)
+        self._note("hold", passed, flat.leaves)
+        if self._watch is not None:
+            self._watch.add(value, passed)
+        return passed.number
+
+    def _read(self, key: Any, name: str, value: Any) -> None:
+        """The model's own Python read an attribute: of a module, of a config, or of an object that passes through."""
+        if (call := self.current) is None or self._quiet:
+            return
+        if isinstance(key, Passed):
+            call.looked_into.add(key.number)
+        elif plain(value):
+            call.reads.setdefault((*key, name), kept(value))
+
+    def stop_watching(self) -> None:
+        """What is read from now on is nobody's."""
+        if self._watch is not None:
+            self._watch.end()
+            self._watch = None
+
+    def _mark(self, side: str, call: CallRecord, value: Any) -> tuple[Any, Template]:
+        flat = _Meeting(self, call)
+        self._quiet = True
+        try:
+            template = flat.flatten(value)
+        finally:
+            self._quiet = False
+        if self._fence is None:
+            self._fence = next((x for x in flat.leaves if isinstance(x, torch.Tensor)), None)
+        marked = self._note(side, call, flat.leaves)
+        return _exchange(value, template, marked), template
+
+    def _note(self, side: str, subject: Any, leaves: Sequence[Any]) -> list[Any]:
+        """Leave a fence and a mark for each leaf in the graph; returns what to go on with."""
+        if self._fence is not None:
+            self.kept.append(_ALIAS(self._fence))
+        marked = []
+        for leaf in leaves:
+            if isinstance(leaf, torch.Tensor):
+                marked.append(_ALIAS(leaf))
+            else:  # a size: read off a tensor of that length
+                self.kept.append(_ALIAS(torch.empty((leaf, 0))))
+                marked.append(leaf)
+            if side == "hold":
+                self.kept.append(marked[-1]) if isinstance(leaf, torch.Tensor) else None
+        self._events.append((side, subject, len(leaves)))
+        return marked
+
+    # -- the trace's tree -----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def listening(self, clone: nn.Module, functions: Sequence[tuple[Any, str]]) -> Iterator[None]:
+        """Inside, calls of the clone's submodules and of ``functions`` (owner, name) are recorded."""
+        self._watch = Watch(self._read)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.stop_watching)
+            for value, way in below(clone):
+                self.owned[id(value)] = (*self.owned.get(id(value), ()), ".".join(way))
+                self._watch.add(value, way)
+            for name, module in clone.named_modules():
+                if name:
+                    self._listen(stack, name, module)
+            for owner, name in functions:
+                function = getattr(owner, name)
+                setattr(owner, name, self._recorded(function))
+                stack.callback(setattr, owner, name, function)
+            yield
+
+    def _listen(self, stack: contextlib.ExitStack, name: str, module: nn.Module) -> None:
+        before = module.register_forward_pre_hook(
+            lambda _, args, kwargs: self.begin(name, args, kwargs), with_kwargs=True, prepend=True
+        )
+        after = module.register_forward_hook(lambda _, args, result: self.end(result))
+        stack.callback(before.remove)
+        stack.callback(after.remove)
+
+    def _recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.current is None or threading.get_ident() != self._thread:
+                return function(*args, **kwargs)
+            depth = len(self._open)
+            args, kwargs = self.begin(function, args, kwargs)
+            try:
+                return self.end(function(*args, **kwargs))
+            except BaseException:
+                del self._open[depth:]
+                raise
+
+        return call
+
+    # -- the graph ------------------------------------------------------------------------------------------------
+
+    def settle(self, graph: fx.Graph) -> None:
+        """Tie the graph's identity operators to the calls.
+
+        They become :func:`enter` and :func:`leave`, and ``node.meta["call"]`` of every node is the innermost call that
+        made it. ``graph`` returns what it returned, less :attr:`kept`.
+        """
+        output = graph.output_node()
+        results = tuple(output.args[0])  # type: ignore[arg-type]
+        output.args = (results[: len(results) - len(self.kept)],)
+        order = {n: i for i, n in enumerate(graph.nodes)}
+        marks = iter([n for n in graph.nodes if n.target is _ALIAS.default])
+        borders: list[tuple[int, str, CallRecord]] = []
+        for side, subject, count in self._events:
+            fence = next(marks) if self._fence is not None else None
+            found = [next(marks) for _ in range(count)]
+            if side == "hold":
+                subject.leaves = [_unmarked(graph, n) for n in found]
+            else:
+                assert fence is not None or not found
+                borders.append((order[fence] if fence is not None else 0, side, subject))
+                for slot, node in enumerate(found):
+                    value = _carried(node)
+                    node.meta["val"] = value.meta["val"] if isinstance(value, fx.Node) else value
+                    node.target, node.args = enter if side == "enter" else leave, (value, subject.number, slot)
+            if fence is not None:
+                graph.erase_node(fence)
+        assert next(marks, None) is None, "marks of calls and nodes of the graph do not agree"
+        self._assign(graph, order, borders)
+
+    def _assign(self, graph: fx.Graph, order: dict[fx.Node, int], borders: list[tuple[int, str, CallRecord]]) -> None:
+        stack = [self.calls[0]]
+        waiting = borders[1:]
+        for node in graph.nodes:
+            while waiting and waiting[0][0] < order[node]:
+                _, side, call = waiting.pop(0)
+                if side == "enter":
+                    stack.append(call)
+                elif call in stack[1:]:
+                    del stack[stack.index(call) :]
+            node.meta["call"] = stack[-1]
+
+
+class _Meeting(Flattener):
+    """Takes a value of one call apart; stateful objects are known by identity, dataclasses are values."""
+
+    def __init__(self, recorder: Recorder, call: CallRecord) -> None:
+        super().__init__()
+        self._recorder, self._call = recorder, call
+
+    def _take(self, value: Any) -> Template:
+        if (paths := self._recorder.owned.get(id(value))) is not None:
+            return ("owned", paths)
+        return super()._take(value)
+
+    def _object(self, value: Any) -> Template:
+        if dataclasses.is_dataclass(value):
+            return super()._object(value)
+        return ("known", self._recorder.meet(value, self._call))
+
+
+def _exchange(value: Any, template: Template, leaves: Sequence[Any]) -> Any:
+    """``value`` with other leaves. Lists and dicts stay the objects they are: a call may write into them."""
+    kind = template[0]
+    if kind == "tensor":
+        return leaves[template[1]]
+    if not any(True for _ in tensors_in(template)):
+        return value
+    if kind == "dict":
+        for key, part in zip(template[1], template[-1], strict=True):
+            value[key] = _exchange(value[key], part, leaves)
+        return value
+    if kind == "seq":
+        parts = [_exchange(v, t, leaves) for v, t in zip(value, template[-1], strict=True)]
+        if template[1] is list:
+            value[:] = parts
+            return value
+        return tuple.__new__(template[1], parts)
+    if kind == "node":
+        children, context = pytree.SUPPORTED_NODES[template[1]].flatten_fn(value)
+        parts = [_exchange(v, t, leaves) for v, t in zip(children, template[-1], strict=True)]
+        return pytree.SUPPORTED_NODES[template[1]].unflatten_fn(parts, context)
+    twin = copy.copy(value)
+    fields = fields_of(value)
+    fill(twin, {k: _exchange(fields[k], t, leaves) for k, t in zip(template[2], template[-1], strict=True)})
+    return twin
+
+
+def tensors_in(template: Template) -> Iterator[int]:
+    """Numbers of the leaves of a template that are tensors."""
+    if template[0] == "tensor":
+        yield template[1]
+    elif template[0] in COMPOUND:
+        for part in template[-1]:
+            yield from tensors_in(part)
+
+
+def _carried(node: fx.Node) -> Any:
+    """What a mark carries: the tensor, or the size that a tensor was made to carry."""
+    value = node.args[0]
+    if isinstance(value, fx.Node) and value.target is torch.ops.aten.empty.memory_format:
+        return value.args[0][0]  # type: ignore[index]
+    return value
+
+
+def _unmarked(graph: fx.Graph, node: fx.Node) -> Any:
+    value = _carried(node)
+    node.replace_all_uses_with(value)
+    graph.erase_node(node)
+    return value

@@ -1,0 +1,108 @@
+"""Which attributes a model's own Python reads while it is traced: their values are part of the graph.
+
+The objects watched belong to the trace alone (the copied tree, its configs, rebuilt arguments); for that time each has a
+class of the same name that tells of reads.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+_PLAIN = (bool, int, float, str, type(None))
+Tell = Callable[[Any, str, Any], None]
+
+
+class Watch:
+    """Objects whose attribute reads are told.
+
+    Args:
+        tell: called with what was registered with the object, the attribute and its value.
+    """
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell = tell
+        self._thread = threading.get_ident()
+        self._watched: dict[int, tuple[Any, type, Any]] = {}
+
+    def add(self, value: Any, key: Any) -> bool:
+        """Watch an object from now on; says whether it can be watched."""
+        if id(value) in self._watched:
+            return True
+        cls = type(value)
+        try:
+            value.__class__ = _telling(cls)
+        except TypeError:  # slots, or a class of a C extension
+            return False
+        value.__dict__["_resfx_watch"] = (self, key)
+        self._watched[id(value)] = (value, cls, key)
+        return True
+
+    def end(self) -> None:
+        """Give every object its class back."""
+        for value, cls, _ in self._watched.values():
+            value.__class__ = cls
+            value.__dict__.pop("_resfx_watch", None)
+        self._watched.clear()
+
+    def read(self, key: Any, name: str, value: Any) -> None:
+        """An attribute was read."""
+        if threading.get_ident() == self._thread:
+            self.tell(key, name, value)
+
+
+@functools.cache
+def _telling(cls: type) -> type:
+    def __getattribute__(self: Any, name: str) -> Any:
+        value = super(told, self).__getattribute__(name)  # type: ignore[misc]
+        if not name.startswith("_"):
+            held = object.__getattribute__(self, "__dict__")
+            if name in held and (watch := held.get("_resfx_watch")) is not None:
+                watch[0].read(watch[1], name, value)
+        return value
+
+    told = type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__module__": cls.__module__,
+                                       "__qualname__": cls.__qualname__, "_resfx_watched": cls})  # fmt: skip
+    return told
+
+
+def plain(value: Any, depth: int = 0) -> bool:
+    """Whether a value can be compared later: numbers, texts, and containers of such."""
+    if isinstance(value, _PLAIN):
+        return True
+    if depth > 4:
+        return False
+    if type(value) in (list, tuple, set, frozenset):
+        return all(plain(v, depth + 1) for v in value)
+    return type(value) is dict and all(plain(k) and plain(v, depth + 1) for k, v in value.items())
+
+
+def kept(value: Any) -> Any:
+    """A value as it is now."""
+    return value if isinstance(value, _PLAIN) else copy.deepcopy(value)
+
+
+def below(module: nn.Module) -> list[tuple[Any, tuple[str, ...]]]:
+    """A tree's modules, and the plain objects that they hold for attributes (configs), each with the way to it."""
+    found: list[tuple[Any, tuple[str, ...]]] = []
+
+    def add(value: Any, way: tuple[str, ...], depth: int) -> None:
+        if depth > 3 or not hasattr(value, "__dict__") or callable(value) or isinstance(value, (type, torch.Tensor)):
+            return
+        found.append((value, way))
+        for name, inner in list(vars(value).items()):
+            add(inner, (*way, name), depth + 1)
+
+    for path, inner in module.named_modules():
+        way = tuple(path.split(".")) if path else ()
+        found.append((inner, way))
+        for name, value in list(vars(inner).items()):
+            if not name.startswith("_"):
+                add(value, (*way, name), 0)
+    return found

@@ -1,0 +1,446 @@
+"""Generated code of one call: the user's own forward, with the adds replaced, in the user's own signature.
+
+What is left of a region after folding reads like this::
+
+    def forward(self, new, handed, hidden_states, attention_mask=None, **kwargs):
+        add0, add1 = new
+        input_layernorm = self.input_layernorm(hidden_states)
+        self_attn = self.self_attn(hidden_states=input_layernorm, attention_mask=attention_mask)
+        add = add0(hidden_states, self_attn[0], input_layernorm)
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import keyword
+import linecache
+import math
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from resfx.methods.sequence.memory import remembering
+from resfx.methods.sequence.mixer import Mixer
+from resfx.passes.capture.clone import class_before
+from resfx.passes.capture.marks import enter, leave
+from resfx.passes.capture.structure import Template, build
+
+from . import values
+from .plan import Plan, Region, is_size, known_in
+
+_PLAIN = (type(None), bool, int, float, str)
+_SIGNS = {torch.ops.aten.add.Tensor: "+", torch.ops.aten.sub.Tensor: "-", torch.ops.aten.mul.Tensor: "*",
+          torch.ops.aten.div.Tensor: "/", operator.add: "+", operator.sub: "-", operator.mul: "*",
+          operator.truediv: "/", operator.floordiv: "//", operator.mod: "%", operator.eq: "=="}  # fmt: skip
+
+
+_SCOPE = {"torch": torch, "build": build, "held": values.held, "part": values.part, "Handed": values.Handed,
+          "remembering": remembering}  # fmt: skip
+
+
+class NotExpressible(Exception):
+    """A call cannot be made with what is at hand where it stands.
+
+    Attributes:
+        region: the call; its operators can join the code around it.
+    """
+
+    def __init__(self, what: str, region: Region | None = None) -> None:
+        super().__init__(what)
+        self.region = region
+
+
+@dataclass(eq=False)
+class Code:
+    """The code of one call.
+
+    Attributes:
+        function: ``forward(self, new, handed, ...)``, shared by all calls of the same text.
+        new: paths of the modules it calls, below ``resfx`` in the tree.
+        source: its text.
+    """
+
+    function: Callable[..., Any]
+    new: tuple[str, ...]
+    source: str
+    parts: tuple[tuple[str, ...], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parts = tuple(tuple(p.split(".")) for p in self.new)
+
+
+class Shared(dict[Any, Callable[..., Any]]):
+    """Generated functions by their text and the objects it names."""
+
+
+class Writer:
+    """Writes the code of one region."""
+
+    def __init__(self, plan: Plan, region: Region, tree: nn.Module, prefix: str, codes: dict[Region, Code]) -> None:
+        self.plan, self.region, self.tree, self.prefix, self.codes = plan, region, tree, prefix, codes
+        self.module = tree.get_submodule(region.path or "")
+        self.lines: list[str] = []
+        self.scope: dict[str, Any] = dict(_SCOPE)
+        self.taken: set[str] = {"self", "new", "handed", *_SCOPE, *keyword.kwlist, *dir(builtins)}
+        self.env: dict[fx.Node, str] = {}
+        self.objects: dict[int, str] = {}
+        self.new: dict[str, str] = {}
+        self.done: set[Any] = set()
+        self.parameters = list(inspect.signature(class_before(self.module).forward).parameters.values())[1:]
+        self.owner = {node: inner for inner in region.inner for node in inner.leaves.values()}
+        self.owner |= {node: inner for inner in region.inner for node in inner.handed}
+
+    # -- the whole ------------------------------------------------------------------------------------------------
+
+    def write(self, shared: Shared) -> Code:
+        """The region's code.
+
+        Raises:
+            NotExpressible: naming the call that cannot be made.
+        """
+        head = self._head()
+        for item in self._items():
+            self._do(item)
+        result = self._return()
+        names = f"    {', '.join(self.new.values())}{',' if len(self.new) == 1 else ''} = new\n" if self.new else ""
+        body = "".join(f"    {line}\n" for line in [*self.lines, result])
+        source = f"def forward({head}):\n{names}{body}"
+        key = (source, *sorted((k, id(v)) for k, v in self.scope.items()))
+        if key not in shared:
+            filename = f"<resfx {self.region.path or 'model'} {len(shared)}>"
+            linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+            scope = dict(self.scope)
+            exec(compile(source, filename, "exec"), scope)
+            shared[key] = scope["forward"]
+        return Code(shared[key], tuple(self.new), source)
+
+    def _head(self) -> str:
+        shown = ["self", "new", "handed"]
+        for p in self.parameters:
+            self.taken.add(p.name)
+        starred = False
+        for p in self.parameters:
+            if p.kind is p.KEYWORD_ONLY and not starred:
+                shown.append("*")
+                starred = True
+            star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+            starred = starred or star == "*"
+            default = "" if p.default is p.empty else f"={self._constant(p.default, f'default_{p.name}')}"
+            shown.append(f"{star}{p.name}{default}")
+        for name, template in bound(self.region.call.given, self.parameters).items():
+            self._open(template, name)
+        for i, node in enumerate(self.region.taken):
+            self.env[node] = f"handed.given[{i}]"
+        for i, number in enumerate(self.region.held):
+            self.objects[number] = f"handed.given[{len(self.region.taken) + i}]"
+        return ", ".join(shown)
+
+    def _open(self, template: Any, text: str) -> None:
+        """What the parts of an argument or a result are called."""
+        if isinstance(template, dict):
+            for key, part in template.items():
+                self._open(part, f"{text}[{key!r}]")
+        elif isinstance(template, list):
+            for i, part in enumerate(template):
+                self._open(part, f"{text}[{i}]")
+        else:
+            for slot, path in values.leaves(template, text):
+                if slot in self.marks:
+                    self.env[self.marks[slot]] = path
+            for number, path in values.objects(template, text):
+                self.objects.setdefault(number, path)
+
+    @property
+    def marks(self) -> dict[int, fx.Node]:
+        return self.region.enters
+
+    def _items(self) -> list[Any]:
+        """Operators and calls in the order of the graph."""
+        position = {n: i for i, n in enumerate(self.plan.graph.nodes)}
+        items: list[tuple[int, Any]] = []
+        for node in self.region.nodes:
+            if node.target not in (enter, leave) and not is_size(node):
+                items.append((position[node], node))
+        for inner in self.region.inner:
+            at = [position[n] for n in inner.enters.values()]
+            if not at:
+                at = [min((position[n] for n, home in self.plan.home.items() if inner in home.around() and n in position),
+                          default=-1)]  # fmt: skip
+            items.append((max(at), inner))
+        return [item for _, item in sorted(items, key=lambda pair: pair[0])]
+
+    def _do(self, item: Any) -> None:
+        if item in self.done:
+            return
+        self.done.add(item)
+        if isinstance(item, Region):
+            try:
+                self._call(item)
+            except NotExpressible as error:
+                error.region = error.region or item
+                raise
+        else:
+            self._operator(item)
+
+    # -- values ---------------------------------------------------------------------------------------------------
+
+    def _text(self, value: Any) -> str:
+        if isinstance(value, fx.Node):
+            return self._node(value)
+        if type(value) in (list, fx.immutable_collections.immutable_list):
+            return f"[{', '.join(map(self._text, value))}]"
+        if type(value) is tuple:
+            return f"({', '.join(map(self._text, value))}{',' if len(value) == 1 else ''})"
+        if isinstance(value, slice):
+            return f"slice({self._text(value.start)}, {self._text(value.stop)}, {self._text(value.step)})"
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{k!r}: {self._text(v)}" for k, v in value.items()) + "}"
+        return self._constant(value)
+
+    def _constant(self, value: Any, name: str = "constant") -> str:
+        if type(value) in _PLAIN and not (isinstance(value, float) and not math.isfinite(value)):
+            return repr(value)
+        if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
+            return str(value)
+        return self._global(value, name)
+
+    def _global(self, value: Any, name: str) -> str:
+        for known, held in self.scope.items():
+            if held is value:
+                return known
+        name = self._fresh(name)
+        self.scope[name] = value
+        return name
+
+    def _fresh(self, name: str) -> str:
+        name = re.sub(r"\W", "_", name) or "value"
+        name = name if not name[0].isdigit() else f"_{name}"
+        found, n = name, 1
+        while found in self.taken:
+            found, n = f"{name}_{n}", n + 1
+        self.taken.add(found)
+        return found
+
+    def _node(self, node: fx.Node) -> str:
+        if node in self.env:
+            return self.env[node]
+        if is_size(node):
+            return self._size(node)
+        if node.op == "get_attr":
+            return self._attribute(str(node.target))
+        if node.target is leave and node in self.owner or node in self.owner:
+            self._do(self.owner[node])
+        elif self.plan.home[node] is self.region and node.target not in (enter, leave):
+            self._do(node)
+        elif (number := self.plan.objects.get(node)) is not None and number in self.objects:
+            held = self.plan.capture.objects[number]
+            self.env[node] = self._set(node.name, f"held({self.objects[number]})[{held.leaves.index(node)}]")
+        if node not in self.env:
+            raise NotExpressible(f"{node} of {self.plan.home[node].call.name or 'the model'}")
+        return self.env[node]
+
+    def _set(self, name: str, text: str) -> str:
+        name = self._fresh(name)
+        self.lines.append(f"{name} = {text}")
+        return name
+
+    def _attribute(self, target: str) -> str:
+        """A parameter or buffer of the module's own, by the way from ``self``."""
+        own = f"{self.region.path}." if self.region.path else ""
+        if target.startswith(own):
+            return "self" + values.steps(target.removeprefix(own))
+        wanted = values.follow(self.tree, target)
+        for name, tensor in [*self.module.named_parameters(remove_duplicate=False), *self.module.named_buffers()]:
+            if tensor is wanted:
+                return "self" + values.steps(name)
+        raise NotExpressible(f"{target}, which is no attribute of {self.region.path}")
+
+    def _size(self, node: fx.Node) -> str:
+        """A number of sizes, read off a tensor at hand or computed as the graph did."""
+        expr = values.expression(node)
+        for known in list(self.env):
+            for axis, size in enumerate(values.sizes(known)):
+                if size == expr:
+                    self.env[node] = f"{self.env[known]}.shape[{axis}]"
+                    return self.env[node]
+        if node.op == "call_function" and node.target is not torch.ops.aten.sym_size.int:
+            return self._target(node)
+        if node.args and isinstance(node.args[0], fx.Node) and self.plan.home.get(node) is self.region:
+            return f"{self._text(node.args[0])}.shape[{node.args[1]}]"
+        raise NotExpressible(f"the size {expr}")
+
+    # -- statements -----------------------------------------------------------------------------------------------
+
+    def _operator(self, node: fx.Node) -> None:
+        if not node.users and not node.is_impure() and node.op != "call_module":
+            return
+        text = self._new_call(node) if node.op == "call_module" else self._target(node)
+        self.env[node] = self._set(node.name, text)
+
+    def _target(self, node: fx.Node) -> str:
+        target, args = node.target, [self._text(a) for a in node.args]
+        given = [*args, *(f"{k}={self._text(v)}" for k, v in node.kwargs.items())]
+        if node.op == "call_method":
+            return f"{args[0]}.{target}({', '.join(given[1:])})"
+        if target in _SIGNS and len(given) == 2 and not node.kwargs:
+            return f"({args[0]} {_SIGNS[target]} {args[1]})"  # type: ignore[index]
+        if target is operator.getitem:
+            return f"{args[0]}[{args[1]}]"
+        if isinstance(target, torch._ops.OpOverload):
+            space, name = target._schema.name.split("::")
+            return f"torch.ops.{space}.{name}.{target._overloadname}({', '.join(given)})"
+        name = getattr(target, "__name__", "function")
+        return f"{self._global(target, name)}({', '.join(given)})"
+
+    def _new_call(self, node: fx.Node) -> str:
+        path = str(node.target)
+        module = self.tree.get_submodule(path)
+        full = self.prefix_of(path)
+        if full not in self.new:
+            self.new[full] = self._fresh(full.rpartition(".")[2])
+        text = self.new[full]
+        if isinstance(module, Mixer) and module.streams and (cache := self._cache()) is not None:
+            text = f"remembering({text}, {full!r}, {cache})"
+        given = [*(self._text(a) for a in node.args), *(f"{k}={self._text(v)}" for k, v in node.kwargs.items())]
+        return f"{text}({', '.join(given)})"
+
+    def prefix_of(self, path: str) -> str:
+        """A new module's path below the whole model's ``resfx``, whose part this tree may be."""
+        key, _, rest = path.removeprefix("resfx.").partition(".")
+        return ".".join(p for p in (key, self.prefix, rest) if p)
+
+    def _cache(self) -> str | None:
+        number = self.plan.cache
+        return None if number is None else self._object(number)
+
+    def _object(self, number: int) -> str:
+        if number not in self.objects:
+            made = self.plan.capture.objects[number]
+            if made.given or made.maker not in {r.call for r in self.region.around()} | self._dissolved():
+                raise NotExpressible(f"a {made.cls.__name__}")
+            name = made.cls.__name__
+            template = self._global(made.first, f"new_{name}")
+            leaves = self._text([*made.leaves])
+            self.objects[number] = self._set(name.lower(), f"build({template}, {leaves})")
+        return self.objects[number]
+
+    def _dissolved(self) -> set[Any]:
+        return self.region.dissolved
+
+    def _call(self, inner: Region) -> None:
+        if not any(n.graph is self.plan.graph for n in (*inner.enters.values(), *inner.leaves.values())) and (
+            values.has_leaves(inner.call.given) or values.has_leaves(inner.call.result)
+        ):
+            return
+        args, kwargs = inner.call.given[2]
+        given = [self._argument(inner, t) for t in args[2]]
+        given += [f"{k}={self._argument(inner, t)}" if k.isidentifier() else f"**{{{k!r}: {self._argument(inner, t)}}}"
+                  for k, t in zip(kwargs[1], kwargs[2], strict=True)]  # fmt: skip
+        if inner.path is not None:
+            text = "self" + values.steps(self._below(inner.path))
+            name = [p for p in inner.path.split(".") if not p.isdigit()][-1]
+        else:
+            name = inner.call.name
+            text = self._global(inner.call.target, name)
+        handed = ""
+        if inner.generated and inner.passed_on:
+            code = self._global(self.codes[inner], f"code_{name}")
+            crossing = [*map(self._text, inner.taken), *map(self._object, inner.held)]
+            handed = self._set(f"handed_{name}", f"Handed({code}, [{', '.join(crossing)}])")
+            given.append(f"resfx={handed}")
+        used = any(n.users for n in inner.leaves.values()) or inner.handed or list(known_in(inner.call.result))
+        call = f"{text}({', '.join(given)})"
+        if not used:
+            self.lines.append(call)
+            return
+        result = self._set(name, call)
+        for slot, path in values.leaves(inner.call.result, result):
+            if slot in inner.leaves:
+                self.env[inner.leaves[slot]] = path
+        for number, path in values.objects(inner.call.result, result):
+            self.objects.setdefault(number, path)
+        for i, node in enumerate(inner.handed):
+            self.env[node] = f"{handed}.made[{i}]"
+
+    def _below(self, path: str) -> str:
+        own = f"{self.region.path}." if self.region.path else ""
+        if not path.startswith(own):
+            raise NotExpressible(f"a call of {path}, which is not below {self.region.path}")
+        return path.removeprefix(own)
+
+    def _argument(self, inner: Region, template: Template) -> str:
+        marks = inner.enters
+
+        def leaf(slot: int) -> str:
+            if slot not in marks:
+                raise NotExpressible(f"an argument of {inner.call.name}")
+            return self._text(marks[slot].args[0])
+
+        return self._compose(template, leaf)
+
+    def _return(self) -> str:
+        result = self.region.call.result
+
+        def leaf(slot: int) -> str:
+            if slot not in self.region.leaves:
+                raise NotExpressible(f"a result of {self.region.call.name or 'the model'}")
+            return self._text(self.region.leaves[slot].args[0])
+
+        handed = [self._text(n) for n in self.region.handed]
+        text = self._compose(result, leaf)
+        if handed:
+            self.lines.append(f"handed.made = [{', '.join(handed)}]")
+        return f"return {text}"
+
+    def _compose(self, template: Template, leaf: Callable[[int], str]) -> str:
+        """A value as its template says."""
+        kind = template[0]
+        if kind in ("tensor", "int"):
+            return leaf(template[1])
+        if kind == "const":
+            return self._constant(template[2])
+        if kind == "known":
+            return self._object(template[1])
+        if kind == "owned":
+            return self._owned(template[1])
+        if kind == "seq" and template[1] in (list, tuple):
+            parts = [self._compose(t, leaf) for t in template[2]]
+            if template[1] is list:
+                return f"[{', '.join(parts)}]"
+            return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+        if kind == "dict":
+            parts = [f"{self._constant(k)}: {self._compose(t, leaf)}" for k, t in zip(template[1], template[2], strict=True)]
+            return "{" + ", ".join(parts) + "}"
+        shape, leaves, objects = values.numbered(template)
+        known = f", [{', '.join(map(self._object, objects))}]" if objects else ""
+        return f"build({self._global(shape, 'template')}, [{', '.join(map(leaf, leaves))}]{known})"
+
+    def _owned(self, paths: tuple[str, ...]) -> str:
+        own = f"{self.region.path}." if self.region.path else ""
+        for path in paths:
+            if path == (self.region.path or ""):
+                return "self"
+            if path.startswith(own):
+                return "self" + values.steps(path.removeprefix(own))
+        raise NotExpressible(f"{paths[0]}, which is not below {self.region.path}")
+
+
+def bound(given: Template, parameters: list[inspect.Parameter]) -> dict[str, Any]:
+    """The templates of a call's arguments by the names of its parameters; those left out are their defaults."""
+    args, kwargs = given[2]
+    found = inspect.Signature(parameters).bind(*args[2], **dict(zip(kwargs[1], kwargs[2], strict=True))).arguments
+    every: dict[str, Any] = {}
+    for p in parameters:
+        if p.kind is p.VAR_POSITIONAL:
+            every[p.name] = list(found.get(p.name, ()))
+        elif p.kind is p.VAR_KEYWORD:
+            every[p.name] = dict(found.get(p.name, {}))
+        else:
+            every[p.name] = found[p.name] if p.name in found else ("const", type(p.default), p.default)
+    return every

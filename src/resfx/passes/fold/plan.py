@@ -1,0 +1,276 @@
+"""Which calls of a rewritten graph run code of their own, and what crosses their borders.
+
+Where a method changed nothing, the user's module is called as it is. A call whose own code was changed gets generated
+code; where values cross its border that are neither arguments nor results (the sources of a read over depth), the call
+around it gets generated code too and passes them on. A changed call with no such values is *closed*: whoever calls the
+module runs it, and the calls around it stay the user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from resfx.passes.capture.marks import CallRecord, enter, leave
+from resfx.passes.capture.structure import COMPOUND, Template
+from resfx.passes.find.graph import Capture
+
+from .copies import separate_copies
+
+
+@dataclass(eq=False)
+class Region:
+    """One call and what the rewritten graph has of it.
+
+    Attributes:
+        enters, leaves: its marks by slot.
+        nodes: of its own code, in order; calls inside are regions of their own.
+        inner: the calls made from its own code, in order.
+        taken: values from outside that are not among its arguments, in order.
+        handed: values that are read outside and are not among its results, in order.
+        held: numbers of stateful objects from outside that are not among its arguments.
+        dissolved: calls whose operators were taken into this one's code.
+        generated: whether it runs code of its own.
+        passed_on: whether the call around it says which code to run, and hands over what it takes.
+    """
+
+    call: CallRecord
+    outer: Region | None
+    enters: dict[int, fx.Node] = field(default_factory=dict)
+    leaves: dict[int, fx.Node] = field(default_factory=dict)
+    nodes: list[fx.Node] = field(default_factory=list)
+    inner: list[Region] = field(default_factory=list)
+    taken: list[fx.Node] = field(default_factory=list)
+    handed: list[fx.Node] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+    dissolved: set[CallRecord] = field(default_factory=set)
+    generated: bool = False
+    passed_on: bool = False
+
+    @property
+    def path(self) -> str | None:
+        """The module's qualified name; ``None`` for a function."""
+        return self.call.target if isinstance(self.call.target, str) else None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.call.name or "the model"
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing crosses its border but arguments and results."""
+        return not (self.taken or self.handed or self.held)
+
+    def around(self) -> Iterator[Region]:
+        """This region and those around it, outwards."""
+        region: Region | None = self
+        while region is not None:
+            yield region
+            region = region.outer
+
+    def below(self) -> Iterator[Region]:
+        """This region and all within."""
+        yield self
+        for inner in self.inner:
+            yield from inner.below()
+
+
+class Plan:
+    """The regions of one rewritten capture. ``root`` is the whole call; ``uses`` says what a node's operands are called
+    where it reads them."""
+
+    def __init__(self, capture: Capture) -> None:
+        self.capture, self.graph = capture, capture.graph
+        self.calls = {c.number: c for c in capture.calls}
+        self.region: dict[CallRecord, Region] = {}
+        self.home: dict[fx.Node, Region] = {}
+        self.root = self._of(capture.calls[0])
+        self.objects = _object_leaves(capture)
+        self.changed: set[Region] = set()
+        self.copies = separate_copies(self.graph, self.calls)
+        self._settle_homes()
+        self._take_functions_in()
+        self._cross()
+        self._generate()
+
+    def _of(self, call: CallRecord) -> Region:
+        if call not in self.region:
+            outer = None if call.outer is None else self._of(call.outer)
+            self.region[call] = Region(call, outer)
+            if outer is not None:
+                outer.inner.append(self.region[call])
+        return self.region[call]
+
+    # -- homes ----------------------------------------------------------------------------------------------------
+
+    def _settle_homes(self) -> None:
+        """The region of every node; a node that a method made belongs where it stands."""
+        here = self.root
+        for call in self.calls.values():  # in the order in which they were made
+            if call.done:
+                self._of(call)
+        for node in self.graph.nodes:
+            if node.op in ("placeholder", "get_attr", "output"):
+                self.home[node] = self.root
+                continue
+            if node.target in (enter, leave):
+                region = self._of(self.calls[node.args[1]])  # type: ignore[index]
+                side = region.enters if node.target is enter else region.leaves
+                side[int(node.args[2])] = node  # type: ignore[arg-type]
+                here = region if node.target is enter or region.outer is None else region.outer
+            elif not is_new(node):
+                here = self._of(node.meta["call"]) if "call" in node.meta else here
+            self.home[node] = here
+        for region in list(self.region.values()):  # what a call is handed is made before it
+            for mark in region.enters.values():
+                if region.outer is not None and isinstance(mark.args[0], fx.Node):
+                    self._move_out(mark.args[0], region)
+
+    def _move_out(self, node: fx.Node, region: Region) -> None:
+        if not is_new(node) or region not in self.home[node].around() or region.outer is None:
+            return
+        self.home[node] = region.outer
+        for operand in node.all_input_nodes:
+            self._move_out(operand, region)
+
+    def _take_functions_in(self) -> None:
+        """A function whose inside was changed is no call any more: its operators belong to the code around it."""
+        for region in list(self.region.values()):
+            changed = any(is_new(n) for n, r in self.home.items() if region in r.around())
+            if region.path is None and changed and region.outer is not None:
+                self._dissolve(region)
+
+    def _dissolve(self, region: Region) -> None:
+        assert region.outer is not None
+        region.outer.dissolved |= {region.call, *region.dissolved}
+        region.outer.call.reads.update(region.call.reads)
+        region.outer.call.looked_into |= region.call.looked_into
+        self.changed.discard(region)
+        for node, home in self.home.items():
+            if home is region:
+                self.home[node] = region.outer
+        for mark in (*region.enters.values(), *region.leaves.values()):
+            mark.replace_all_uses_with(mark.args[0])  # type: ignore[arg-type]
+            self.graph.erase_node(mark)
+            del self.home[mark]
+        at = region.outer.inner.index(region)
+        for inner in region.inner:
+            inner.outer = region.outer
+        region.outer.inner[at : at + 1] = region.inner
+        del self.region[region.call]
+
+    # -- borders --------------------------------------------------------------------------------------------------
+
+    def _cross(self) -> None:
+        """Let every operand be what it is called where it is read, and note what crosses borders otherwise."""
+        for node in list(self.graph.nodes):
+            if node.op in ("placeholder", "get_attr"):
+                continue
+            at = self._reads_in(node)
+            for operand in node.all_input_nodes:
+                seen = self._seen(operand, at)
+                if seen is not operand:
+                    node.replace_input_with(operand, seen)
+
+    def _reads_in(self, node: fx.Node) -> Region:
+        """Where a node's operands are read: marks stand on a border and read on its other side."""
+        if node.target is leave:
+            return self._of(self.calls[node.args[1]])  # type: ignore[index]
+        home = self.home[node]
+        return home.outer or home if node.target is enter else home
+
+    def _seen(self, value: fx.Node, at: Region) -> fx.Node:
+        """What a value is called in the own code of ``at``."""
+        if value.op == "get_attr" or is_size(value) or value.meta.get("lifted"):
+            return value
+        target = list(at.around())
+        here: Region | None = self.home[value]
+        while here is not None and here not in target:
+            if value.target is enter and self.home[value] is here:
+                value = value.args[0]  # type: ignore[assignment]
+            elif (mark := _mark_of(here.leaves, value)) is not None:
+                value = mark
+            elif value not in here.handed:
+                here.handed.append(value)
+            here = here.outer
+        assert here is not None
+        for region in target[: target.index(here)][::-1]:
+            if (mark := _mark_of(region.enters, value)) is not None:
+                value = mark
+            elif not self._comes_with_object(value, region) and value not in region.taken:
+                region.taken.append(value)
+        return value
+
+    def _comes_with_object(self, value: fx.Node, region: Region) -> bool:
+        """Whether a value is a tensor in an object that the call is handed."""
+        number = self.objects.get(value)
+        return number is not None and number in set(known_in(region.call.given))
+
+    # -- what is generated ----------------------------------------------------------------------------------------
+
+    def _generate(self) -> None:
+        """Settle which regions run code of their own: those that were changed, and those that must pass values on."""
+        waiting = [*self.changed, *(self.home[n] for n in self.graph.nodes if is_new(n))]
+        waiting += [r for r in self.region.values() if not r.closed]
+        waiting += [r.outer for r in self.region.values() if r.call in self.copies and r.outer is not None]
+        by_path: dict[str, list[Region]] = {}
+        for region in self.region.values():
+            region.generated = region.passed_on = False
+            region.nodes = []
+            if region.path is not None:
+                by_path.setdefault(region.path, []).append(region)
+        while waiting:
+            region = waiting.pop()
+            if region.generated:
+                continue
+            region.generated = True
+            repeated = len(by_path.get(region.path or "", ())) > 1
+            region.passed_on = repeated or not region.closed
+            if region.passed_on and region.outer is not None:
+                waiting.append(region.outer)
+        for node in self.graph.nodes:
+            if self.home[node].generated and node.op not in ("placeholder", "get_attr", "output"):
+                self.home[node].nodes.append(node)
+
+    def dissolve(self, region: Region) -> None:
+        """Take a call's operators into the code around it, where the call itself cannot be made."""
+        assert region.outer is not None
+        self.changed.add(region.outer)
+        self._dissolve(region)
+        self._cross()
+        self._generate()
+
+    def units(self) -> list[Region]:
+        """The generated calls that stand for themselves: whoever calls their module runs them."""
+        return [r for r in self.region.values() if r.generated and not r.passed_on]
+
+
+def is_new(node: fx.Node) -> bool:
+    """Whether a method made the node."""
+    return bool(node.meta.get("resfx"))
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether a node is a number computed from sizes."""
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def known_in(template: Template) -> Iterator[int]:
+    """Numbers of the objects that a template refers to."""
+    if template[0] == "known":
+        yield template[1]
+    elif template[0] in COMPOUND:
+        for part in template[-1]:
+            yield from known_in(part)
+
+
+def _mark_of(marks: dict[int, fx.Node], value: fx.Node) -> fx.Node | None:
+    return next((m for m in marks.values() if m.args[0] is value), None)
+
+
+def _object_leaves(capture: Capture) -> dict[fx.Node, int]:
+    return {leaf: o.number for o in capture.objects for leaf in o.leaves if isinstance(leaf, fx.Node)}

@@ -1,0 +1,124 @@
+"""Values in generated code: where the parts of an argument or a result are, and what is passed beside arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from resfx.passes.capture.objects import fields_of
+from resfx.passes.capture.structure import COMPOUND, Flattener, Template
+
+
+class Handed:
+    """What a generated call is told beside its arguments: which code to run, and values that are no arguments.
+
+    Attributes:
+        code: the :class:`resfx.passes.fold.code.Code` to run.
+        given: what it takes from outside; ``made`` is what others will read of it.
+    """
+
+    __slots__ = ("code", "given", "made")
+
+    def __init__(self, code: Any, given: list[Any]) -> None:
+        self.code, self.given = code, given
+        self.made: list[Any] = []
+
+
+def held(value: Any) -> list[Any]:
+    """The tensors in a stateful object, in order."""
+    flat = Flattener()
+    flat.state(value)
+    return flat.leaves
+
+
+def part(value: Any, index: int) -> Any:
+    """A part of a value of a class of its own, by number."""
+    node = pytree.SUPPORTED_NODES.get(type(value))
+    if node is not None:
+        return list(node.flatten_fn(value)[0])[index]
+    return list(fields_of(value).values())[index]
+
+
+def _inside(template: Template, text: str) -> Iterator[tuple[Template, str]]:
+    kind = template[0]
+    for i, inner in enumerate(template[-1]):
+        if kind == "seq":
+            yield inner, f"{text}[{i}]"
+        elif kind == "dict":
+            yield inner, f"{text}[{template[1][i]!r}]"
+        else:
+            name = template[2][i] if isinstance(template[2], (list, tuple)) and len(template[2]) > i else None
+            known = isinstance(name, str) and name.isidentifier()
+            yield inner, f"{text}.{name}" if known else f"part({text}, {i})"
+
+
+def leaves(template: Template, text: str) -> Iterator[tuple[int, str]]:
+    """``(slot, where it is)`` of every leaf of a value that is called ``text``."""
+    if template[0] in ("tensor", "int"):
+        yield template[1], text
+    elif template[0] in COMPOUND:
+        for inner, path in _inside(template, text):
+            yield from leaves(inner, path)
+
+
+def objects(template: Template, text: str) -> Iterator[tuple[int, str]]:
+    """``(number, where it is)`` of every stateful object in a value."""
+    if template[0] == "known":
+        yield template[1], text
+    elif template[0] in COMPOUND:
+        for inner, path in _inside(template, text):
+            yield from objects(inner, path)
+
+
+def has_leaves(template: Template) -> bool:
+    """Whether a value holds any tensor or size."""
+    return any(True for _ in leaves(template, ""))
+
+
+def numbered(template: Template) -> tuple[Template, list[int], list[int]]:
+    """A template whose leaves and objects count from 0, and which they were."""
+    slots: list[int] = []
+    known: list[int] = []
+
+    def visit(t: Template) -> Template:
+        if t[0] in ("tensor", "int"):
+            slots.append(t[1])
+            return (t[0], len(slots) - 1)
+        if t[0] == "known":
+            known.append(t[1])
+            return ("known", len(known) - 1)
+        return (*t[:-1], tuple([visit(p) for p in t[-1]])) if t[0] in COMPOUND else t
+
+    return visit(template), slots, known
+
+
+def steps(path: str) -> str:
+    """A dotted path as code behind the object it starts from: ``layers.0.mlp`` is ``.layers[0].mlp``."""
+    found = ""
+    for name in path.split(".") if path else ():
+        found += f".{name}" if name.isidentifier() else f"[{name}]" if name.isdigit() else f"._modules[{name!r}]"
+    return found
+
+
+def follow(root: Any, path: str) -> Any:
+    """What a dotted path leads to."""
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root
+
+
+def expression(node: fx.Node) -> Any:
+    """The symbolic expression of a size."""
+    return getattr(getattr(node.meta.get("val"), "node", None), "expr", None)
+
+
+def sizes(node: fx.Node) -> list[Any]:
+    """Expressions of a tensor's open sizes; ``None`` for the fixed ones."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return []
+    return [size.node.expr if isinstance(size, torch.SymInt) else None for size in value.shape]

@@ -1,0 +1,165 @@
+"""A rewrite as something that can be repeated: captured, found, rewritten and folded again for calls not seen before."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from resfx.errors import VariantError
+from resfx.passes.capture.calls import Call, bind, flatten_call
+from resfx.passes.capture.clone import TRACING, class_before
+from resfx.passes.capture.marks import enter, leave
+from resfx.passes.capture.source import Source, without_self
+from resfx.passes.capture.structure import varied
+from resfx.passes.find.detect import find_sites
+from resfx.passes.find.graph import Capture, hint
+from resfx.passes.find.streams import find_streams
+from resfx.passes.fold import Code, Plan, Region, Shared, fold
+from resfx.passes.fold.code import bound
+from resfx.passes.fold.guard import Guard, autocast_state
+from resfx.passes.scopes.apply import Application, apply_method
+from resfx.report.report import Report
+
+from .units import Unit, make_unit
+
+
+@dataclass(eq=False)
+class Rewriting:
+    """What was done to a model. It holds no parameters; copies of the model share it.
+
+    Attributes:
+        source: where captures come from.
+        applications: the methods and what each claimed.
+        shared: generated functions.
+        first: what the first capture found.
+        original: the model that was passed in, as long as it lives.
+    """
+
+    source: Source
+    applications: list[Application]
+    shared: Shared = field(default_factory=Shared)
+    first: Report | None = None
+    original: weakref.ref[nn.Module] | None = None
+    captures: list[str] = field(default_factory=list)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rewriting:
+        memo[id(self)] = self
+        return self
+
+    def begin(self, tree: nn.Module, call: Call | None) -> None:
+        """Capture a model for the first time and let its modules run the rewritten code."""
+        capture = self.source.capture(tree, call)
+        self.first = rewrite_capture(capture, tree, self.applications)
+        self._fold(capture, tree, "", tree)
+
+    def make(self, module: nn.Module, unit: Unit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Code:
+        """Code for a call of a unit that was not seen before.
+
+        Raises:
+            CaptureError: if the call cannot be traced.
+            VariantError: if the rewrite cannot be repeated on it.
+        """
+        with TRACING, _plain_torch():
+            given = bind_all(module, args, kwargs)
+            for guard, code in unit.variants:  # another thread may have made it
+                if guard.fits(module, given):
+                    return code
+            signature = without_self(inspect.signature(class_before(module).forward))
+            source = replace(self.source, model=module, cls=class_before(module), signature=signature)
+            self._learn(unit, given)
+            call = flatten_call(bind(signature, args, kwargs), self.source.varying)
+            call.leaves = [_example(leaf) for leaf in call.leaves]
+            capture = source.capture(module, call)
+            tree = _part(module, unit)
+            rewrite_capture(capture, tree, self._within(unit.path))
+            self._fold(capture, tree, unit.path, module)
+            self.captures.append(unit.path)
+            if not unit.variants or not unit.variants[-1][0].fits(module, given):
+                raise VariantError(
+                    f"a capture of {unit.path or type(module).__name__} does not fit the call it was made for",
+                    "it computes otherwise while it is traced", "report it, with the call",
+                )  # fmt: skip
+            return unit.variants[-1][1]
+
+    def _learn(self, unit: Unit, given: dict[str, Any]) -> None:
+        """Integers of stateful arguments that were seen to vary become inputs."""
+        for guard, _ in unit.variants:
+            self.source.varying |= guard.varied(given, self.source.varying)
+
+    def _within(self, path: str) -> list[Application]:
+        """The recipe with only the adds inside a module, called as they are called from there."""
+        if not path:
+            return self.applications
+        found = []
+        for application in self.applications:
+            claimed = application.claimed or []
+            inside = {c: _from_below(c, path) for c in claimed if c.startswith((f"{path}.", f"{path}:"))}
+            if not inside:
+                continue
+            for stream in self.first.streams if self.first and application.method.scope in ("depth", "wide") else ():
+                members = {s.name for s in stream.sites} & set(claimed)
+                if members & set(inside) and members - set(inside):
+                    raise VariantError(
+                        f"cannot run {path!r} alone", f"{application.method.label} reads states across its border",
+                        "call the module around it",
+                    )  # fmt: skip
+            found.append(replace(application, claimed=list(inside.values()), skips=[]))
+        return found
+
+    def _fold(self, capture: Capture, tree: nn.Module, prefix: str, module: nn.Module) -> None:
+        if not capture.calls:  # a graph that the user already has
+            code = Code(function_of(capture.graph), (), str(capture.graph))
+            unit = make_unit(module, prefix, self, _bank(module))
+            unit.variants.append((Guard.always(module, self.source.traced), code))
+            return
+        plan, codes = fold(capture, tree, prefix, self.shared)
+        for region in codes:
+            assert region.path is not None
+            part = module.get_submodule(region.path)
+            path = ".".join(p for p in (prefix, region.path) if p)
+            unit = make_unit(part, path, self, _bank(module))
+            if not region.passed_on:
+                unit.variants.append((guard_of(plan, region, part, self.source), codes[region]))
+
+
+def rewrite_capture(capture: Capture, tree: nn.Module, applications: Sequence[Application]) -> Report:
+    """Rewrite a fresh capture by a recipe; the first time the new modules are built into ``tree``."""
+    nodes = len(capture.graph.nodes)
+    sites, skips = find_sites(capture.graph, tree)
+    streams = find_streams(sites)
+    # Mixers over positions go first: they act on the host's own branches, and what replaces an add reads their result.
+    for application in sorted(applications, key=lambda a: a.method.scope != "sequence"):
+        apply_method(capture.graph, sites, streams, application, tree)
+    capture.graph.lint()
+    skips = skips + [s for a in applications for s in a.skips]
+    return Report(type(tree).__name__, sites, skips, streams, nodes)
+
+
+def guard_of(plan: Plan, region: Region, module: nn.Module, source: Source) -> Guard:
+    """What the code of a unit was made for."""
+    parameters = list(inspect.signature(class_before(module).forward).parameters.values())[1:]
+    own = tuple(region.path.split(".")) if region.path else ()
+    generated = [r for r in region.below() if r.generated]
+    reads = {w[len(own) :]: v for r in generated for w, v in r.call.reads.items() if w[: len(own)] == own}
+    looked = {n for r in generated for n in r.call.looked_into}
+    handed_on = {slot for slot, mark in region.enters.items() if _only_handed_on(plan, mark)}
+    used = sorted(set(region.enters) - handed_on)
+    values = [region.enters[i].meta["val"] for i in used]
+    tensors = [(i, v) for i, v in zip(used, values, strict=True) if isinstance(v, torch.Tensor)]
+    leaves = {leaf: o for o in plan.capture.objects for leaf in o.leaves}
+    read = {leaves[x].number for r in generated for n in r.nodes for x in n.all_input_nodes if x in leaves}
+    objects = {o.number: (o.cls, o.first if o.number in looked | read else None) for o in plan.capture.objects}
+    free = frozenset(i for i in handed_on if _from_function(region.enters[i]))
+    return Guard(
+        bound(region.call.given, parameters), objects, free, tuple(i for i, _ in tensors),
+        tuple((v.dtype, v.device) for _, v in tensors), plan.shapes([v for _, v in tensors]), tuple(reads.items()),
+        autocast_state(), source.varying,
+    )  # fmt: skip

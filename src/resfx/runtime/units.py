@@ -1,0 +1,145 @@
+"""Modules that run generated code: each knows what its code was made for, and has more made when a call needs it.
+
+A unit is a module whose own forward was rewritten and to which nothing is passed but its arguments. Modules inside it that
+share values with it are told what to run by it (:class:`resfx.passes.fold.values.Handed`). Everything else in the tree is
+the user's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from resfx.passes.capture.clone import class_before
+from resfx.passes.fold.code import Code
+from resfx.passes.fold.guard import Guard
+from resfx.passes.fold.values import Handed
+
+MOST = 32
+"""Variants of one module before a warning says that something varies with every call."""
+
+
+@dataclass(eq=False)
+class Unit:
+    """What a rewritten module runs. It holds no parameters; copies of a model share it until they get variants of their own.
+
+    Attributes:
+        path: of the module in the model's tree.
+        recipe: what the rewrite was, and how to make code for a call not seen before: ``make(module, path, given)``.
+        variants: code with what it was made for.
+    """
+
+    path: str
+    recipe: Any
+    variants: list[tuple[Guard, Code]] = field(default_factory=list)
+    active: bool = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
+        twin = Unit(self.path, self.recipe, list(self.variants), self.active)
+        memo[id(self)] = twin
+        return twin
+
+    def code_for(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Code:
+        """The code for a call, made if no call like it was seen before."""
+        given = binder(class_before(module))(*args, **kwargs)
+        for guard, code in self.variants:
+            if guard.fits(module, given):
+                return code
+        return outside_of_compilers(self._make)(module, given)
+
+    def _make(self, module: nn.Module, given: dict[str, Any]) -> Code:
+        code = self.recipe.make(module, self, given)
+        if len(self.variants) == MOST:
+            warnings.warn(
+                f"{self.path or type(module).__name__} has been captured {MOST} times: {self._varies()} differs from call"
+                " to call; pass what varies as a tensor",
+                stacklevel=6,
+            )
+        return code
+
+    def _varies(self) -> str:
+        (a, _), (b, _) = self.variants[-2:]
+        names = [n for n in b.arguments if a.arguments.get(n) != b.arguments[n]]
+        return ", ".join(f"argument {n!r}" for n in names) or "a size, a type or an attribute"
+
+
+def outside_of_compilers(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compiler.disable`` at the time of the call: the decorator itself would import the compiler."""
+
+    @functools.wraps(fn)
+    def outside(*args: Any, **kwargs: Any) -> Any:
+        return torch.compiler.disable(fn)(*args, **kwargs) if torch.compiler.is_compiling() else fn(*args, **kwargs)
+
+    return outside
+
+
+def forward_of_unit(self: Any, *args: Any, resfx: Handed | None = None, **kwargs: Any) -> Any:
+    """``forward`` of every rewritten module."""
+    unit: Unit = self._resfx_unit
+    if resfx is None and not unit.active:
+        return class_before(self).forward(self, *args, **kwargs)
+    code = unit.code_for(self, args, kwargs) if resfx is None else resfx.code
+    new = [look_below(self._resfx_new, way) for way in code.parts]
+    return code.function(self, new, resfx, *args, **kwargs)
+
+
+def look_below(bank: nn.Module, way: tuple[str, ...]) -> Any:
+    """A new module by the way from the model's ``resfx``."""
+    for name in way:
+        bank = bank._modules[name]  # type: ignore[assignment]
+    return bank
+
+
+@functools.cache
+def binder(cls: type) -> Callable[..., dict[str, Any]]:
+    """The arguments of ``cls.forward`` by name, less those that are their defaults: Python binds them by itself."""
+    parameters = list(inspect.signature(cls.forward).parameters.values())[1:]  # type: ignore[attr-defined]
+    scope: dict[str, Any] = {}
+    shown, starred = [], False
+    for p in parameters:
+        if p.kind is p.KEYWORD_ONLY and not starred:
+            shown.append("*")
+        starred = starred or p.kind in (p.KEYWORD_ONLY, p.VAR_POSITIONAL)
+        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        if p.default is not p.empty:
+            scope[f"default_{p.name}"] = p.default
+        shown.append(f"{star}{p.name}" + ("" if p.default is p.empty else f"=default_{p.name}"))
+    names = ", ".join(f"{p.name!r}: {p.name}" for p in parameters)
+    exec(f"def bind({', '.join(shown)}):\n    return {{{names}}}\n", scope)
+    return scope["bind"]
+
+
+def rewritten_class(cls: type) -> type:
+    """The user's class with :func:`forward_of_unit` for its ``forward``; name and signature stay the user's."""
+    return _rewritten_class(cls)
+
+
+@functools.cache
+def _rewritten_class(cls: type) -> type:
+    @functools.wraps(cls.forward)  # type: ignore[attr-defined]
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward_of_unit(self, *args, **kwargs)
+
+    forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+    body = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__,
+            "_resfx_before": cls}  # fmt: skip
+    return type(cls.__name__, (cls,), body)
+
+
+def make_unit(module: nn.Module, path: str, recipe: Any, bank: nn.Module) -> Unit:
+    """Let a module run generated code."""
+    unit = module.__dict__.get("_resfx_unit")
+    if unit is None or unit.recipe is not recipe:
+        unit = Unit(path, recipe)
+        if class_before(module) is type(module):
+            module.__class__ = rewritten_class(type(module))
+        module.__dict__["_resfx_unit"] = unit
+    module.__dict__["_resfx_new"] = bank
+    return unit
