@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from resfx.methods.base import Place
+from resfx.ops.attention_read.formula import attention_read
 from resfx.ops.attention_read.two_phase import Ahead, inter_block, intra_block
 
-from .base import NOT_A_SUM, DepthMethod, DepthPlace, Read, attention_read, in_blocks
+from .base import NOT_A_SUM, DepthMethod, DepthPlace, Read, in_blocks
 
 
 @dataclass(frozen=True, kw_only=True)

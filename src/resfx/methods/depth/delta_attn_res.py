@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from resfx.methods.base import Place
+from resfx.ops.attention_read.formula import attention_read
 
-from .base import DepthMethod, DepthPlace, Read, attention_read, in_blocks
+from .base import DepthMethod, DepthPlace, Read, in_blocks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from resfx.methods.base import Place
+from resfx.ops.weighted_sum.formula import weighted_sum
 
-from .base import DepthMethod, DepthPlace, Read, weighted_sum
+from .base import DepthMethod, DepthPlace, Read
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from resfx.methods.base import Place
+from resfx.ops.scores import rms_norm
 from resfx.ops.window.formula import windowed_attention_row
 
-from .base import DepthMethod, DepthPlace, Read, rms_norm
+from .base import DepthMethod, DepthPlace, Read
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from resfx.methods.base import Place
+from resfx.ops.scores import relative_softmax
+from resfx.ops.weighted_sum.formula import weighted_sum
 
-from .base import NOT_A_SUM, DepthMethod, DepthPlace, Read, relative_softmax, weighted_sum
+from .base import NOT_A_SUM, DepthMethod, DepthPlace, Read
 
 
 @dataclass(frozen=True, kw_only=True)

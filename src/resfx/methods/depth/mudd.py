@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from resfx.methods.base import Place
+from resfx.ops.scores import rms_norm, rms_scales
+from resfx.ops.weighted_sum.formula import weighted_sums
 
-from .base import DepthMethod, DepthPlace, Read, rms_norm, rms_scales, weighted_sums
+from .base import DepthMethod, DepthPlace, Read
 
 
 @dataclass(frozen=True, kw_only=True)

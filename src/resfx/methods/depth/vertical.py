@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from resfx.methods.base import Place
+from resfx.ops.scores import rms_scales, rms_scores
+from resfx.ops.weighted_sum.formula import weighted_sum
 
-from .base import DepthMethod, DepthPlace, Read, rms_scales, rms_scores, weighted_sum
+from .base import DepthMethod, DepthPlace, Read
 
 
 @dataclass(frozen=True, kw_only=True)

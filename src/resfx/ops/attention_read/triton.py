@@ -119,7 +119,7 @@ def supported(
 def forward(
     sources: Sequence[Tensor], query: Tensor, base: Tensor | None, gate: Tensor | None, eps: float, relative: bool
 ) -> Tensor:
-    """:func:`resfx.methods.depth.base.attention_read`."""
+    """:func:`resfx.ops.attention_read.formula.attention_read`."""
     sources, d = in_one_piece(sources), sources[0].shape[-1]
     table = addresses(sources)
     out = torch.empty_like(sources[0] if base is None else base, memory_format=torch.contiguous_format)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx.ops.register import accumulator, fused, per_row, transforming
+from resfx.ops.inductor import per_row
+from resfx.ops.register import accumulator, fused, transforming
 
 
 def delta_formula(
