@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from resfx.methods.base import Method, Place
+from resfx.methods.learned import Learned
 from resfx.ops.chunks import with_chunks
 
 
@@ -103,8 +104,9 @@ NOT_A_SUM = (
 )
 
 
-class Read(nn.Module):
-    """Base of the modules: subclasses define ``read(sources, x)``, or ``read(sources, x, ahead)``."""
+class Read(Learned):
+    """Base of the modules: subclasses define ``read(sources, x)``, or ``read(sources, x, ahead)``, and where they own
+    parameters ``reset_parameters()``."""
 
     def __init__(self, config: DepthMethod) -> None:
         super().__init__()
@@ -121,6 +123,9 @@ class Read(nn.Module):
         parameters = dict(self.named_parameters())
         call = with_chunks(lambda p, *args: torch.func.functional_call(self, p, args, {"recomputed": True}))
         return checkpoint(call, parameters, *given, use_reentrant=False, preserve_rng_state=False)
+
+    def reset_parameters(self) -> None:
+        """Nothing to start where there are no parameters."""
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The method's equation."""

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from resfx.methods.base import Method, Place
+from resfx.methods.base import Method, Place, factory_of
+from resfx.methods.learned import empty, set_values, uniform, zeros
 from resfx.ops.short_convolution.formula import short_convolution
 from resfx.ops.window.formula import reach
 
@@ -47,8 +48,7 @@ class LocalConvMethod(Method):
     def build(self, place: Place) -> nn.Module:
         return LocalConv(
             place.width, self.kernel, bias=self.bias, activation=self.activation, residual=self.residual,
-            causal=place.causal, identity=self.start == "preserve",
-            factory={"device": place.device, "dtype": place.dtype},
+            causal=place.causal, identity=self.start == "preserve", factory=factory_of(place),
         )  # fmt: skip
 
 
@@ -70,16 +70,20 @@ class LocalConv(Mixer):
         self.kernel, self.residual, self.activation = kernel, residual, activation
         self.reads = reach(kernel, causal)
         self.streams = int(causal and kernel > 1)
-        self.weight = nn.Parameter(torch.zeros(width, kernel, **factory))
-        self.bias = nn.Parameter(torch.zeros(width, **factory)) if bias else None
-        if not identity:
-            bound = 1 / math.sqrt(kernel)
-            nn.init.uniform_(self.weight, -bound, bound)
-            if self.bias is not None:
-                nn.init.uniform_(self.bias, -bound, bound)
-        elif not residual:
-            with torch.no_grad():
-                self.weight[:, self.reads[0]] = 1
+        self.identity = identity
+        self.weight = empty(width, kernel, **factory)
+        self.bias = empty(width, **factory) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        draw = zeros if self.identity else uniform(1 / math.sqrt(self.kernel))
+        draw(self.weight)
+        if self.bias is not None:
+            draw(self.bias)
+        if self.identity and not self.residual:
+            start = torch.zeros(self.weight.shape)
+            start[:, self.reads[0]] = 1
+            set_values(self.weight, start)
 
     def forward(
         self, h: Tensor, mask: Tensor | None = None, state: State | None = None, keep: bool = False

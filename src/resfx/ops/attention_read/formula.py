@@ -30,7 +30,7 @@ def attention_read(
         sources: ``n`` tensors ``(..., d)``.
         query: ``(d,)``, with the gain of the norm.
         base: ``(..., d)``; kept bit for bit where all weights are zero.
-        gate: ``()``.
+        gate: one number, ``()`` or ``(1,)``.
         eps: of the norm.
         relative: weigh with ``n a_j - 1`` instead: zero where all scores are equal.
 

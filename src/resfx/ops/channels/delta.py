@@ -22,7 +22,7 @@ def delta_write(
         f: branch output, the direction, ``(..., d)``.
         beta: gate, ``(..., 1)``.
         v: targets, ``(..., n)``.
-        mix: interpolation, ``()`` or ``(d,)``; see :func:`resfx.ops.delta.formula.delta_shortcut`, as for ``add``.
+        mix: interpolation, one number or ``(d,)``; see :func:`resfx.ops.delta.formula.delta_shortcut`, as for ``add``.
         eps2: added to the squared norm of ``f``.
         erase: whether what the state holds along ``f`` is taken off.
     """
