@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import resfx
 from resfx.methods.depth.attn_res import AttnRes
-from resfx.methods.depth.base import in_blocks, relative_softmax
+from resfx.methods.depth.base import in_blocks
 from resfx.methods.depth.dca import DCA
 from resfx.methods.depth.delta_attn_res import DeltaAttnRes
 from resfx.methods.depth.denseformer import DenseFormer
@@ -21,6 +21,7 @@ from resfx.methods.depth.depth_read import DepthRead
 from resfx.methods.depth.elc import ELC
 from resfx.methods.depth.mudd import MUDD
 from resfx.methods.depth.vertical import VerticalAttention
+from resfx.ops.scores import relative_softmax
 
 IDX = tokens(2, 6)
 

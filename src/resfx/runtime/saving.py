@@ -22,6 +22,7 @@ from torch import nn
 from resfx.api import rewrite_by
 from resfx.errors import SaveError
 from resfx.methods.base import Method, methods
+from resfx.methods.learned import upgrade_all
 from resfx.passes import source_of
 from resfx.passes.scopes.apply import Application
 
@@ -195,6 +196,7 @@ def _application(data: dict[str, Any], custom: Mapping[str, type[Method]], path:
 
 def _fill(new: nn.Module, tensors: dict[str, torch.Tensor], weights: str, path: Path) -> None:
     state = new.state_dict()
+    upgrade_all(new, tensors)
     want = {k for k in state if weights == "all" or k.startswith("resfx.")}
     shapes = {k: tuple(tensors[k].shape) for k in want & set(tensors)}
     wrong = sorted(want ^ set(tensors)) or [k for k, s in shapes.items() if s != tuple(state[k].shape)]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resfx.methods.base import Place
+from resfx.methods.learned import Learned, empty
 from resfx.ops.channels.formula import combine, spread, total
 from resfx.ops.register import accumulator
 
@@ -57,14 +57,19 @@ class Expand(nn.Module):
         return f"channels={self.channels}"
 
 
-class Readout(nn.Module):
+class Readout(Learned):
     """From ``n`` channels to one: ``"mean"``, ``"sum"``, or ``"learned"`` weights that start at the mean."""
 
     def __init__(self, channels: int, kind: str, factory: dict[str, Any]) -> None:
         super().__init__()
         self.channels, self.kind = channels, kind
         # Kept as the distance from the mean: exactly zero at the start, whatever the number of channels.
-        self.weight = nn.Parameter(torch.zeros(channels, **factory)) if kind == "learned" else None
+        self.weight = empty(channels, **factory) if kind == "learned" else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.weight is not None:
+            nn.init.zeros_(self.weight)
 
     def forward(self, state: Tensor) -> Tensor:
         wide = accumulator(state.dtype)
@@ -76,8 +81,3 @@ class Readout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, {self.kind}"
-
-
-def factory_of(place: Place) -> dict[str, Any]:
-    """Type and device for new parameters."""
-    return {"device": place.device, "dtype": place.dtype}
