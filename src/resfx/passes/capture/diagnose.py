@@ -1,12 +1,19 @@
-"""Why a model could not be captured, in words a user can act on."""
+"""Why a model could not be captured, in words a user can act on: what it raises itself, or what stops a trace."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import logging
 import re
 import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from resfx.errors import ModelError, ResfxError
 
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
@@ -23,13 +30,33 @@ _CAUSES = (
      "an operator without a shape function",
      "register one with torch.library.register_fake"),
     (r"mutat|inplace", "a mutation that the tracer cannot express", "return the new value instead of writing in place"),
-    (r"missing a required argument|unexpected keyword|takes \d+ positional|required positional",
-     "arguments that do not fit forward", "pass args=/kwargs= as the model itself takes them"),
+)  # fmt: skip
+
+# (pattern in what a model raises by itself, remedy)
+_MISTAKES = (
+    (r"on the same device|device type .* got|Expected .* on (cpu|cuda|device)|Placeholder storage",
+     "move the inputs to the model's device: x.to(next(model.parameters()).device)"),
+    (r"tensor for argument #1 'indices'|scalar types? Long", "ids are whole numbers: pass ids.long()"),
+    (r"same dtype|expected (m1|mat1|scalar type)|Input type .* weight type|expected .* dtype|but found",
+     "cast floating inputs to the model's type: x.to(next(model.parameters()).dtype)"),
+    (r"index out of range|out of bounds",
+     "ids must be smaller than the table they look up (the vocabulary, the positions)"),
+    (r"shapes? cannot be multiplied|size of tensor|normalized_shape|expected .* channels|must match|dimension",
+     "check the shapes of the inputs: features last, channels where the model has them"),
+    (r"'(list|str|tuple|dict|int|float|ndarray)' object|must be Tensor, not|not (list|str|tuple|ndarray)",
+     "pass tensors: torch.tensor(value), with a batch dimension first"),
+)  # fmt: skip
+
+_TALKERS = (
+    "torch._export.non_strict_utils", "torch._export", "torch.export", "torch.fx.experimental.symbolic_shapes",
+    "torch.fx.experimental.recording", "torch._subclasses.fake_tensor", "torch._dynamo",
 )  # fmt: skip
 
 
 def diagnose(cls: type, error: BaseException) -> tuple[str, str, str]:
     """``(asked, found, try)`` for a failed capture."""
+    if isinstance(error, ResfxError):
+        return error.asked, error.found, error.try_
     text = f"{type(error).__name__}: {error}"
     cause, remedy = (
         "an operation the tracer cannot follow",
@@ -39,10 +66,50 @@ def diagnose(cls: type, error: BaseException) -> tuple[str, str, str]:
         if re.search(pattern, text, re.IGNORECASE):
             cause, remedy = kind, advice
             break
+    return f"cannot capture {cls.__name__}", f"{cause}{_where(error)} ({_brief(error)})", remedy
+
+
+def model_error(cls: type, error: BaseException, given: Sequence[str], hint: str = "") -> ModelError:
+    """The error for a model that raises by itself, without any capture.
+
+    Args:
+        given: the inputs in words.
+        hint: what to do, where the caller knows better than the text of the error.
+    """
+    text = f"{type(error).__name__}: {error}"
+    advice = next((remedy for pattern, remedy in _MISTAKES if re.search(pattern, text, re.IGNORECASE)), "")
+    inputs = f"; called with {', '.join(given)}" if given else ""
+    return ModelError(
+        f"{cls.__name__} itself raises on these inputs", f"{_brief(error)}{_where(error)}{inputs}",
+        hint or advice or "call the model on these inputs yourself until it runs, then pass them",
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """Inside, torch's tracer logs no advice and prints no graph of its own: what matters of it is in the error."""
+    loggers = [logging.getLogger(name) for name in _TALKERS]
+    levels = [logger.level for logger in loggers]
+    exporter: Any = importlib.import_module("torch.export._trace")
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        exporter.print = lambda *_, **__: None  # the whole graph so far, on the error stream
+        yield
+    finally:
+        vars(exporter).pop("print", None)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _brief(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _where(error: BaseException) -> str:
     frame = user_frame(error)
-    where = f" at {frame.filename}:{frame.lineno} in {frame.name}: {(frame.line or '').strip()}" if frame else ""
-    first = str(error).strip().splitlines()[:1]
-    return f"cannot capture {cls.__name__}", f"{cause}{where} ({type(error).__name__}: {' '.join(first)})", remedy
+    return f" at {frame.filename}:{frame.lineno} in {frame.name}: {(frame.line or '').strip()}" if frame else ""
 
 
 def user_frame(error: BaseException) -> traceback.FrameSummary | None:

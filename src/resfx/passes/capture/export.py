@@ -20,7 +20,7 @@ from .diagnose import diagnose
 from .guards import assumed, shape_guard
 from .marks import Recorder
 from .normalize import flatten_graph
-from .structure import Flattener, Template
+from .structure import COMPOUND, Flattener, Template
 
 AUTO = torch.export.Dim.AUTO
 
@@ -30,6 +30,7 @@ def capture_call(
     signature: inspect.Signature,
     call: Call,
     denied: Sequence[Literal["exporting", "compiling"]] = (),
+    grad: bool = True,
 ) -> Capture:
     """Capture one call of a model, over a copy of its tree that may be written to.
 
@@ -37,6 +38,7 @@ def capture_call(
         clone: what :func:`resfx.passes.capture.clone.clone_tree` made.
         denied: what ``torch.compiler.is_exporting()`` and ``is_compiling()`` say no to while the model's code runs,
             so that code which asks takes the way it takes in eager mode.
+        grad: trace with gradients on. A graph traced without is good for calls without.
 
     Raises:
         CaptureError: with the operator, the user's source line and a remedy.
@@ -65,7 +67,7 @@ def capture_call(
     clone.__class__ = type(cls.__name__, (cls,), {"forward": forward})
     try:
         with (
-            warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad(), traced_plainly(clone),
+            warnings.catch_warnings(), torch.set_grad_enabled(grad), traced_plainly(clone),
             recorder.listening(clone, kept_functions(clone)),
         ):  # fmt: skip
             warnings.simplefilter("ignore")
@@ -87,7 +89,7 @@ def capture_call(
     known = assumed(program, values)
     return Capture(
         graph, constants, shape_guard(values, known), outcome["output"], outcome["states"], call.template,
-        recorder.calls, recorder.objects, known,
+        recorder.calls, recorder.objects, known, grad,
     )  # fmt: skip
 
 
@@ -126,7 +128,7 @@ def image_leaves(call: Call) -> set[int]:
 def _batch_only(template: Template, inside: bool) -> Iterator[int]:
     if template[0] == "tensor" and inside:
         yield template[1]
-    if template[0] in ("seq", "dict", "node", "object"):
+    if template[0] in COMPOUND:
         inside = inside or (template[0] == "object" and getattr(template[1], "batch_only", False))
         for part in template[-1]:
             yield from _batch_only(part, inside)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import enum
-import functools
 import gc
 import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,14 +66,28 @@ class Held:
         return self.value.copy() if isinstance(self.value, np.ndarray) else self.value
 
 
-@functools.cache
-def base_of(cls: type) -> type | None:
-    """The class in C below ``cls`` if its objects can be made empty and filled; ``None`` if they cannot."""
-    base = next(c for c in cls.__mro__ if not c.__flags__ & _HEAP_TYPE)
-    return base if base in _BASES or base is tuple else None
+class Layout(NamedTuple):
+    """How the objects of a class are made: the class in C below it, and the names of their slots.
+
+    ``base`` is ``None`` where an object cannot be made empty and filled.
+    """
+
+    base: type | None
+    slots: tuple[str, ...]
 
 
-@functools.cache
+_LAYOUTS: dict[type, Layout] = {}  # a plain dict: torch.compile reads through it
+
+
+def layout_of(cls: type) -> Layout:
+    """The layout of a class."""
+    found = _LAYOUTS.get(cls)
+    if found is None:
+        base = next(c for c in cls.__mro__ if not c.__flags__ & _HEAP_TYPE)
+        found = _LAYOUTS[cls] = Layout(base if base in _BASES or base is tuple else None, _slots(cls))
+    return found
+
+
 def _slots(cls: type) -> tuple[str, ...]:
     names: list[str] = []
     for part in cls.__mro__:
@@ -87,10 +100,10 @@ def _slots(cls: type) -> tuple[str, ...]:
 
 def is_open(value: Any) -> bool:
     """Whether a value is an object of attributes and items, which another can be made of."""
-    cls = type(value)
-    if callable(value) or base_of(cls) in (None, tuple):
+    layout = layout_of(type(value))
+    if layout.base is None or layout.base is tuple or callable(value):
         return False
-    return hasattr(value, "__dict__") or bool(_slots(cls)) or isinstance(value, (dict, list))
+    return hasattr(value, "__dict__") or bool(layout.slots) or isinstance(value, (dict, list))
 
 
 def fields_of(value: Any) -> dict[Any, Any]:
@@ -100,8 +113,7 @@ def fields_of(value: Any) -> dict[Any, Any]:
         found: dict[Any, Any] = {"__dict__": value}
     else:
         found = dict(attributes or {})
-    cls = type(value)
-    for name in _slots(cls):
+    for name in layout_of(type(value)).slots:
         if hasattr(value, name):
             found[name] = getattr(value, name)
     if isinstance(value, defaultdict):
@@ -115,8 +127,7 @@ def fields_of(value: Any) -> dict[Any, Any]:
 
 def empty(cls: type) -> Any:
     """An object of a class with nothing in it; no code of the class is run."""
-    base = base_of(cls)
-    assert base is not None
+    base: Any = layout_of(cls).base
     return base.__new__(cls)
 
 
@@ -124,7 +135,7 @@ def fill(value: Any, fields: dict[Any, Any]) -> None:
     """Give an object these attributes and items and no others. Lists and dicts it holds stay the same objects."""
     items = {k.key: v for k, v in fields.items() if isinstance(k, Item)}
     named = {k: v for k, v in fields.items() if not isinstance(k, Item)}
-    aside = {n: named.pop(n) for n in (*_slots(type(value)), "default_factory", "__dict__") if n in named}
+    aside = {n: named.pop(n) for n in (*layout_of(type(value)).slots, "default_factory", "__dict__") if n in named}
     if not isinstance(value, defaultdict) and "default_factory" in aside:
         named["default_factory"] = aside.pop("default_factory")
     attributes = getattr(value, "__dict__", None)

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from resfx.errors import CaptureError
 
-from .objects import ATOMS, CONSTANTS, Held, base_of, empty, fields_of, fill, hides_tensor, is_iterator, is_open
+from .objects import ATOMS, CONSTANTS, Held, empty, fields_of, fill, hides_tensor, is_iterator, is_open, layout_of
 
 Template = tuple[Any, ...]
 
@@ -132,7 +132,7 @@ class Flattener:
 def _is_plain_tuple(value: Any) -> bool:
     """Whether a tuple is nothing beside its items; so are NamedTuples."""
     cls = type(value)
-    return cls in (tuple, torch.Size) or (base_of(cls) is tuple and not getattr(value, "__dict__", None))
+    return cls in (tuple, torch.Size) or (layout_of(cls).base is tuple and not getattr(value, "__dict__", None))
 
 
 def _refusal(cls: type, found: str, remedy: str) -> CaptureError:

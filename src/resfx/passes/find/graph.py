@@ -33,6 +33,7 @@ class Capture:
         calls: the calls inside, the whole one first; none for a graph that came without.
         objects: stateful objects that pass through them.
         known: what the trace assumed about sizes.
+        grad: whether it is good for calls with gradients too.
     """
 
     graph: fx.Graph
@@ -44,6 +45,7 @@ class Capture:
     calls: list[CallRecord] = field(default_factory=list)
     objects: list[Passed] = field(default_factory=list)
     known: Assumed = Assumed({}, ())
+    grad: bool = True
 
 
 def owner(node: fx.Node) -> str:

@@ -21,9 +21,8 @@ from resfx.passes.scopes.sequence.scope import apply_sequence
 from resfx.passes.scopes.wide.plan import Step, TokenAxis, token_axis, wide_runs
 from resfx.passes.scopes.wide.scope import widen
 
+from .filters import DEFAULT_FORMS, refuse_idle_globs
 from .site import rewrite_site
-
-DEFAULT_FORMS = ("identity", "scaled", "parallel", "projection")
 
 
 @dataclass
@@ -65,6 +64,8 @@ def apply_method(
         VariantError: if a later capture lacks a claimed site.
     """
     first = application.claimed is None
+    if first and sites:
+        refuse_idle_globs(application.include, application.exclude, [s.owner for s in sites], tree)
     chosen = choose(sites, application) if first else find_again(sites, application)
     claimed = SCOPES[application.method.scope](graph, chosen, streams, application, tree)
     if first:
