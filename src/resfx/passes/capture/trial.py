@@ -17,7 +17,7 @@ from resfx.errors import InputError
 
 from .calls import Call, spelling, unbind
 from .diagnose import model_error
-from .export import shell_of
+from .clone import clone_tree
 from .structure import Template, describe, named_parts
 
 
@@ -38,7 +38,7 @@ def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Cal
     given = call.arguments([leaf.detach().clone() for leaf in call.leaves])
     args, kwargs = unbind(signature, given)
     with left_as_it_was(tree), torch.no_grad():
-        shell = shell_of(tree, cls)
+        shell = clone_tree(tree)
         try:
             shell(*args, **kwargs)
         except Exception as error:
