@@ -12,12 +12,12 @@ from torch import nn
 
 from resfx.methods.base import Method, Start, method_of
 from resfx.passes.check import GraphDiffers
-from resfx.passes.find.site import Report
 from resfx.passes.scopes.apply import DEFAULT_FORMS, Application
+from resfx.report.report import Report
 from resfx.runtime.module import Rewritten, Runtime, realise, rewritten_class
 
 from .errors import ResfxError
-from .passes import Source, check_rewrite, find_sites, find_streams, source_of
+from .passes import Source, check_rewrite, find_sites, source_of
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -37,8 +37,7 @@ def scan(model: Any, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any]
     call = source.call(*source.example) if source.example and not source.shared else None
     capture = source.capture(source.model, call)
     nodes = len(capture.graph.nodes)
-    sites, skips = find_sites(capture.graph, source.model)
-    return Report(type(source.model).__name__, sites, skips, find_streams(sites), nodes)
+    return Report(type(source.model).__name__, *find_sites(capture.graph, source.model), nodes)
 
 
 def rewrite(

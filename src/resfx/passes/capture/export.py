@@ -74,8 +74,8 @@ def capture_call(
     for name, part in zip(call.template[1], call.template[2], strict=True):
         if part[0] == "tensor":
             inputs[part[1]].meta["argument"] = name
-    accepts, source = guard_function(program, [n.meta["val"] for n in inputs], "L['leaves']")
-    return Capture(graph, constants, accepts, source, outcome["output"], outcome["states"], call.template)
+    accepts = guard_function(program, [n.meta["val"] for n in inputs], "L['leaves']")
+    return Capture(graph, constants, accepts, outcome["output"], outcome["states"], call.template)
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ from torch.utils._sympy.printers import PythonPrinter
 Accepts = Callable[[Sequence[torch.Tensor]], bool]
 
 
-def guard_function(program: ExportedProgram, placeholders: Sequence[Any], prefix: str) -> tuple[Accepts, str]:
-    """A predicate over the tensor inputs of a capture, and its source text.
+def guard_function(program: ExportedProgram, placeholders: Sequence[Any], prefix: str) -> Accepts:
+    """A predicate over the tensor inputs of a capture.
 
     ``torch.export`` assumes that a symbolic size is at least 2 and takes branches on it (``if length > 1``)
     without leaving a guard, so a size of 0 or 1 is refused here and makes its own capture.
@@ -59,7 +59,7 @@ def guard_function(program: ExportedProgram, placeholders: Sequence[Any], prefix
     source = "def accepts(leaves):\n" + "".join(f"    {line}\n" for line in lines) + "    return True\n"
     scope: dict[str, Any] = {**SYMPY_INTERP, "math": math, "torch": torch}
     exec(source, scope)
-    return scope["accepts"], source
+    return scope["accepts"]
 
 
 def _bounds(program: ExportedProgram, symbol: Any) -> tuple[int, int | None]:

@@ -25,7 +25,6 @@ class Capture:
         graph: placeholders are the tensor leaves of the call, then ``constants``; outputs are flat.
         constants: values of the trailing placeholders.
         accepts: whether tensors are ones the graph was captured for.
-        guard_source: the text of ``accepts``.
         output: structure of the result, or ``None`` where the graph already returns it.
         states: structure of each stateful input object after the call.
         inputs: structure of the call's arguments, or ``None`` where the graph takes them as they are.
@@ -34,7 +33,6 @@ class Capture:
     graph: fx.Graph
     constants: list[Any] = field(default_factory=list)
     accepts: Callable[[Sequence[torch.Tensor]], bool] = lambda leaves: True
-    guard_source: str = ""
     output: Template | None = None
     states: list[Template] = field(default_factory=list)
     inputs: Template | None = None
