@@ -17,7 +17,8 @@ from resfx.methods.sequence.short_swa import ShortSWA
 from resfx.methods.site.ddl import DDL
 from resfx.methods.wide.hyper_connections import HyperConnections
 from resfx.methods.wide.mhc import MHC, mHC
-from resfx.passes.find.site import Report, Site, Skip, Stream
+from resfx.passes.find.site import Site, Skip, Stream
+from resfx.report.report import Report
 from resfx.runtime.blocks import checkpoint_blocks, compile_blocks
 from resfx.runtime.saving import load, save
 

@@ -16,13 +16,13 @@ from torch import nn
 from resfx.methods.base import Method, Start, method_of
 from resfx.passes.capture.inputs import Example, example_of, outside_inference_mode
 from resfx.passes.check import GraphDiffers
-from resfx.passes.find.site import Report
 from resfx.passes.scopes.apply import Application
 from resfx.passes.scopes.filters import DEFAULT_FORMS, forms_of, globs_of
+from resfx.report.report import Report
 from resfx.runtime.module import Rewritten, Runtime, realise, rewritten_class
 
 from .errors import OptionError, ResfxError, meant, nearest
-from .passes import Source, check_rewrite, find_sites, find_streams, source_of
+from .passes import Source, check_rewrite, find_sites, source_of
 
 Inputs = tuple[Any, ...] | list[Any] | torch.Tensor
 Named = Mapping[str, Any]
@@ -49,8 +49,7 @@ def scan(model: Any, args: Inputs | None = None, kwargs: Named | None = None) ->
     call = source.call(*source.example) if source.example and not source.shared else None
     capture = source.capture(source.model, call)
     nodes = len(capture.graph.nodes)
-    sites, skips = find_sites(capture.graph, source.model)
-    return Report(type(source.model).__name__, sites, skips, find_streams(sites), nodes)
+    return Report(type(source.model).__name__, *find_sites(capture.graph, source.model), nodes)
 
 
 @overload

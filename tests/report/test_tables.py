@@ -10,8 +10,9 @@ from hosts.made import rewritten
 from torch import nn
 
 import resfx
-from resfx.passes.find.site import Report, Site, Skip, Stream
+from resfx.passes.find.site import Site, Skip, Stream
 from resfx.report.picture import KINDS, MARK
+from resfx.report.report import Report
 from resfx.report.text import fold_names, folds, methods_of, report_text, short_lines, table
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -22,7 +23,7 @@ def site(owner, order=0, *, block="", kind="mlp", form="identity", line="/a/b/mo
 
 
 def report_of(sites, skips=(), new=None):
-    stream = Stream(0, sites, object(), object(), list(dict.fromkeys(s.block for s in sites)), 64)
+    stream = Stream(0, sites, list(dict.fromkeys(s.block for s in sites)), 64)
     return Report("Model", sites, list(skips), [stream], 99, new or {})
 
 

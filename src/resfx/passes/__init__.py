@@ -2,8 +2,7 @@
 
 from resfx.passes.capture.source import Source, source_of
 from resfx.passes.find.detect import find_sites
-from resfx.passes.find.streams import find_streams
 
 from .check import check_rewrite
 
-__all__ = ["Source", "check_rewrite", "find_sites", "find_streams", "source_of"]
+__all__ = ["Source", "check_rewrite", "find_sites", "source_of"]

@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from resfx.passes.find.site import Report, Site, Stream
+from resfx.passes.find.site import Site, Stream
 
+from .facts import Facts
 from .text import Fold, folds, methods_of, note, plural, short_lines
 
 KINDS = {"attention": "#3b6fd4", "mlp": "#e08a1e", "conv": "#2f9e6e", "mixer": "#8a5cd1", "other": "#7b8794"}
@@ -81,7 +82,7 @@ def text_width(text: str, style: str) -> float:
     return (0.56 if weight == 400 else 0.62) * size * len(text)
 
 
-def draw(report: Report, path: str | os.PathLike[str]) -> None:
+def draw(report: Facts, path: str | os.PathLike[str]) -> None:
     """Write a picture of a report's streams to an ``.svg`` file.
 
     Depth runs downwards; runs of identical blocks are drawn once. A circle is an add, its colour the kind of its
@@ -95,7 +96,7 @@ def draw(report: Report, path: str | os.PathLike[str]) -> None:
     Path(path).write_text(picture(report).svg(), encoding="utf-8")
 
 
-def picture(report: Report) -> Drawing:
+def picture(report: Facts) -> Drawing:
     """The drawing of a report."""
     out = Drawing()
     places = short_lines([s.line for s in report.sites] + [s.line for s in report.skips])
@@ -117,7 +118,7 @@ def picture(report: Report) -> Drawing:
     return out
 
 
-def _legend(out: Drawing, report: Report, x: float, y: float) -> None:
+def _legend(out: Drawing, report: Facts, x: float, y: float) -> None:
     present = dict.fromkeys(s.kind for s in report.sites)
     for kind in (k for k in KINDS if k in present):
         out.circle(x + 7, y - 4, 6, KINDS[kind])
@@ -199,7 +200,7 @@ def _label_width(fold: Fold, site: Site, places: dict[str, str]) -> float:
     return max(text_width(f"{head}  {' + '.join(methods_of(site))}", "mark"), text_width(tail, "small"))
 
 
-def _skips(out: Drawing, report: Report, places: dict[str, str], y: float) -> None:
+def _skips(out: Drawing, report: Facts, places: dict[str, str], y: float) -> None:
     residual = {s.node for s in report.sites}
     for title, skips in (
         ("left alone", [s for s in report.skips if s.node in residual]),

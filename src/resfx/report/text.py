@@ -10,7 +10,9 @@ from itertools import groupby
 from pathlib import PurePath
 from typing import Any
 
-from resfx.passes.find.site import Report, Site, Skip, Stream
+from resfx.passes.find.site import Site, Skip, Stream
+
+from .facts import Facts
 
 
 def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = (), align: str = "", indent: int = 0) -> str:
@@ -98,7 +100,7 @@ def _below(name: str, block: str) -> str:
     return name.removeprefix(block) if block else name
 
 
-def report_text(report: Report) -> str:
+def report_text(report: Facts) -> str:
     """A report as text: a headline, a table of sites for each stream, what was left alone and what is not residual."""
     places = short_lines([s.line for s in report.sites] + [s.line for s in report.skips])
     parts = [_headline(report)]
@@ -113,7 +115,7 @@ def report_text(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def _headline(report: Report) -> str:
+def _headline(report: Facts) -> str:
     sites, streams = plural(len(report.sites), "residual add"), plural(len(report.streams), "stream")
     line = f"{report.model}: {sites} in {streams}" if report.sites else f"{report.model}: no residual add"
     for method in dict.fromkeys(m for s in report.changed for m in methods_of(s)):

@@ -24,10 +24,9 @@ from resfx.passes.capture.source import Source
 from resfx.passes.capture.structure import Template, build, describe, restore, varied
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import Capture
-from resfx.passes.find.site import Report
-from resfx.passes.find.streams import find_streams
 from resfx.passes.fold.regroup import block_names
 from resfx.passes.scopes.apply import Application, apply_method
+from resfx.report.report import Report
 
 from .blocks import Blocks, never_traced
 from .huggingface import is_recomputing
@@ -157,8 +156,7 @@ class Runtime:
 def realise(tree: nn.Module, capture: Capture, applications: Sequence[Application]) -> Variant:
     """Rewrite a fresh capture by a recipe; on a first capture the new modules are built into ``tree``."""
     nodes = len(capture.graph.nodes)
-    sites, skips = find_sites(capture.graph, tree)
-    streams = find_streams(sites)
+    sites, skips, streams = find_sites(capture.graph, tree)
     # Mixers over positions go first: they act on the host's own branches, and what replaces an add reads their result.
     for application in sorted(applications, key=lambda a: a.method.scope != "sequence"):
         apply_method(capture.graph, sites, streams, application, tree)

@@ -9,22 +9,21 @@ import torch
 from torch import fx, nn
 
 from . import operators as ops
+from .draft import Draft
 from .graph import hint, shape
 from .index import Index
-from .site import Site
 
 _TURNS = frozenset("transpose permute swapaxes swapdims movedim moveaxis t".split())
 _RESHAPES = frozenset("view reshape flatten unflatten _unsafe_view view_as reshape_as".split())
 
 
-def describe_site(site: Site, region: list[fx.Node], index: Index, root: nn.Module | None, entry: fx.Node) -> None:
+def describe_site(site: Draft, region: list[fx.Node], index: Index, root: nn.Module | None, entry: fx.Node) -> None:
     """Fill in ``kind``, ``context``, ``axis`` and ``width`` from the nodes between fork and branch.
 
     Args:
         entry: what the branch starts from: the fork, unless the branch reads another stream's state.
     """
     site.kind = _kind(region, index)
-    site.attention = next((n for n in region if index.name[n] in ops.ATTENTION), None)
     site.axis, site.width = feature_axis(site.branch, index, root)
     site.context = _context(site, region, index, entry)
     operands = [*site.node.args, *site.node.kwargs.values()]
@@ -42,7 +41,7 @@ def _kind(region: list[fx.Node], index: Index) -> str:
     return "mlp" if any(index.role[n] == "weight" for n in region) else "other"
 
 
-def _context(site: Site, region: list[fx.Node], index: Index, entry: fx.Node) -> fx.Node | None:
+def _context(site: Draft, region: list[fx.Node], index: Index, entry: fx.Node) -> fx.Node | None:
     """The norm that opens the branch; on a post-norm host the fork itself, which is a norm's output."""
     found = opening_norm(region, entry, index)
     if found is not None and _rows_agree(found, site):
@@ -90,7 +89,7 @@ def is_norm_output(node: fx.Node, index: Index) -> bool:
     return False
 
 
-def _rows_agree(context: fx.Node, site: Site) -> bool:
+def _rows_agree(context: fx.Node, site: Draft) -> bool:
     """A context can gate the add if it has its rows: the same sizes outside the feature axis."""
     left, right = shape(context), shape(site.node)
     if left is None or right is None:
@@ -187,9 +186,9 @@ def _width_of_weight(node: fx.Node, root: nn.Module | None) -> int | None:
     return None
 
 
-def settle_axes(sites: list[Site]) -> None:
+def settle_axes(sites: list[Draft]) -> None:
     """One feature axis for the adds of one state: a branch that mixes tokens writes to another axis than the rest."""
-    groups: dict[tuple[Any, ...], list[Site]] = {}
+    groups: dict[tuple[Any, ...], list[Draft]] = {}
     for site in sites:
         sizes = shape(site.node)
         if sizes is not None:

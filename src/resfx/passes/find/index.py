@@ -142,12 +142,13 @@ class Index:
     def _data_inputs(self, node: fx.Node, name: str) -> list[fx.Node]:
         if name in ops.SHAPE_ONLY or node.op in ("placeholder", "get_attr"):
             return []
-        inputs = [x for x in node.all_input_nodes if self._is_tensor(x)]
+        inputs = [x for x in node.all_input_nodes if self.is_tensor(x)]
         if name in ops.FIRST_ONLY and node.args and isinstance(node.args[0], fx.Node):
             return [node.args[0]]
         return inputs
 
-    def _is_tensor(self, node: fx.Node) -> bool:
+    def is_tensor(self, node: fx.Node) -> bool:
+        """Whether a node's value is a tensor, and not a size or a number."""
         if "val" in node.meta:
             return not isinstance(node.meta["val"], (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool))
         return self.name.get(node) not in ops.SHAPE_ONLY

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import fx
 
+from .draft import Draft, freeze
 from .site import Site, Stream
 
 
-def find_streams(sites: list[Site]) -> list[Stream]:
-    """Streams in order of their first add. Sets ``stream`` and ``block`` of every site.
+def streams_of(drafts: Sequence[Draft]) -> tuple[list[Site], list[Stream]]:
+    """The sites of drafts in graph order, and their streams in order of their first add.
 
     A stream ends where its state is projected or resampled: what follows has another basis, so it is another
     stream. Sites inside another site's branch form streams of their own.
     """
-    by_root: dict[tuple[fx.Node, int], list[Site]] = {}
-    for site in sites:
-        assert site.root is not None
-        by_root.setdefault((site.root, site.lane), []).append(site)
-    streams = []
-    for number, ((root, _), members) in enumerate(by_root.items()):
+    by_root: dict[tuple[fx.Node, int], list[Draft]] = {}
+    for draft in drafts:
+        assert draft.root is not None
+        by_root.setdefault((draft.root, draft.lane), []).append(draft)
+    for number, members in enumerate(by_root.values()):
         _name_blocks(members)
-        for site in members:
-            site.stream = number
-        blocks = list(dict.fromkeys(s.block for s in members))
-        first = members[0]
-        entry = first.shortcut if first.form in ("projection", "resampled") else root
-        streams.append(Stream(number, members, entry, members[-1].node, blocks, first.width))
-    return streams
+        for draft in members:
+            draft.stream = number
+    sites = freeze(drafts)
+    groups: list[list[Site]] = [[] for _ in by_root]
+    for site in sites:
+        groups[site.stream].append(site)
+    blocks = [list(dict.fromkeys(s.block for s in group)) for group in groups]
+    return sites, [Stream(i, group, blocks[i], group[0].width) for i, group in enumerate(groups)]
 
 
-def _name_blocks(sites: list[Site]) -> None:
+def _name_blocks(sites: Sequence[Draft]) -> None:
     """The block of a site: its owner's name up to the first number that differs along the stream."""
     paths = [s.owner.split(".") for s in sites]
     for i in range(max(len(p) for p in paths)):

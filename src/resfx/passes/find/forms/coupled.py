@@ -8,84 +8,76 @@ shortcut; that is how it is told from an add that merely takes in another stream
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import fx
 
+from resfx.passes.find.draft import Draft
 from resfx.passes.find.features import opening_norm
 from resfx.passes.find.graph import same_shape
-from resfx.passes.find.site import Site
-
-if TYPE_CHECKING:
-    from resfx.passes.find.detect import Branch, Detector
-    from resfx.passes.find.index import Index
+from resfx.passes.find.index import Index
+from resfx.passes.find.walk import Walk
 
 
-def coupled_form(search: Detector, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Site | None:
+def coupled_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Draft | None:
     """``z1 = y1 + f(y2)`` where the last add of ``y2`` was computed from ``y1``."""
-    state = search.index.strip(shortcut)
-    own = search.site_of.get(state)
+    state = walk.index.strip(shortcut)
+    own = walk.site_of.get(state)
     if own is None:
         return None
-    partners = search.between(state, branch).foreign
+    partners = walk.between(state, branch).foreign
     if len(partners) != 1 or own is partners[0]:
         return None
     other = partners[0]
-    there, here = search.between(state, other.branch), search.between(other.node, branch)
-    if not (_plain(there) and _plain(here)):
+    there, here = walk.between(state, other.branch), walk.between(other.node, branch)
+    if not (there.is_plain and here.is_plain):
         return None
-    site = search.site(node, shortcut, branch, state, "identity", here, entry=other.node)
+    site = walk.draft(node, shortcut, branch, state, "identity", here, entry=other.node)
     site.lane = own.lane
-    if search.chain[other.node][0] is search.chain[own.node][0] and other.lane == own.lane:
+    if walk.chain[other.node][0] is walk.chain[own.node][0] and other.lane == own.lane:
         other.lane = own.lane + 1  # both began at one tensor: x1 and x2 were the same
     other.inner = [s for s in other.inner if s is not own]
     if other.context is None:
-        other.context = opening_norm(there.nodes, state, search.index)
+        other.context = opening_norm(there.nodes, state, walk.index)
     return site
 
 
-def first_of_pair(search: Detector, second: Site) -> Site | None:
+def first_of_pair(walk: Walk, second: Draft) -> Draft | None:
     """``y1 = x1 + f(x2)`` where ``x1, x2`` are parts of one tensor and ``second`` is ``y2 = x2 + g(y1)``."""
-    index, start = search.index, second.fork
+    index, start = walk.index, second.fork
     if index.role[start] != "part":
         return None
     whole = index.data[start][0]
-    for node in search.between(start, second.branch).nodes:
-        operands = search.operands(node) if index.name[node] == "add" and node not in search.site_of else []
+    for node in walk.between(start, second.branch).nodes:
+        operands = walk.operands(node) if index.name[node] == "add" and node not in walk.site_of else []
         for shortcut, branch in zip(operands, operands[::-1], strict=True):
             state = index.strip(shortcut)
             if len(operands) != 2 or index.role[state] != "part" or index.data[state][0] is not whole or state is start:
                 continue
-            found, rest = search.between(start, branch), search.between(node, second.branch)
-            if _plain(found) and _plain(rest) and len(onward(node, index)) > 1:
+            found, rest = walk.between(start, branch), walk.between(node, second.branch)
+            if found.is_plain and rest.is_plain and len(onward(node, index)) > 1:
                 second.context = second.context or opening_norm(rest.nodes, node, index)
-                return search.site(node, shortcut, branch, state, "identity", found, entry=start)
+                return walk.draft(node, shortcut, branch, state, "identity", found, entry=start)
     return None
 
 
-def joined_form(search: Detector, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Site | None:
+def joined_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Draft | None:
     """``cat(x1, x2) + cat(f1, f2)``: pieces of a state and what was computed from each, joined before the add."""
-    index = search.index
+    index = walk.index
     states, results = index.strip(shortcut), index.strip(branch)
     if index.name[states] != "cat" or index.name[results] != "cat" or states.args[1:] != results.args[1:]:
         return None
     lefts, rights = (list(n.args[0]) for n in (states, results))  # type: ignore[arg-type]
     if len(lefts) != len(rights) or not all(same_shape(a, b) for a, b in zip(lefts, rights, strict=True)):
         return None
-    found = [search.between(index.strip(a), b) for a, b in zip(lefts, rights, strict=True)]
+    found = [walk.between(index.strip(a), b) for a, b in zip(lefts, rights, strict=True)]
     if not all(f.reached and f.weighted for f in found):
         return None
     last = max(range(len(lefts)), key=lambda i: index.position[index.strip(lefts[i])])
-    return search.site(node, shortcut, branch, index.strip(lefts[last]), "identity", found[last])
+    return walk.draft(node, shortcut, branch, index.strip(lefts[last]), "identity", found[last])
 
 
-def _plain(found: Branch) -> bool:
-    return found.reached and found.weighted and not found.sites
-
-
-def only_opens(search: Detector, site: Site, outer: Site) -> bool:
+def only_opens(walk: Walk, site: Draft, outer: Draft) -> bool:
     """Whether nothing but the norm that opens the branch of ``outer`` reads ``site``: a term of the branch's input."""
-    index = search.index
+    index = walk.index
     readers = onward(site.node, index)
     norms = [n for n in readers if index.role[n] == "norm"]
     if site.fork is not outer.fork or len(norms) != 1 or len(outer.inner) != 1:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import fx
 
 from resfx.passes.find import operators as ops
-from resfx.passes.find.site import Site
-
-if TYPE_CHECKING:
-    from resfx.passes.find.detect import Branch, Detector
-    from resfx.passes.find.index import Index
+from resfx.passes.find.draft import Draft
+from resfx.passes.find.index import Index
+from resfx.passes.find.walk import Span, Walk
 
 
-def projection_form(search: Detector, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Site | None:
+def projection_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Draft | None:
     """A shortcut with weights, pooling or padding of its own, beside a branch that has more and bends."""
-    index = search.index
-    fork, path = _strip_projection(shortcut, search.index)
+    index = walk.index
+    fork, path = _strip_projection(shortcut, index)
     if not path:
         return None
-    found = search.between(fork, branch)
+    found = walk.between(fork, branch)
     region = set(found.nodes)
     for i, step in enumerate(path):
         if step in region:  # the branch starts later on the shortcut's own way: that is the fork
             fork, path = step, path[:i]
-            found = search.between(fork, branch)
+            found = walk.between(fork, branch)
             break
     weights = sum(index.role[n] == "weight" for n in path)
     resampled = any(index.role[n] == "pool" or index.name[n] in ops.REDUCE | ops.RESAMPLE for n in path)
@@ -35,7 +31,7 @@ def projection_form(search: Detector, node: fx.Node, shortcut: fx.Node, branch: 
     bends = any(index.role[n] in ("act", "matmul") for n in found.nodes)
     if not bends or count <= weights or _only_upsampled(fork, branch, found, index) or _in_cell(node, index):
         return None
-    return search.site(node, shortcut, branch, fork, "projection" if weights else "resampled", found)
+    return walk.draft(node, shortcut, branch, fork, "projection" if weights else "resampled", found)
 
 
 def _in_cell(node: fx.Node, index: Index) -> bool:
@@ -44,7 +40,7 @@ def _in_cell(node: fx.Node, index: Index) -> bool:
     return any(sum(index.name[x] == "add" for x in index.data[u]) > 2 for u in joins)
 
 
-def _only_upsampled(fork: fx.Node, branch: fx.Node, found: Branch, index: Index) -> bool:
+def _only_upsampled(fork: fx.Node, branch: fx.Node, found: Span, index: Index) -> bool:
     """Whether every way from the fork to the branch goes through an upsampling: a feature pyramid's lateral."""
     reached = {fork}
     for node in found.nodes:

@@ -1,0 +1,128 @@
+"""The walk from a branch back to its fork, past the adds that were found before.
+
+It stops at residual adds already found and jumps to where their stream began, which keeps the whole search linear in
+the number of nodes for streams that are not nested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from .draft import Draft
+from .features import describe_site
+from .graph import owner, source_line
+from .index import Index
+
+
+@dataclass(eq=False)
+class Span:
+    """What lies between a fork and the branch operand of an add.
+
+    Attributes:
+        nodes: those on a way from the fork to the branch, in graph order.
+        sites: adds of other streams, or of this one, on such a way.
+        weighted: such a way mixes features with learned weights, normalises or pools.
+        reached: there is such a way.
+        foreign: adds of streams older than the fork.
+    """
+
+    nodes: list[fx.Node] = field(default_factory=list)
+    sites: list[Draft] = field(default_factory=list)
+    weighted: bool = False
+    reached: bool = False
+    foreign: list[Draft] = field(default_factory=list)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a branch with weights leads from fork to add, without another add in it."""
+        return self.reached and self.weighted and not self.sites
+
+
+@dataclass(eq=False)
+class Walk:
+    """What a search knows of a graph so far.
+
+    Attributes:
+        root: the module tree of ``call_module`` nodes and parameters.
+        site_of: the adds found residual.
+        chain: per state of a stream, the stream's root and how many adds lead from there.
+    """
+
+    index: Index
+    root: nn.Module | None = None
+    site_of: dict[fx.Node, Draft] = field(default_factory=dict)
+    chain: dict[fx.Node, tuple[fx.Node, int]] = field(default_factory=dict)
+
+    def operands(self, node: fx.Node) -> list[fx.Node]:
+        """The tensors that an add adds."""
+        operands = list(node.args) + [node.kwargs[k] for k in ("other",) if k in node.kwargs]
+        return [a for a in operands[:2] if isinstance(a, fx.Node) and self.index.is_tensor(a)]
+
+    def between(self, fork: fx.Node, branch: fx.Node) -> Span:
+        """Walk back from ``branch`` over nodes later than ``fork``."""
+        index, found = self.index, Span()
+        start = index.position[fork]
+        if index.position[branch] <= start:
+            return found
+        jumps: dict[fx.Node, fx.Node | bool] = {}
+        stack, seen = [branch], {branch}
+        while stack:
+            node = stack.pop()
+            if node is fork or index.position[node] < start:
+                continue
+            found.nodes.append(node)
+            onward = index.data[node]
+            if (site := self.site_of.get(node)) is not None:
+                jumps[node] = jump = self._jump(site, fork)
+                found.sites.append(site)
+                found.foreign += [site] if jump is False else []
+                onward = [jump] if isinstance(jump, fx.Node) else []
+            for x in onward:
+                if x not in seen:
+                    seen.add(x)
+                    stack.append(x)
+        found.nodes.sort(key=index.position.__getitem__)
+        self._keep_paths(fork, branch, found, jumps)
+        return found
+
+    def _jump(self, site: Draft, fork: fx.Node) -> fx.Node | bool:
+        """From a residual add inside a branch: ``True`` if its stream passes through ``fork``, ``False`` if the
+        stream is older than ``fork``, else the node where the stream began."""
+        root, depth = self.chain[site.node]
+        if (own := self.site_of.get(fork)) is not None and own.lane != site.lane:
+            return False
+        if fork in self.chain and self.chain[fork][0] is root and self.chain[fork][1] < depth:
+            return True
+        if root in self.site_of:  # a projection starts a stream, out of what it projects
+            root = self.site_of[root].fork
+        return False if self.index.position[root] < self.index.position[fork] else root
+
+    def _keep_paths(self, fork: fx.Node, branch: fx.Node, found: Span, jumps: dict[fx.Node, fx.Node | bool]) -> None:
+        """Keep what the fork's value reaches, and note whether it reaches the branch, and through weights."""
+        reaches: dict[fx.Node, bool] = {fork: False}  # reached -> through a weighted operator
+        for node in found.nodes:
+            if node in jumps:
+                jump = jumps[node]
+                if jump is True or (isinstance(jump, fx.Node) and jump in reaches):
+                    reaches[node] = True
+                continue
+            before = [reaches[x] for x in self.index.data[node] if x in reaches]
+            if before:
+                reaches[node] = any(before) or self.index.is_weighted(node)
+        found.reached, found.weighted = branch in reaches, reaches.get(branch, False)
+        found.nodes = [n for n in found.nodes if n in reaches]
+        found.sites = [s for s in found.sites if s.node in reaches]
+
+    def draft(
+        self, node: fx.Node, shortcut: fx.Node, branch: fx.Node, fork: fx.Node, form: str, found: Span,
+        entry: fx.Node | None = None,
+    ) -> Draft:  # fmt: skip
+        """The site of an add; ``entry`` is what its branch starts from where that is not the fork."""
+        site = Draft(node=node, shortcut=shortcut, branch=branch, fork=fork, form=form, owner=owner(node),
+                     line=source_line(node), inner=found.sites)  # fmt: skip
+        describe_site(site, found.nodes, self.index, self.root, entry or fork)
+        own = self.site_of.get(fork)
+        site.lane = own.lane if own is not None else 0
+        return site
