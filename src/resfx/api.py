@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, overload
 
@@ -14,12 +12,14 @@ import torch
 from torch import nn
 
 from resfx.methods.base import Method, Start, method_of
+from resfx.passes.capture.clone import copy_sharing_parameters
 from resfx.passes.capture.inputs import Example, example_of, outside_inference_mode
 from resfx.passes.check import GraphDiffers
 from resfx.passes.scopes.apply import Application
 from resfx.passes.scopes.filters import DEFAULT_FORMS, forms_of, globs_of
 from resfx.report.report import Report
-from resfx.runtime.module import Rewritten, Runtime, realise, rewritten_class
+from resfx.runtime.module import Rewritten, hand_back
+from resfx.runtime.rewriting import Rewriting
 
 from .errors import OptionError, ResfxError, meant, nearest
 from .passes import Source, check_rewrite, find_sites, source_of
@@ -138,19 +138,9 @@ def rewrite_by(
 def _rewritten(source: Source, base: nn.Module, applications: list[Application], example: Example | None) -> Any:
     tree = copy_sharing_parameters(base)
     call = source.call(*example) if example and not source.shared else None
-    variant = realise(tree, source.capture(tree, call), applications)
-    new: Any = tree
-    new.__class__ = rewritten_class(source.cls)
-    new._resfx = Runtime(source, applications)
-    new._resfx.adopt(variant, new, call)
-    return new
-
-
-def copy_sharing_parameters(model: nn.Module) -> nn.Module:
-    """A copy of the module tree (buffers and configs too) over the same parameters."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own tree specs warn when copied
-        return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    rewriting = Rewriting(source, applications)
+    rewriting.begin(tree, call)
+    return hand_back(tree, rewriting, base)
 
 
 def _methods(mode: Any, start: Start | None, unknown: Mapping[str, Any]) -> list[Method]:

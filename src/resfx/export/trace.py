@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx.api import copy_sharing_parameters
 from resfx.errors import ExportError
 from resfx.ops.register import opaque_operators
+from resfx.passes.capture.clone import copy_sharing_parameters
 from resfx.passes.capture.calls import Call, unbind
 from resfx.passes.capture.export import distinct, dynamic_axes, image_leaves
 from resfx.passes.capture.inputs import example_of
 from resfx.passes.capture.source import Source, source_of
 from resfx.passes.capture.structure import Flattener, Template, named_parts
-from resfx.runtime.module import Rewritten, Variant, realise
+from resfx.runtime.flat import Flat, flat
+from resfx.runtime.module import Rewritten
 
 Axes = Mapping[str, Mapping[int, str]]
 
@@ -32,7 +33,7 @@ class FlatModel:
     Attributes:
         tree: the model in eval mode, a copy over the same parameters.
         call: the example, flattened.
-        variant: the rewritten graph of that call.
+        variant: the rewritten graph of that call, as one function.
         inputs, outputs: names of the tensors that go in and come out.
         positions: which leaves of a result the outputs are.
     """
@@ -40,7 +41,7 @@ class FlatModel:
     source: Source
     tree: nn.Module
     call: Call
-    variant: Variant
+    variant: Flat
     inputs: list[str]
     outputs: list[str] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
@@ -100,12 +101,12 @@ def flatten_model(
     if isinstance(tree, Rewritten) and source.as_eager:
         # What the model computes instead while it is exported is what export targets know.
         source = dataclasses.replace(source, as_eager=False)
-        variant = realise(tree, source.capture(tree, call), tree._resfx.applications)
+        variant = flat(source.capture(tree, call), tree, tree._resfx.applications)
     elif isinstance(tree, Rewritten):
-        variant = tree._resfx.variant_of(tree, call)
+        variant = flat(source.capture(tree, call), tree, tree._resfx.applications)
     else:
         with _operators(fused):  # the model may call them itself
-            variant = realise(tree, source.capture(tree, call), [])
+            variant = flat(source.capture(tree, call), tree, [])
     inputs = dict(_names(call.template, ""))
     return FlatModel(source, tree, call, variant, _plain(call, source, inputs))
 

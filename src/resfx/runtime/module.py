@@ -1,244 +1,90 @@
-"""The module handed back: the user's own class, whose ``forward`` runs a rewritten graph.
-
-A graph is good for one *variant* of a call: training or eval, which arguments are given, constants, types. Each
-variant is captured when it is first needed and rewritten by the same recipe, onto the same new modules. Graphs
-hold no tensors: they read parameters from the module tree by name at every call.
-"""
+"""The module handed back: the user's own class and tree, in which some modules run rewritten code."""
 
 from __future__ import annotations
 
 import copy
-import functools
-import inspect
-import linecache
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
-from resfx.errors import SaveError, VariantError
-from resfx.passes.capture.calls import Call, bind, flatten_call
-from resfx.passes.capture.source import Source
-from resfx.passes.capture.structure import Template, build, describe, restore, varied
-from resfx.passes.find.detect import find_sites
-from resfx.passes.find.graph import Capture
-from resfx.passes.fold.regroup import block_names
-from resfx.passes.scopes.apply import Application, apply_method
+from resfx.errors import ResfxError, SaveError, VariantError
 from resfx.report.report import Report
 
-from .blocks import Blocks, never_traced
-from .huggingface import is_recomputing
-from .parts import part_of
-from .states import thread_states
+from .rewriting import Rewriting
 
 
-@dataclass(eq=False)
-class Variant:
-    """One captured, rewritten graph and the calls it is good for."""
+class Handle:
+    """What is ours of a rewritten model: :func:`of` gives it, whatever names the user's class has taken.
 
-    capture: Capture
-    run: Callable[..., Any]
-    report: Report
-    template: Template | None = None
-    mode: tuple[Any, ...] = ()
-    settings: tuple[Any, ...] = ()
-    scopes: dict[str, str] = field(default_factory=dict)
-
-    @functools.cached_property
-    def blocks(self) -> list[str]:
-        """Names of the repeated blocks of its streams."""
-        return block_names(self.report.sites)
-
-    def fits(self, call: Call, mode: tuple[Any, ...], settings: tuple[Any, ...]) -> bool:
-        """Whether the graph was captured for calls like this one; no ``settings`` fit any."""
-        same = self.mode == mode and (not settings or settings == self.settings)
-        return same and self.template == call.template and self.capture.accepts(call.leaves)
-
-
-@dataclass(eq=False)
-class Runtime:
-    """The recipe of a rewritten module and its variants. Shared by copies: it holds no parameters."""
-
-    source: Source
-    applications: list[Application]
-    variants: list[Variant] = field(default_factory=list)
-    first: Report | None = None
-    parts: dict[str, Runtime] = field(default_factory=dict)
-    blocks: Blocks = field(default_factory=Blocks)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Runtime:
-        return Runtime(self.source, self.applications, list(self.variants), self.first, blocks=self.blocks.copy())
-
-    def call(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a call on the variant it fits, capturing one if there is none."""
-        if self.source.shared:
-            return self._run_shared(tree, args, kwargs)
-        call = flatten_call(bind(self.source.signature, args, kwargs), self.source.varying)
-        variant = self._find(tree, call)
-        if variant is None:
-            variant, call = self._add(tree, args, kwargs)
-        with torch.set_grad_enabled(torch.is_grad_enabled()):
-            leaves = self.blocks.runner(variant, tree)(tree, *call.leaves, *variant.capture.constants)
-        capture = variant.capture
-        assert capture.output is not None
-        for value, state in zip(call.objects, capture.states, strict=True):
-            restore(value, state, leaves, call.objects)
-        return build(capture.output, leaves, call.objects)
-
-    def variant_of(self, tree: nn.Module, call: Call) -> Variant:
-        """The variant that a call fits, captured if there is none; it is not run."""
-        if self.source.shared:
-            return self._shared(tree)
-        found = self._find(tree, call)
-        if found is None:
-            found = realise(tree, self.source.capture(tree, call), self.applications)
-            if not found.capture.accepts(call.leaves):
-                found.capture.accepts = _exactly(call.leaves)
-            self.adopt(found, tree, call)
-        return found
-
-    def adopt(self, variant: Variant, tree: nn.Module, call: Call | None) -> None:
-        """Take in the variant that a rewrite was made from."""
-        if call is None:
-            variant.mode = _flags(tree)
-        else:
-            variant.template, variant.mode, variant.settings = call.template, _mode(tree, call), _settings(tree)
-        self.variants.append(variant)
-        self.first = self.first or variant.report
-
-    def _run_shared(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            return self.blocks.runner(self._shared(tree), tree)(tree, *args, **kwargs)
-        except AssertionError as error:
-            if "Guard failed" not in str(error):
-                raise
-            raise VariantError(
-                f"this {type(tree).__name__} is a captured program that does not accept these inputs", str(error),
-                "export it with dynamic_shapes for the sizes that vary, or rewrite the model itself",
-            ) from error  # fmt: skip
-
-    def _shared(self, tree: nn.Module) -> Variant:
-        """The variant of a graph that serves every call: one, or one per training mode where the model is traced."""
-        flags = _flags(tree)
-        for variant in self.variants:
-            if variant.mode == flags or not self.source.traced:
-                return variant
-        return self._add_shared(tree)
-
-    @never_traced
-    def _add_shared(self, tree: nn.Module) -> Variant:
-        variant = realise(tree, self.source.capture(tree, None), self.applications)
-        self.adopt(variant, tree, None)
-        return variant
-
-    def _find(self, tree: nn.Module, call: Call) -> Variant | None:
-        # A compiled call takes the settings it was traced with, as torch.compile does of any config.
-        settings = () if torch.compiler.is_dynamo_compiling() else _settings(tree)
-        mode = _mode(tree, call)
-        for variant in self.variants:
-            if variant.fits(call, mode, settings):
-                return variant
-        return None
-
-    @never_traced
-    def _add(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Variant, Call]:
-        call = self.source.call(args, kwargs)
-        mode = _mode(tree, call)
-        for variant in self.variants:
-            if variant.mode == mode and variant.template is not None:
-                self.source.varying |= varied(variant.template, call.template) or set()
-        call = self.source.call(args, kwargs)
-        return self.variant_of(tree, call), call
-
-
-def realise(tree: nn.Module, capture: Capture, applications: Sequence[Application]) -> Variant:
-    """Rewrite a fresh capture by a recipe; on a first capture the new modules are built into ``tree``."""
-    nodes = len(capture.graph.nodes)
-    sites, skips, streams = find_sites(capture.graph, tree)
-    # Mixers over positions go first: they act on the host's own branches, and what replaces an add reads their result.
-    for application in sorted(applications, key=lambda a: a.method.scope != "sequence"):
-        apply_method(capture.graph, sites, streams, application, tree)
-    thread_states(capture, tree)
-    capture.graph.lint()
-    skips = skips + [s for a in applications for s in a.skips]
-    report = Report(_name(tree), sites, skips, streams, nodes)
-    scopes = {a.method.label: a.method.scope for a in applications}
-    return Variant(capture, function_of(capture.graph), report, scopes=scopes)
-
-
-def function_of(graph: fx.Graph) -> Callable[..., Any]:
-    """The graph as a function of the module tree and the graph's inputs."""
-    code = graph.python_code("self")
-    filename = f"<resfx graph {id(graph)}>"
-    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(True), filename)
-    scope: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, filename, "exec"), scope)
-    return scope["forward"]
-
-
-def _mode(tree: nn.Module, call: Call) -> tuple[Any, ...]:
-    """What else a capture bakes in: training flags, autocast, types and devices of the inputs."""
-    kinds = tuple([(leaf.dtype, leaf.device) for leaf in call.leaves])
-    cast = tuple([(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)])
-    return _flags(tree), kinds, cast, tree.training and is_recomputing(tree)
-
-
-def _settings(tree: nn.Module) -> tuple[Any, ...]:
-    """The plain values of the model's ``config``: its forward may read them, so a change is another capture."""
-    values = vars(config) if hasattr(config := getattr(tree, "config", None), "__dict__") else {}
-    return tuple([(k, v) for k, v in values.items() if isinstance(v, (bool, int, float, str)) or v is None])
-
-
-def _flags(tree: nn.Module) -> tuple[bool, ...]:
-    flags = tuple([m.training for m in tree.modules()])
-    return flags if any(flags) and not all(flags) else flags[:1]
-
-
-def _exactly(leaves: Sequence[torch.Tensor]) -> Callable[[Sequence[torch.Tensor]], bool]:
-    shapes = [tuple(leaf.shape) for leaf in leaves]
-    return lambda given: [tuple(leaf.shape) for leaf in given] == shapes
-
-
-def _name(tree: nn.Module) -> str:
-    return type(tree).__name__
-
-
-class Rewritten:
-    """What every rewritten module is beside its own class.
-
-    The class name stays the user's, so that ``save_pretrained``, ``generate`` and ``isinstance`` see what they know.
+    Attributes:
+        module: the rewritten model.
     """
 
-    _resfx: Runtime
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
 
     @property
     def report(self) -> Report:
-        """What was found and changed in the first variant."""
-        report = self._resfx.first
+        """What was found and changed."""
+        report = rewriting_of(self.module).first
         assert report is not None
-        bank = self._modules.get("resfx")  # type: ignore[attr-defined]
-        report.new_parameters = (
-            {f"resfx.{n}": p.numel() for n, p in bank.named_parameters()} if bank is not None else {}
-        )
+        report.new_parameters = {n: p.numel() for n, p in self.new_parameters().items()}
         return report
 
     @property
     def variants(self) -> list[str]:
-        """A line for each call pattern captured so far."""
-        return [describe(v.template) if v.template else "any" for v in self._resfx.variants]
+        """A line for each piece of generated code: the module that runs it, and how often it was captured."""
+        units = [(n, m.__dict__.get("_resfx_unit")) for n, m in self.module.named_modules()]
+        return [f"{name or '(root)'}: {i + 1}" for name, unit in units if unit for i in range(len(unit.variants))]
 
     def new_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that the rewrite added, by name: for an optimizer group of their own."""
-        return {f"resfx.{n}": p for n, p in self._modules["resfx"].named_parameters()}  # type: ignore[attr-defined]
+        return {n: p for n, p in self.module.named_parameters() if n.startswith("resfx.")}
 
-    def part(self, name: str) -> Any:
-        """A submodule that runs the rewritten adds inside it; see :func:`resfx.runtime.parts.part_of`."""
-        return part_of(self, name)
+    def code(self, name: str = "") -> str:
+        """The generated code of a module, of its newest variant."""
+        unit = self.module.get_submodule(name).__dict__.get("_resfx_unit")
+        return unit.variants[-1][1].source if unit is not None and unit.variants else ""
+
+
+def of(module: Any) -> Handle:
+    """What is ours of a rewritten model: its report, its new parameters, its variants, its generated code.
+
+    Raises:
+        ResfxError: if the module is not a rewritten one.
+    """
+    rewriting_of(module)
+    return Handle(module)
+
+
+def rewriting_of(module: Any) -> Rewriting:
+    """The rewriting of a model.
+
+    Raises:
+        ResfxError: if the module is not a rewritten one.
+    """
+    found = getattr(module, "__dict__", {}).get("_resfx")
+    if found is None:
+        raise ResfxError(
+            f"there is nothing of ours in a {type(module).__name__}", "it is not a rewritten module",
+            "pass what resfx.rewrite returned",
+        )  # fmt: skip
+    return found
+
+
+class Rewritten:
+    """What the root of every rewritten model is beside its own class.
+
+    The class name stays the user's, so that ``save_pretrained``, ``generate`` and ``isinstance`` see what they know.
+    """
+
+    _resfx: Rewriting
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        # Types and devices are literals in a captured graph, and the parameters are still the original model's.
+        # The parameters may still be the original model's: it keeps its type and device.
         probe = next((p for p in self.parameters()), torch.empty(0))  # type: ignore[attr-defined]
         moved = fn(probe.detach().new_empty(0))
         if (moved.dtype, moved.device) != (probe.dtype, probe.device):
@@ -247,20 +93,16 @@ class Rewritten:
                     "cannot change the type or device of a captured program", "both are literals in its graph",
                     "move the model before torch.export, or rewrite the model itself",
                 )  # fmt: skip
-            own_parameters(self)  # type: ignore[arg-type]
-            held = self._resfx
-            self._resfx = Runtime(held.source, held.applications, first=held.first, blocks=held.blocks.copy())
+            shared = self.__dict__.pop("_resfx_original", lambda: None)()
+            if shared is not None:
+                own_parameters(self)  # type: ignore[arg-type]
         return super()._apply(fn, recurse)  # type: ignore[misc]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = object.__new__(type(self))
         memo[id(self)] = twin
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return twin
-
-    def __copy__(self) -> Any:
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)  # a shallow copy of a module shares its tables of parameters and submodules
+        held = {k: v for k, v in self.__dict__.items() if k != "_resfx_original"}
+        twin.__dict__.update(copy.deepcopy(held, memo))
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -282,41 +124,39 @@ def own_parameters(module: nn.Module, copy: bool = False) -> None:
                 part._parameters[name] = twins[id(parameter)]
 
 
-def rewritten_class(cls: type) -> type:
-    """A subclass of the user's class whose ``forward`` runs captured graphs."""
-
-    @functools.wraps(cls.forward)  # type: ignore[attr-defined]
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._resfx.call(self, args, kwargs)
-
-    forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
-    body: dict[str, Any] = {
-        "forward": forward,
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-    }
-    if hasattr(cls, "get_encoder"):
-        body["get_encoder"] = _get_encoder
-    if hasattr(cls, "prepare_inputs_for_generation"):
-        body["create_masks_for_generate"] = property(_masks_for_generate)
-    return type(cls.__name__, (Rewritten, cls), body)
+_ACCESS = ("report", "variants", "new_parameters")
 
 
-def _get_encoder(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """The encoder that ``generate()`` calls on its own: rewritten where the model's encoder is."""
-    encoder = self._resfx.source.cls.get_encoder(self, *args, **kwargs)
-    name = next((n for n, m in self.named_modules() if m is encoder), "")
-    claimed = [c for a in self._resfx.applications for c in a.claimed or []]
-    return part_of(self, name) if name and any(c.startswith(f"{name}.") for c in claimed) else encoder
+def hand_back(tree: nn.Module, rewriting: Rewriting, original: nn.Module) -> Any:
+    """Make a rewritten tree what the user gets."""
+    cls = type(tree)
+    if not issubclass(cls, Rewritten):
+        own: Any = getattr(cls, "_resfx_before", cls)
+        taken = {n for n in _ACCESS if hasattr(own, n) or n in tree._modules or n in vars(tree) or n in tree._buffers
+                 or n in tree._parameters}  # fmt: skip
+        body: dict[str, Any] = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__,
+                                "_resfx_before": own}  # fmt: skip
+        body |= {n: _access(n) for n in _ACCESS if n not in taken}
+        if hasattr(own, "prepare_inputs_for_generation"):
+            body["create_masks_for_generate"] = property(_masks_for_generate)
+        tree.__class__ = type(own.__name__, (Rewritten, cls), body)
+    tree.__dict__["_resfx"] = rewriting
+    tree.__dict__["_resfx_original"] = weakref.ref(original)
+    return tree
+
+
+def _access(name: str) -> Any:
+    if name == "new_parameters":
+        return lambda self: Handle(self).new_parameters()
+    return property(lambda self: getattr(Handle(self), name), doc=getattr(Handle, name).__doc__)
 
 
 def _masks_for_generate(self: Any) -> Callable[..., Any]:
     """What ``generate()`` makes of a padding mask for a cache of fixed size: nothing where there are mixers.
 
-    They read which positions are padding; the host's own mask of pairs is made of it in the graph.
+    They read which positions are padding; the host's own mask of pairs is made of it in the model.
     """
-    own = hasattr(self._resfx.source.cls, "create_masks_for_generate")
+    own = hasattr(type(self)._resfx_before, "create_masks_for_generate")
     if own or not any(a.method.scope == "sequence" for a in self._resfx.applications):
         return super(type(self), self).create_masks_for_generate  # type: ignore[misc]
     return lambda attention_mask=None, **call: attention_mask

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import linecache
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
 from resfx.errors import VariantError
 from resfx.passes.capture.calls import Call, bind, flatten_call
 from resfx.passes.capture.clone import TRACING, class_before
-from resfx.passes.capture.marks import enter, leave
+from resfx.passes.capture.guards import shape_guard
 from resfx.passes.capture.source import Source, without_self
-from resfx.passes.capture.structure import varied
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import Capture, hint
-from resfx.passes.find.streams import find_streams
-from resfx.passes.fold import Code, Plan, Region, Shared, fold
+from resfx.passes.fold import Code, Plan, Region, Shared, fold, from_function, only_handed_on
 from resfx.passes.fold.code import bound
-from resfx.passes.fold.guard import Guard, autocast_state
+from resfx.passes.fold.guard import Always, Guard, autocast_state
 from resfx.passes.scopes.apply import Application, apply_method
 from resfx.report.report import Report
 
@@ -68,10 +68,13 @@ class Rewriting:
             VariantError: if the rewrite cannot be repeated on it.
         """
         with TRACING, _plain_torch():
-            given = bind_all(module, args, kwargs)
+            given = type(module)._resfx_bind(*args, **kwargs)
             for guard, code in unit.variants:  # another thread may have made it
                 if guard.fits(module, given):
                     return code
+            if self.source.shared:
+                self._again(module)
+                return unit.variants[-1][1]
             signature = without_self(inspect.signature(class_before(module).forward))
             source = replace(self.source, model=module, cls=class_before(module), signature=signature)
             self._learn(unit, given)
@@ -89,10 +92,16 @@ class Rewriting:
                 )  # fmt: skip
             return unit.variants[-1][1]
 
+    def _again(self, module: nn.Module) -> None:
+        """Another capture of a model that is traced without inputs: its training mode changed."""
+        capture = self.source.capture(module, None)
+        rewrite_capture(capture, module, self.applications)
+        self._fold(capture, module, "", module)
+
     def _learn(self, unit: Unit, given: dict[str, Any]) -> None:
         """Integers of stateful arguments that were seen to vary become inputs."""
         for guard, _ in unit.variants:
-            self.source.varying |= guard.varied(given, self.source.varying)
+            self.source.varying |= guard.varied(given)
 
     def _within(self, path: str) -> list[Application]:
         """The recipe with only the adds inside a module, called as they are called from there."""
@@ -116,9 +125,9 @@ class Rewriting:
 
     def _fold(self, capture: Capture, tree: nn.Module, prefix: str, module: nn.Module) -> None:
         if not capture.calls:  # a graph that the user already has
-            code = Code(function_of(capture.graph), (), str(capture.graph))
-            unit = make_unit(module, prefix, self, _bank(module))
-            unit.variants.append((Guard.always(module, self.source.traced), code))
+            code = Code(_of_a_graph(capture.graph, type(module).__name__), (), str(capture.graph))
+            flags = tuple(m.training for m in module.modules()) if self.source.traced else None
+            make_unit(module, prefix, self, _bank(module)).variants.append((Always(flags), code))
             return
         plan, codes = fold(capture, tree, prefix, self.shared)
         for region in codes:
@@ -133,8 +142,7 @@ class Rewriting:
 def rewrite_capture(capture: Capture, tree: nn.Module, applications: Sequence[Application]) -> Report:
     """Rewrite a fresh capture by a recipe; the first time the new modules are built into ``tree``."""
     nodes = len(capture.graph.nodes)
-    sites, skips = find_sites(capture.graph, tree)
-    streams = find_streams(sites)
+    sites, skips, streams = find_sites(capture.graph, tree)
     # Mixers over positions go first: they act on the host's own branches, and what replaces an add reads their result.
     for application in sorted(applications, key=lambda a: a.method.scope != "sequence"):
         apply_method(capture.graph, sites, streams, application, tree)
@@ -145,21 +153,90 @@ def rewrite_capture(capture: Capture, tree: nn.Module, applications: Sequence[Ap
 
 def guard_of(plan: Plan, region: Region, module: nn.Module, source: Source) -> Guard:
     """What the code of a unit was made for."""
-    parameters = list(inspect.signature(class_before(module).forward).parameters.values())[1:]
     own = tuple(region.path.split(".")) if region.path else ()
     generated = [r for r in region.below() if r.generated]
     reads = {w[len(own) :]: v for r in generated for w, v in r.call.reads.items() if w[: len(own)] == own}
-    looked = {n for r in generated for n in r.call.looked_into}
-    handed_on = {slot for slot, mark in region.enters.items() if _only_handed_on(plan, mark)}
-    used = sorted(set(region.enters) - handed_on)
-    values = [region.enters[i].meta["val"] for i in used]
-    tensors = [(i, v) for i, v in zip(used, values, strict=True) if isinstance(v, torch.Tensor)]
-    leaves = {leaf: o for o in plan.capture.objects for leaf in o.leaves}
-    read = {leaves[x].number for r in generated for n in r.nodes for x in n.all_input_nodes if x in leaves}
-    objects = {o.number: (o.cls, o.first if o.number in looked | read else None) for o in plan.capture.objects}
-    free = frozenset(i for i in handed_on if _from_function(region.enters[i]))
+    handed_on = {slot for slot, mark in region.enters.items() if only_handed_on(plan, mark)}
+    used = [(i, region.enters[i].meta["val"]) for i in sorted(set(region.enters) - handed_on)]
+    tensors = {i: v for i, v in used if isinstance(v, torch.Tensor)}
+    place = {leaf: (o.number, i) for o in plan.capture.objects for i, leaf in enumerate(o.leaves)}
+    inside = {place[x]: x for r in generated for n in r.nodes for x in n.all_input_nodes if x in place}
+    looked = {n for r in generated for n in r.call.looked_into} | {number for number, _ in inside}
+    values = [*tensors.values(), *(x.meta["val"] for x in inside.values())]
     return Guard(
-        bound(region.call.given, parameters), objects, free, tuple(i for i, _ in tensors),
-        tuple((v.dtype, v.device) for _, v in tensors), plan.shapes([v for _, v in tensors]), tuple(reads.items()),
-        autocast_state(), source.varying,
+        arguments=bound(region.call.given, parameters_of(module)),
+        objects={o.number: (o.cls, o.first if o.number in looked else None) for o in plan.capture.objects},
+        free=frozenset(i for i in handed_on if from_function(plan, region.enters[i])),
+        used=(*tensors, *inside), kinds=tuple((v.dtype, v.device) for v in values),
+        shapes=shape_guard(values, plan.capture.known), reads=tuple(reads.items()), autocast=autocast_state(),
+        grad=plan.capture.grad, varying=source.varying,
     )  # fmt: skip
+
+
+def parameters_of(module: nn.Module) -> list[inspect.Parameter]:
+    """Of a module's own ``forward``, without ``self``."""
+    return list(inspect.signature(class_before(module).forward).parameters.values())[1:]
+
+
+@contextlib.contextmanager
+def _plain_torch() -> Iterator[None]:
+    """Outside of whatever traces, transforms or records the call at hand: a capture is its own trace."""
+    with _disable_current_modes(), temporarily_clear_interpreter_stack(), torch.inference_mode(False):
+        yield
+
+
+def _example(leaf: torch.Tensor) -> torch.Tensor:
+    """A tensor of the same kind to trace with; nothing looks at its numbers."""
+    sizes = [hint(size) for size in leaf.shape]
+    return torch.zeros([2 if s is None else s for s in sizes], dtype=leaf.dtype, device=leaf.device)
+
+
+def _from_below(claimed: str, path: str) -> str:
+    rest = claimed[len(path) :]
+    return rest[1:] if rest.startswith(".") else f"(root){rest}"
+
+
+def _bank(module: nn.Module) -> nn.Module:
+    return module.__dict__.get("_resfx_new") or module.get_submodule("resfx")
+
+
+def _part(module: nn.Module, unit: Unit) -> nn.Module:
+    """A unit as a tree of its own: its submodules, and its share of the new modules below ``resfx``."""
+    if not unit.path:
+        return module
+    view: nn.Module = object.__new__(class_before(module))
+    view.__dict__.update({k: v for k, v in vars(module).items() if not k.startswith("_resfx")})
+    bank = nn.Module()
+    for key, new in _bank(module).named_children():
+        with contextlib.suppress(AttributeError):
+            bank.add_module(key, new.get_submodule(unit.path))
+    view.__dict__["_modules"] = {**module._modules, "resfx": bank}
+    return view
+
+
+def function_of(graph: fx.Graph) -> Callable[..., Any]:
+    """A flat graph as a function of the module tree and the graph's inputs."""
+    code = graph.python_code("self")
+    filename = f"<resfx graph {id(graph)}>"
+    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(True), filename)
+    scope: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, filename, "exec"), scope)
+    return scope["forward"]
+
+
+def _of_a_graph(graph: fx.Graph, cls: str) -> Callable[..., Any]:
+    """The forward of a graph that the user has; what its own guards refuse is said in words."""
+    run = function_of(graph)
+
+    def forward(self: nn.Module, new: Any, handed: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return run(self, *args, **kwargs)
+        except AssertionError as error:
+            if "Guard failed" not in str(error):
+                raise
+            raise VariantError(
+                f"this {cls} is a captured program that does not accept these inputs", str(error),
+                "export it with dynamic_shapes for the sizes that vary, or rewrite the model itself",
+            ) from error  # fmt: skip
+
+    return forward

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx.passes.capture.clone import class_before
 from resfx.passes.fold.code import Code
 from resfx.passes.fold.guard import Guard
 from resfx.passes.fold.values import Handed
@@ -48,14 +47,14 @@ class Unit:
 
     def code_for(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Code:
         """The code for a call, made if no call like it was seen before."""
-        given = binder(class_before(module))(*args, **kwargs)
+        given = type(module)._resfx_bind(*args, **kwargs)  # type: ignore[attr-defined]
         for guard, code in self.variants:
             if guard.fits(module, given):
                 return code
-        return outside_of_compilers(self._make)(module, given)
+        return outside_of_compilers(self._make)(module, args, kwargs)
 
-    def _make(self, module: nn.Module, given: dict[str, Any]) -> Code:
-        code = self.recipe.make(module, self, given)
+    def _make(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Code:
+        code = self.recipe.make(module, self, args, kwargs)
         if len(self.variants) == MOST:
             warnings.warn(
                 f"{self.path or type(module).__name__} has been captured {MOST} times: {self._varies()} differs from call"
@@ -84,7 +83,7 @@ def forward_of_unit(self: Any, *args: Any, resfx: Handed | None = None, **kwargs
     """``forward`` of every rewritten module."""
     unit: Unit = self._resfx_unit
     if resfx is None and not unit.active:
-        return class_before(self).forward(self, *args, **kwargs)
+        return type(self)._resfx_before.forward(self, *args, **kwargs)
     code = unit.code_for(self, args, kwargs) if resfx is None else resfx.code
     new = [look_below(self._resfx_new, way) for way in code.parts]
     return code.function(self, new, resfx, *args, **kwargs)
@@ -97,7 +96,6 @@ def look_below(bank: nn.Module, way: tuple[str, ...]) -> Any:
     return bank
 
 
-@functools.cache
 def binder(cls: type) -> Callable[..., dict[str, Any]]:
     """The arguments of ``cls.forward`` by name, less those that are their defaults: Python binds them by itself."""
     parameters = list(inspect.signature(cls.forward).parameters.values())[1:]  # type: ignore[attr-defined]
@@ -116,30 +114,27 @@ def binder(cls: type) -> Callable[..., dict[str, Any]]:
     return scope["bind"]
 
 
-def rewritten_class(cls: type) -> type:
-    """The user's class with :func:`forward_of_unit` for its ``forward``; name and signature stay the user's."""
-    return _rewritten_class(cls)
-
-
 @functools.cache
-def _rewritten_class(cls: type) -> type:
-    @functools.wraps(cls.forward)  # type: ignore[attr-defined]
+def unit_class(cls: type) -> type:
+    """A class whose ``forward`` runs generated code; name and signature stay the user's."""
+    own: Any = getattr(cls, "_resfx_before", cls)
+
+    @functools.wraps(own.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return forward_of_unit(self, *args, **kwargs)
 
-    forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
-    body = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__,
-            "_resfx_before": cls}  # fmt: skip
-    return type(cls.__name__, (cls,), body)
+    forward.__signature__ = inspect.signature(own.forward)  # type: ignore[attr-defined]
+    body = {"forward": forward, "__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__,
+            "_resfx_before": own, "_resfx_bind": staticmethod(binder(own))}  # fmt: skip
+    return type(own.__name__, (cls,), body)
 
 
 def make_unit(module: nn.Module, path: str, recipe: Any, bank: nn.Module) -> Unit:
     """Let a module run generated code."""
+    if not hasattr(type(module), "_resfx_bind"):
+        module.__class__ = unit_class(type(module))
     unit = module.__dict__.get("_resfx_unit")
     if unit is None or unit.recipe is not recipe:
-        unit = Unit(path, recipe)
-        if class_before(module) is type(module):
-            module.__class__ = rewritten_class(type(module))
-        module.__dict__["_resfx_unit"] = unit
+        unit = module.__dict__["_resfx_unit"] = Unit(path, recipe)
     module.__dict__["_resfx_new"] = bank
     return unit

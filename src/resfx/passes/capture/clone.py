@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import threading
 import types
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,34 +33,43 @@ def class_before(module: nn.Module) -> type:
 def clone_tree(tree: nn.Module) -> nn.Module:
     """The tree as new module objects over the same tensors, without hooks and without what rewrites added."""
     modules = [m for n, m in tree.named_modules() if n != "resfx" and not n.startswith("resfx.")]
-    memo: dict[int, Any] = {id(t): t for m in modules for t in (*_tensors(m._parameters), *_tensors(m._buffers))}
-    twins = {}
+    return _copied(modules, class_before, for_a_trace=True)
+
+
+def copy_sharing_parameters(tree: nn.Module) -> nn.Module:
+    """The tree as new module objects over the same parameters: buffers, attributes and hooks are its own."""
+    return _copied(list(tree.modules()), type, for_a_trace=False)
+
+
+def _copied(modules: list[nn.Module], cls: Callable[[nn.Module], type], for_a_trace: bool) -> nn.Module:
+    memo: dict[int, Any] = {}
     for module in modules:
-        twin = object.__new__(class_before(module))
-        twins[id(module)] = memo[id(module)] = twin
+        twin = object.__new__(cls(module))
+        memo[id(module)] = twin
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and id(tensor) not in memo:
+                own = not for_a_trace and not isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = tensor.detach().clone() if own else tensor
     for module in modules:
-        _fill(twins[id(module)], module, memo)
-    return twins[id(tree)]
+        _fill(memo[id(module)], module, memo, for_a_trace)
+    return memo[id(modules[0])]
 
 
-def _tensors(entries: Mapping[str, torch.Tensor | None]) -> list[torch.Tensor]:
-    return [t for t in entries.values() if t is not None]
-
-
-def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any]) -> None:
+def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], for_a_trace: bool) -> None:
     state = twin.__dict__
     for name, value in vars(module).items():
-        if name.startswith("_resfx"):
+        if for_a_trace and name.startswith("_resfx"):
             continue
-        if name in _HOOKS:
-            state[name] = type(value)()
-        elif name in ("_parameters", "_buffers"):
-            state[name] = dict(value)
+        if name in ("_parameters", "_buffers"):
+            state[name] = {k: memo[id(t)] if t is not None else None for k, t in value.items()}
         elif name == "_modules":
-            state[name] = {k: memo.get(id(m), m) for k, m in value.items() if k != "resfx" or id(m) in memo}
+            state[name] = {k: memo[id(m)] if m is not None else None for k, m in value.items()
+                           if m is None or id(m) in memo}  # fmt: skip
+        elif name in _HOOKS and for_a_trace:
+            state[name] = type(value)()
         else:
             state[name] = _own(value, memo)
-    for hook in module._forward_pre_hooks.values():
+    for hook in module._forward_pre_hooks.values() if for_a_trace else ():
         if _makes_weights(hook):
             twin.register_forward_pre_hook(hook)
 
@@ -71,10 +81,14 @@ def _makes_weights(hook: Any) -> bool:
 
 
 def _own(value: Any, memo: dict[int, Any]) -> Any:
-    """A copy of an attribute in which modules of the tree are their twins; what cannot be copied is shared."""
+    """A copy of an attribute in which modules and tensors of the tree are the copy's; what cannot be copied is shared."""
+    if id(value) in memo:
+        return memo[id(value)]
     if isinstance(value, _KEPT_AS_IS):
         return value
     try:
-        return copy.deepcopy(value, memo)
-    except Exception:  # locks, generators, handles: a trace may read them, the copy is not run
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own tree specs warn when copied
+            return copy.deepcopy(value, memo)
+    except Exception:  # locks, generators, handles
         return value

@@ -14,6 +14,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import torch
@@ -35,6 +36,20 @@ def enter(x: Any, call: int, slot: int) -> Any:
 def leave(x: Any, call: int, slot: int) -> Any:
     """Leaf ``slot`` of what a call gives back, as its caller sees it."""
     return x
+
+
+@dataclass(frozen=True)
+class MethodOf:
+    """A method of whatever object comes first among the arguments."""
+
+    name: str
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def __call__(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(value, self.name)(*args, **kwargs)
 
 
 @dataclass(eq=False)
@@ -121,9 +136,10 @@ class Recorder:
     _watch: Watch | None = None
     _values: list[Any] = field(default_factory=list)
     _open: list[CallRecord] = field(default_factory=list)
-    _events: list[tuple[str, Any, int]] = field(default_factory=list)
+    _events: list[tuple[str, Any, int, bool]] = field(default_factory=list)
     _fence: torch.Tensor | None = None
     _quiet: bool = False
+    _inside: bool = False
     _thread: int = field(default_factory=threading.get_ident)
 
     @property
@@ -172,6 +188,24 @@ class Recorder:
         elif plain(value):
             call.reads.setdefault((*key, name), kept(value))
 
+    def _method(self, key: Any, bound: MethodType) -> Any:
+        """A method of an object that passes through is kept whole where it is handed tensors: a cache takes keys in."""
+        if not isinstance(key, Passed) or self._quiet or self.current is None:
+            return bound
+
+        @functools.wraps(bound)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._inside or not any(isinstance(x, torch.Tensor) for x in (*args, *kwargs.values())):
+                return bound(*args, **kwargs)
+            self._inside = True
+            try:
+                args, kwargs = self.begin(MethodOf(bound.__name__), (bound.__self__, *args), kwargs)
+                return self.end(bound(*args[1:], **kwargs))
+            finally:
+                self._inside = False
+
+        return call
+
     def stop_watching(self) -> None:
         """What is read from now on is nobody's."""
         if self._watch is not None:
@@ -203,7 +237,7 @@ class Recorder:
                 marked.append(leaf)
             if side == "hold":
                 self.kept.append(marked[-1]) if isinstance(leaf, torch.Tensor) else None
-        self._events.append((side, subject, len(leaves)))
+        self._events.append((side, subject, len(leaves), self._fence is not None))
         return marked
 
     # -- the trace's tree -----------------------------------------------------------------------------------------
@@ -211,7 +245,7 @@ class Recorder:
     @contextlib.contextmanager
     def listening(self, clone: nn.Module, functions: Sequence[tuple[Any, str]]) -> Iterator[None]:
         """Inside, calls of the clone's submodules and of ``functions`` (owner, name) are recorded."""
-        self._watch = Watch(self._read)
+        self._watch = Watch(self._read, self._method)
         with contextlib.ExitStack() as stack:
             stack.callback(self.stop_watching)
             for value, way in below(clone):
@@ -263,13 +297,12 @@ class Recorder:
         order = {n: i for i, n in enumerate(graph.nodes)}
         marks = iter([n for n in graph.nodes if n.target is _ALIAS.default])
         borders: list[tuple[int, str, CallRecord]] = []
-        for side, subject, count in self._events:
-            fence = next(marks) if self._fence is not None else None
+        for side, subject, count, fenced in self._events:
+            fence = next(marks) if fenced else None
             found = [next(marks) for _ in range(count)]
             if side == "hold":
                 subject.leaves = [_unmarked(graph, n) for n in found]
             else:
-                assert fence is not None or not found
                 borders.append((order[fence] if fence is not None else 0, side, subject))
                 for slot, node in enumerate(found):
                     value = _carried(node)

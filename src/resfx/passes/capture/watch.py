@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -24,10 +25,11 @@ class Watch:
 
     Args:
         tell: called with what was registered with the object, the attribute and its value.
+        wrap: called with what was registered and a bound method that is looked up; returns what to call instead.
     """
 
-    def __init__(self, tell: Tell) -> None:
-        self.tell = tell
+    def __init__(self, tell: Tell, wrap: Callable[[Any, types.MethodType], Any]) -> None:
+        self.tell, self.wrap = tell, wrap
         self._thread = threading.get_ident()
         self._watched: dict[int, tuple[Any, type, Any]] = {}
 
@@ -57,14 +59,22 @@ class Watch:
             self.tell(key, name, value)
 
 
+    def method(self, key: Any, bound: types.MethodType) -> Any:
+        """A method was looked up."""
+        return self.wrap(key, bound) if threading.get_ident() == self._thread else bound
+
+
 @functools.cache
 def _telling(cls: type) -> type:
     def __getattribute__(self: Any, name: str) -> Any:
         value = super(told, self).__getattribute__(name)  # type: ignore[misc]
         if not name.startswith("_"):
             held = object.__getattribute__(self, "__dict__")
-            if name in held and (watch := held.get("_resfx_watch")) is not None:
-                watch[0].read(watch[1], name, value)
+            if (watch := held.get("_resfx_watch")) is not None:
+                if name in held:
+                    watch[0].read(watch[1], name, value)
+                elif isinstance(value, types.MethodType):
+                    return watch[0].method(watch[1], value)
         return value
 
     told = type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__module__": cls.__module__,

@@ -10,9 +10,9 @@ from resfx.errors import VariantError
 from resfx.passes.find.graph import Capture
 
 from .code import Code, NotExpressible, Shared, Writer
-from .plan import Plan, Region
+from .plan import Plan, Region, from_function, only_handed_on
 
-__all__ = ["Code", "Plan", "Region", "Shared", "fold"]
+__all__ = ["Code", "Plan", "Region", "Shared", "fold", "from_function", "only_handed_on"]
 
 _log = logging.getLogger("resfx")
 

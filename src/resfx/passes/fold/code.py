@@ -30,6 +30,7 @@ from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.clone import class_before
 from resfx.passes.capture.marks import enter, leave
 from resfx.passes.capture.structure import Template, build
+from resfx.passes.find.operators import operator_name
 
 from . import values
 from .plan import Plan, Region, is_size, known_in
@@ -240,7 +241,7 @@ class Writer:
             self._do(node)
         elif (number := self.plan.objects.get(node)) is not None and number in self.objects:
             held = self.plan.capture.objects[number]
-            self.env[node] = self._set(node.name, f"held({self.objects[number]})[{held.leaves.index(node)}]")
+            self.env[node] = self._set("tensor", f"held({self.objects[number]})[{held.leaves.index(node)}]")
         if node not in self.env:
             raise NotExpressible(f"{node} of {self.plan.home[node].call.name or 'the model'}")
         return self.env[node]
@@ -281,7 +282,8 @@ class Writer:
         if not node.users and not node.is_impure() and node.op != "call_module":
             return
         text = self._new_call(node) if node.op == "call_module" else self._target(node)
-        self.env[node] = self._set(node.name, text)
+        name = "x" if node.op == "call_module" else operator_name(node).strip("_") or "value"
+        self.env[node] = self._set(name, text)  # names say nothing of where in the model this is: equal blocks, equal text
 
     def _target(self, node: fx.Node) -> str:
         target, args = node.target, [self._text(a) for a in node.args]

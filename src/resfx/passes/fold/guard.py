@@ -7,7 +7,7 @@ those modules are set to is theirs. Plain attributes that were read while the co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,55 +15,84 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from resfx.passes.capture.objects import fields_of
-from resfx.passes.capture.structure import Flattener, Template
+from resfx.passes.capture.structure import Flattener, Template, varied
 
 Shape = Callable[[Sequence[torch.Tensor]], bool]
 
 
+@dataclass(frozen=True)
+class Always:
+    """What a graph that the user has is good for: any call, or any in one training mode.
+
+    Attributes:
+        flags: ``training`` of every module; ``None`` for any.
+    """
+
+    flags: tuple[bool, ...] | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def fits(self, module: nn.Module, given: dict[str, Any]) -> bool:
+        """Whether the modules are in the mode that was traced."""
+        return self.flags is None or self.flags == tuple([m.training for m in module.modules()])
+
+    def varied(self, given: dict[str, Any]) -> set[tuple[type, str]]:
+        """Nothing."""
+        return set()
+
+
 @dataclass(eq=False)
 class Guard:
-    """
+    """What one variant was made for.
+
     Attributes:
-        arguments: a template for each parameter, ``None`` where it may be anything of the kind that was traced.
+        arguments: a template for each parameter.
         objects: classes of the stateful objects that arguments refer to, by number; with the whole state where the
-            code read it.
-        used: slots of tensors whose numbers, sizes or types the code computes with.
+            code looked into one.
+        free: slots whose values may be anything: functions that are kept whole give them.
+        used: which tensors the code computes with: slots, or ``(object, place in it)``.
         kinds: their types and devices.
         shapes: a predicate over them.
         reads: attributes that the code's own Python read: the way from the module, and what was there.
         autocast: as it was.
+        grad: whether it is good for calls with gradients.
+        varying: integer fields of objects that are inputs; shared with the rewriting.
     """
 
     arguments: dict[str, Any]
     objects: dict[int, tuple[type, Template | None]]
     free: frozenset[int]
-    used: tuple[int, ...]
+    used: tuple[Any, ...]
     kinds: tuple[tuple[torch.dtype, torch.device], ...]
     shapes: Shape
     reads: tuple[tuple[tuple[str, ...], Any], ...]
     autocast: tuple[Any, ...]
+    grad: bool
+    varying: set[tuple[type, str]]
 
     def fits(self, module: nn.Module, given: dict[str, Any]) -> bool:
         """Whether a call, its arguments by name, is like the one that the code was made for."""
-        if given.keys() != self.arguments.keys() or self.autocast != autocast_state():
+        if self.autocast != autocast_state() or not (self.grad or not torch.is_grad_enabled()):
             return False
-        found: dict[int, Any] = {}
+        found: dict[Any, Any] = {}
         for name, template in self.arguments.items():
             if not self._like(template, given[name], found):
+                print("UNLIKE", name, template, type(given[name]))
                 return False
         tensors = [found[i] for i in self.used]
         for tensor, kind in zip(tensors, self.kinds, strict=True):
             if (tensor.dtype, tensor.device) != kind:
                 return False
         if not self.shapes(tensors):
+            print("SHAPES", [t.shape for t in tensors])
             return False
         for way, value in self.reads:
             now = look_up(module, way)
             if type(now) is not type(value) or now != value:
+                print("READ", way, now, value)
                 return False
         return True
 
-    def _like(self, template: Any, value: Any, found: dict[int, Any]) -> bool:
+    def _like(self, template: Any, value: Any, found: dict[Any, Any]) -> bool:
         if isinstance(template, dict):
             return isinstance(value, dict) and value.keys() == template.keys() and all(
                 [self._like(t, value[k], found) for k, t in template.items()]
@@ -84,7 +113,7 @@ class Guard:
             return type(value) is int or isinstance(value, torch.SymInt)
         if kind == "known":
             cls, state = self.objects[template[1]]
-            return type(value) is cls and (state is None or Flattener().state(value) == state)
+            return type(value) is cls and (state is None or self._state_is(template[1], value, state, found))
         if kind == "owned":
             return True
         if kind == "held":
@@ -110,6 +139,24 @@ class Guard:
         return len(children) == len(parts) and all(
             [self._like(t, v, found) for t, v in zip(parts, children, strict=True)]
         )
+
+
+    def _state_is(self, number: int, value: Any, state: Template, found: dict[Any, Any]) -> bool:
+        flat = Flattener(varying=self.varying)
+        if flat.state(value) != state:
+            return False
+        found.update({(number, i): leaf for i, leaf in enumerate(flat.leaves)})
+        return True
+
+    def varied(self, given: dict[str, Any]) -> set[tuple[type, str]]:
+        """Integer fields of objects in which a call differs from the one that the code was made for, if in nothing else."""
+        fields: set[tuple[type, str]] = set()
+        for name, template in self.arguments.items():
+            if isinstance(template, tuple) and template[0] == "known":
+                state = self.objects[template[1]][1]
+                if state is not None and type(given[name]) is self.objects[template[1]][0]:
+                    fields |= varied(state, Flattener(varying=self.varying).state(given[name])) or set()
+        return fields
 
 
 def autocast_state() -> tuple[Any, ...]:

@@ -92,6 +92,7 @@ class Plan:
         self.objects = _object_leaves(capture)
         self.changed: set[Region] = set()
         self.copies = separate_copies(self.graph, self.calls)
+        self.written = self._leave_objects_out()
         self._settle_homes()
         self._take_functions_in()
         self._cross()
@@ -104,6 +105,14 @@ class Plan:
             if outer is not None:
                 outer.inner.append(self.region[call])
         return self.region[call]
+
+    def _leave_objects_out(self) -> list[fx.Node]:
+        """What becomes of stateful objects is no result: whoever writes into them does so. Returns what is written."""
+        output = self.graph.output_node()
+        results = [n for n in self.graph.nodes if n.target is leave and n.args[1] == 0]
+        written = [n for n in output.all_input_nodes if n not in results]
+        output.args = (tuple(results),)
+        return written
 
     # -- homes ----------------------------------------------------------------------------------------------------
 
@@ -274,3 +283,24 @@ def _mark_of(marks: dict[int, fx.Node], value: fx.Node) -> fx.Node | None:
 
 def _object_leaves(capture: Capture) -> dict[fx.Node, int]:
     return {leaf: o.number for o in capture.objects for leaf in o.leaves if isinstance(leaf, fx.Node)}
+
+
+def only_handed_on(plan: Plan, mark: fx.Node) -> bool:
+    """Whether nothing but calls of the user's own modules and functions reads what a mark carries."""
+    for user in mark.users:
+        if user.target not in (enter, leave):
+            return False
+        region = plan.home[user]
+        if user.target is enter and region.generated and not only_handed_on(plan, user):
+            return False
+    return True
+
+
+def from_function(plan: Plan, mark: fx.Node) -> bool:
+    """Whether what a call is handed comes from a function that is kept whole: it may be something else at run time."""
+    node: fx.Node | object = mark
+    while isinstance(node, fx.Node) and node.target in (enter, leave):
+        if node.target is leave and not isinstance(plan.calls[node.args[1]].target, str):  # type: ignore[index]
+            return True
+        node = node.args[0]
+    return False

@@ -1,0 +1,42 @@
+"""A rewritten call as one flat function, with what mixers keep among its inputs and outputs: what export targets take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from resfx.passes.capture.marks import enter, leave
+from resfx.passes.find.graph import Capture
+from resfx.passes.scopes.apply import Application
+
+from .rewriting import function_of, rewrite_capture
+from .states import thread_states
+
+
+@dataclass(eq=False)
+class Flat:
+    """One rewritten call of a model.
+
+    Attributes:
+        capture: its graph.
+        run: the graph as a function of the module tree and its inputs.
+    """
+
+    capture: Capture
+    run: Callable[..., Any]
+
+
+def flat(capture: Capture, tree: nn.Module, applications: Sequence[Application]) -> Flat:
+    """Rewrite a fresh capture by a recipe whose modules stand in ``tree``, and leave it one graph."""
+    rewrite_capture(capture, tree, applications)
+    graph = capture.graph
+    for node in list(graph.nodes):
+        if node.target in (enter, leave):
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            graph.erase_node(node)
+    thread_states(capture, tree)
+    graph.lint()
+    return Flat(capture, function_of(graph))
