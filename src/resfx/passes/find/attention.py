@@ -10,7 +10,7 @@ from torch import fx
 
 from . import operators as ops
 from .features import norm_output
-from .graph import hint, shape
+from .graph import hint, outermost, shape
 from .index import Index
 from .site import Site
 
@@ -233,7 +233,7 @@ def ready_to_rotate(projection: fx.Node, region: set[fx.Node], index: Index) -> 
     for _ in range(6):
         near = [u for x in (node, *node.users) if x is node or index.role[x] == "pass" for u in x.users]
         if norms := [u for u in near if u in region and index.role[u] == "norm" and index.rank(u) in (3, 4)]:
-            return norm_output(norms[0], index), swapped
+            return outermost(norm_output(norms[0], index)), swapped
         onward = [u for u in node.users if u in region and index.role[u] == "pass"]
         if len(onward) != 1:
             break

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from .attention import Attention, branch_region, find_attention
 from .features import is_norm_output, norm_output
-from .graph import hint, owner, shape
+from .graph import hint, outermost, owner, shape
 from .index import Index
 from .site import Site, Stream
 
@@ -76,7 +76,7 @@ class Branch:
         """Where the way to ``ends`` begins: the outputs of norms of the fork, or the fork where no norm opens."""
         index = self.index
         norms = [n for n in self.region if index.role[n] == "norm" and index.strip(index.data[n][0]) is self.site.fork]
-        outputs = [norm_output(n, index) for n in sorted(norms, key=index.position.__getitem__)]
+        outputs = [outermost(norm_output(n, index)) for n in sorted(norms, key=index.position.__getitem__)]
         found = [o for o in dict.fromkeys(outputs) if self.readers(o, ends)]
         return found or [self.fork]
 
@@ -114,7 +114,7 @@ class Branch:
         for _ in range(3):
             sizes = shape(node)
             if sizes is not None and stream is not None and len(sizes) == 3:
-                return node if hint(sizes[1]) == hint(stream[1]) else None
+                return outermost(node) if hint(sizes[1]) == hint(stream[1]) else None
             users = [u for u in node.users if self.index.role[u] == "pass"]
             if len(users) != 1:
                 return None

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from resfx.passes.capture.guards import Assumed
-from resfx.passes.capture.marks import CallRecord, Passed
+from resfx.passes.capture.marks import CallRecord, Passed, leave
 from resfx.passes.capture.structure import Template
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
@@ -93,6 +93,13 @@ def same_shape(a: fx.Node, b: fx.Node) -> bool | None:
     if left is None or right is None:
         return None
     return len(left) == len(right) and all(hint(x) == hint(y) for x, y in zip(left, right, strict=True))
+
+
+def outermost(node: fx.Node) -> fx.Node:
+    """A value as the callers see it for whom it was computed: what a module gives back, outside of the module."""
+    while len(node.users) == 1 and (user := next(iter(node.users))).target is leave:
+        node = user
+    return node
 
 
 def place_module(tree: nn.Module, path: str, module: nn.Module) -> None:

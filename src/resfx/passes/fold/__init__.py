@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from torch import nn
+from torch import fx, nn
 
 from resfx.errors import VariantError
+from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.find.graph import Capture
 
 from .code import Code, NotExpressible, Shared, Writer
@@ -28,7 +29,12 @@ def fold(capture: Capture, tree: nn.Module, prefix: str, shared: Shared) -> tupl
     Raises:
         VariantError: where the code of the whole call cannot be written.
     """
-    plan = Plan(capture)
+
+    def remembers(node: fx.Node) -> bool:
+        module = tree.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return isinstance(module, Mixer) and bool(module.streams)
+
+    plan = Plan(capture, remembers)
     while True:
         codes: dict[Region, Code] = {}
         try:

@@ -22,7 +22,11 @@ def separate_copies(graph: fx.Graph, calls: dict[int, CallRecord]) -> set[CallRe
             continue
         leaves = [n for (side, _), found in marks.items() if side is leave for n in found]
         slots = {slot for side, slot in marks if side is leave}
-        if len(slots) == 1:
+        if len(leaves) == len(slots):  # one call that is handed several things where it was handed one
+            for (side, _), found in marks.items():
+                for node in found[1:] if side is enter else ():
+                    _remove(graph, node)
+        elif len(slots) == 1:
             for node in leaves[1:]:
                 twin = dataclasses.replace(call, number=max(calls) + 1)
                 calls[twin.number] = twin
@@ -31,9 +35,13 @@ def separate_copies(graph: fx.Graph, calls: dict[int, CallRecord]) -> set[CallRe
         else:
             for found in marks.values():
                 for node in found:
-                    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
-                    graph.erase_node(node)
+                    _remove(graph, node)
     return made
+
+
+def _remove(graph: fx.Graph, mark: fx.Node) -> None:
+    mark.replace_all_uses_with(mark.args[0])  # type: ignore[arg-type]
+    graph.erase_node(mark)
 
 
 def _marks(graph: fx.Graph, call: CallRecord) -> dict[tuple[object, int], list[fx.Node]]:

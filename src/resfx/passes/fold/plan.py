@@ -8,13 +8,13 @@ module runs it, and the calls around it stay the user's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx
 
-from resfx.passes.capture.marks import CallRecord, enter, leave
+from resfx.passes.capture.marks import CallRecord, Passed, enter, leave
 from resfx.passes.capture.structure import COMPOUND, Template
 from resfx.passes.find.graph import Capture
 
@@ -83,8 +83,8 @@ class Plan:
     """The regions of one rewritten capture. ``root`` is the whole call; ``uses`` says what a node's operands are called
     where it reads them."""
 
-    def __init__(self, capture: Capture) -> None:
-        self.capture, self.graph = capture, capture.graph
+    def __init__(self, capture: Capture, remembers: Callable[[fx.Node], bool] = lambda node: False) -> None:
+        self.capture, self.graph, self.remembers = capture, capture.graph, remembers
         self.calls = {c.number: c for c in capture.calls}
         self.region: dict[CallRecord, Region] = {}
         self.home: dict[fx.Node, Region] = {}
@@ -96,6 +96,7 @@ class Plan:
         self._settle_homes()
         self._take_functions_in()
         self._cross()
+        self._pass_cache_on()
         self._generate()
 
     def _of(self, call: CallRecord) -> Region:
@@ -219,6 +220,25 @@ class Plan:
         number = self.objects.get(value)
         return number is not None and number in set(known_in(region.call.given))
 
+    @property
+    def cache(self) -> int | None:
+        """The object that holds what is kept between tokens, by number."""
+        return next((o.number for o in self.capture.objects if _is_cache(o)), None)
+
+    def _pass_cache_on(self) -> None:
+        """Mixers keep their state in the cache: calls that are not handed it get it from the call around them."""
+        if self.cache is None:
+            return
+        made = self.capture.objects[self.cache].maker
+        for node in self.graph.nodes:
+            if not self.remembers(node):
+                continue
+            for region in self.home[node].around():
+                own = {region.call, *region.dissolved}
+                if self.cache in set(known_in(region.call.given)) or made in own or self.cache in region.held:
+                    break
+                region.held.append(self.cache)
+
     # -- what is generated ----------------------------------------------------------------------------------------
 
     def _generate(self) -> None:
@@ -251,6 +271,7 @@ class Plan:
         self.changed.add(region.outer)
         self._dissolve(region)
         self._cross()
+        self._pass_cache_on()
         self._generate()
 
     def units(self) -> list[Region]:
@@ -275,6 +296,11 @@ def known_in(template: Template) -> Iterator[int]:
     elif template[0] in COMPOUND:
         for part in template[-1]:
             yield from known_in(part)
+
+
+def _is_cache(value: Passed) -> bool:
+    fields = value.first[2] if value.first[0] == "object" else ()
+    return "layers" in fields or "self_attention_cache" in fields
 
 
 def _mark_of(marks: dict[int, fx.Node], value: fx.Node) -> fx.Node | None:

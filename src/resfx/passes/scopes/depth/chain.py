@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from torch import fx
 
+from resfx.passes.capture.marks import enter
 from resfx.passes.find.graph import dtype, same_shape
 from resfx.passes.find.index import Index
 from resfx.passes.find.site import Site, Stream
@@ -99,10 +100,10 @@ def _continues(node: fx.Node, target: fx.Node, index: Index) -> bool:
 
 
 def _advance(node: fx.Node, index: Index) -> fx.Node:
-    """Down through casts and dropout that all readers share."""
+    """Down through casts and dropout that all readers share, out of the modules that computed it, into none."""
     while len(node.users) == 1:
         (user,) = node.users
-        if not is_alias(user, node, index):
+        if not is_alias(user, node, index) or user.target is enter:
             return node
         node = user
     return node

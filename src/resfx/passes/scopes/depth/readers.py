@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 
 from torch import fx
 
+from resfx.passes.capture.marks import enter
 from resfx.passes.find import operators as ops
 from resfx.passes.find.attention import _operands
 from resfx.passes.find.index import Index
@@ -20,15 +21,28 @@ ROLES = ("q", "k", "v")
 class Readers:
     """The readers of one state, behind casts that change nothing.
 
+    A module that reads the state is one reader, unless it holds all of ``sites``: then those inside it are told apart.
+
     Args:
         created: nodes of the rewrite itself, which keep what they read.
+        sites: adds of the sublayer behind the state, where its branch and its shortcut are to read different things.
     """
 
-    def __init__(self, graph: fx.Graph, state: fx.Node, index: Index, created: Collection[fx.Node]) -> None:
+    def __init__(
+        self, graph: fx.Graph, state: fx.Node, index: Index, created: Collection[fx.Node], sites: Collection[Site] = ()
+    ) -> None:
         self.graph, self.state, self.index, self.created = graph, state, index, created
         self.names = [state]
         for node in self.names:
-            self.names += [u for u in node.users if u not in created and is_alias(u, node, index)]
+            self.names += [
+                u for u in node.users
+                if u not in created and is_alias(u, node, index) and (u.target is not enter or _holds(u, sites))
+            ]  # fmt: skip
+
+    @property
+    def inner(self) -> fx.Node:
+        """The state as the module knows it in which branch and shortcut part."""
+        return max(self.names)
 
     def edges(self) -> list[tuple[fx.Node, fx.Node]]:
         """Pairs (name of the state, reader)."""
@@ -120,6 +134,12 @@ class Readers:
                     feeds[node] |= feeds[user]
             feeds[node] = feeds[node] or {"r"}
         return {n: [r for r in ("r", *ROLES) if r in feeds[n]] for n in nodes}
+
+
+def _holds(mark: fx.Node, sites: Collection[Site]) -> bool:
+    """Whether the call that a mark leads into makes all of the adds."""
+    call = mark.meta.get("call")
+    return bool(sites) and all(s.node.meta["call"].is_in(call) for s in sites)
 
 
 def _lookup(value: dict[tuple[fx.Node, str], fx.Node], role: str, node: fx.Node) -> fx.Node:

@@ -138,6 +138,7 @@ class StreamRewriter:
         cursor = Cursor(self.graph, read.state, read.site, self.name, self.created)
         if ahead and not read.last:  # such reads are the same in every block
             cursor.inside()
+        cursor.after([self._readers(read).inner])
         cursor.after([*(n for group in sources[first:] for n in group), *ahead])
         x = self._running_sum(read.state, cursor)
         rows = [self._project(self._sum(group, cursor), cursor) for group in sources[first:]]
@@ -150,10 +151,14 @@ class StreamRewriter:
             call.meta.pop("val")
         self._hand_on(read, x, results)
 
+    def _readers(self, read: Planned) -> Readers:
+        whole = read.last or self.method.targets(read.last) == ("stream",)
+        return Readers(self.graph, read.state, self.index, self.created, () if whole else read.step.sites)
+
     def _hand_on(self, read: Planned, x: fx.Node, results: dict[str, fx.Node]) -> None:
         """Give the results of a read to the readers that the method names."""
         step = read.step
-        readers = Readers(self.graph, read.state, self.index, self.created)
+        readers = self._readers(read)
         if "stream" in results:
             readers.redirect_all(results["stream"])
         elif "input" in results:
@@ -245,7 +250,7 @@ def rewrite_stream(
         return reason
     if not {"stream", "input"} & set(method.targets(False)):
         for block in chain.blocks:
-            if isinstance(found := Readers(graph, block[0].state, index, ()).attention(block[0].sites), str):
+            if isinstance(found := Readers(graph, block[0].state, index, (), block[0].sites).attention(block[0].sites), str):
                 return found
     if not StreamRewriter(graph, chain, method, bank, index, tree).run(wanted):
         return "no place in this stream where the method reads"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from resfx.passes.capture.marks import enter, leave
 from resfx.passes.find.graph import shape
 from resfx.passes.find.index import Index
 
@@ -35,19 +36,35 @@ def carry(graph: fx.Graph, wide: fx.Node, source: fx.Node, nodes: Sequence[fx.No
     At once where every operator allows it, else channel by channel. New nodes go to the graph's insertion point.
     """
     if all(_acts_on_rows(n, {source, *nodes}) for n in nodes):
-        return _copy(graph, {source: wide}, nodes)
+        return _copy(graph, {source: wide}, nodes, channels)
+    first = next(i for i, n in enumerate(nodes) if n.target not in (enter, leave))
+    last = next(i for i in range(len(nodes), 0, -1) if nodes[i - 1].target not in (enter, leave))
+    before, inside, after = nodes[:first], nodes[first:last], nodes[last:]  # a call takes and gives all channels at once
+    wide = _copy(graph, {source: wide}, before, channels) if before else wide
+    start = before[-1] if before else source
     parts = []
     for j in range(channels):
         channel = graph.call_function(torch.ops.aten.select.int, (wide, -2, j))
-        parts.append(_copy(graph, {source: channel}, nodes))
-    return graph.call_function(torch.stack, (parts, -2))
+        parts.append(_copy(graph, {start: channel}, inside))
+    wide = graph.call_function(torch.stack, (parts, -2))
+    return _copy(graph, {inside[-1]: wide}, after, channels) if after else wide
 
 
-def _copy(graph: fx.Graph, env: dict[fx.Node, fx.Node], nodes: Sequence[fx.Node]) -> fx.Node:
+def _copy(graph: fx.Graph, env: dict[fx.Node, fx.Node], nodes: Sequence[fx.Node], channels: int = 0) -> fx.Node:
+    """Copies of the host's operators; on a state of several channels, if there are ``channels``."""
     for node in nodes:
-        env[node] = graph.node_copy(node, lambda n: env.get(n, n))
-        env[node].meta.pop("val", None)
+        copy = env[node] = graph.node_copy(node, lambda n: env.get(n, n))
+        copy.meta["carried"] = True
+        if channels:
+            copy.meta["val"] = widened(node.meta.get("val"), channels)
     return env[nodes[-1]]
+
+
+def widened(value: Any, channels: int) -> Any:
+    """A tensor of the shape of a wide state ``(..., n, d)``, from one of the shape ``(..., d)``; ``None`` of anything else."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    return value.unsqueeze(-2).expand(*value.shape[:-1], channels, value.shape[-1])
 
 
 def _acts_on_rows(node: fx.Node, states: set[fx.Node]) -> bool:

@@ -18,7 +18,7 @@ from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.normalize import resolves
 from resfx.passes.find.graph import place_module
 
-from .channels import carry
+from .channels import carry, widened
 from .plan import Step, TokenAxis
 
 
@@ -71,8 +71,11 @@ class Widening:
             last = make()
         node = after.next
         while node is not mark:
-            dropped = {"from_node"} if node is last and narrow else {"from_node", "val"}
-            node.meta = {**{k: v for k, v in like.meta.items() if k not in dropped}, "resfx": self.method}
+            if not node.meta.pop("carried", False):  # what is carried is the host's own
+                dropped = {"from_node"} if node is last and narrow else {"from_node", "val"}
+                node.meta = {**{k: v for k, v in like.meta.items() if k not in dropped}, "resfx": self.method}
+                if node is last and not narrow:
+                    node.meta["val"] = widened(like.meta.get("val"), self.channels)
             node = node.next
         self.graph.erase_node(mark)
         return last
