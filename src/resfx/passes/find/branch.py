@@ -55,7 +55,7 @@ class Branch:
         found, stack = {self.site.branch}, [self.site.branch]
         while stack:
             node = stack.pop()
-            fresh = [x for x in self.index.data[node] if x is not stop and x not in found]
+            fresh = [x for x in node.all_input_nodes if x is not stop and x not in found]
             found.update(x for x in fresh if x is self.site.fork or x in self.region)
             stack.extend(x for x in fresh if x in self.region)
         return found

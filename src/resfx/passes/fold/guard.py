@@ -76,19 +76,16 @@ class Guard:
         found: dict[Any, Any] = {}
         for name, template in self.arguments.items():
             if not self._like(template, given[name], found):
-                print("UNLIKE", name, template, type(given[name]))
                 return False
         tensors = [found[i] for i in self.used]
         for tensor, kind in zip(tensors, self.kinds, strict=True):
             if (tensor.dtype, tensor.device) != kind:
                 return False
         if not self.shapes(tensors):
-            print("SHAPES", [t.shape for t in tensors])
             return False
         for way, value in self.reads:
             now = look_up(module, way)
             if type(now) is not type(value) or now != value:
-                print("READ", way, now, value)
                 return False
         return True
 

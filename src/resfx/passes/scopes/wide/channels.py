@@ -56,6 +56,7 @@ def _copy(graph: fx.Graph, env: dict[fx.Node, fx.Node], nodes: Sequence[fx.Node]
         copy = env[node] = graph.node_copy(node, lambda n: env.get(n, n))
         copy.meta["carried"] = True
         if channels:
+            copy.meta["wide"] = True
             copy.meta["val"] = widened(node.meta.get("val"), channels)
     return env[nodes[-1]]
 
