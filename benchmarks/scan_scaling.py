@@ -18,7 +18,7 @@ from resfx.methods.base import method_of
 from resfx.passes.capture.source import source_of
 from resfx.passes.find.detect import find_sites
 from resfx.passes.scopes.apply import Application, apply_method
-from resfx.runtime.module import function_of
+from resfx.runtime.rewriting import function_of
 
 from .common import start, write
 

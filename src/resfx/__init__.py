@@ -20,7 +20,9 @@ from resfx.methods.wide.mhc import MHC, mHC
 from resfx.passes.find.site import Site, Skip, Stream
 from resfx.report.report import Report
 from resfx.runtime.blocks import checkpoint_blocks, compile_blocks
+from resfx.runtime.module import of
 from resfx.runtime.saving import load, save
+from resfx.runtime.switch import disabled, freeze_original, original, trainable
 
 from . import errors, export
 from .api import rewrite, scan
@@ -51,11 +53,16 @@ __all__ = [
     "checkpoint_blocks",
     "compare",
     "compile_blocks",
+    "disabled",
     "errors",
     "export",
+    "freeze_original",
     "load",
     "mHC",
+    "of",
+    "original",
     "rewrite",
     "save",
     "scan",
+    "trainable",
 ]

@@ -17,6 +17,7 @@ from resfx.methods.base import Method, methods
 from resfx.passes.scopes.filters import DEFAULT_FORMS, FORMS
 from resfx.report.text import methods_table
 from resfx.runtime import saving
+from resfx.runtime.module import of
 
 from .settings import SettingError, config_of
 from .targets import Target, load_target
@@ -147,11 +148,11 @@ def _scan(options: argparse.Namespace) -> int:
 
 def _rewrite(options: argparse.Namespace) -> int:
     new = _rewritten(options, _target(options))
-    _show(options, new.report)
+    _show(options, of(new).report)
     if options.out:
         saving.save(new, options.out)
         _say(f"saved to {options.out}")
-    _draw(options, new.report)
+    _draw(options, of(new).report)
     return 0
 
 
@@ -159,7 +160,7 @@ def _export(options: argparse.Namespace) -> int:
     target = _target(options)
     new = _rewritten(options, target)
     written = export.to_onnx(new, options.out, target.args, target.kwargs, check=not options.no_check)
-    _show(options, new.report)
+    _show(options, of(new).report)
     _say(f"wrote {written.path}: {sum(written.nodes.values())} nodes")
     return 0
 

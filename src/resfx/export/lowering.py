@@ -112,7 +112,7 @@ def to_onnx(
     refuse_unwritable(path)
     fused = profile != "standard"
     flat = flatten_model(new, args, kwargs, fused)
-    asked = f"cannot lower {type(flat.source.model).__name__} to ONNX"
+    asked = f"cannot lower {flat.source.cls.__name__} to ONNX"
     with _translating(asked):
         program = trace(flat, dynamic, fused)
         share_heads(program)

@@ -14,8 +14,8 @@ from torch import nn
 
 from resfx.errors import ExportError
 from resfx.ops.register import opaque_operators
-from resfx.passes.capture.clone import copy_sharing_parameters
 from resfx.passes.capture.calls import Call, unbind
+from resfx.passes.capture.clone import copy_sharing_parameters
 from resfx.passes.capture.export import distinct, dynamic_axes, image_leaves
 from resfx.passes.capture.inputs import example_of
 from resfx.passes.capture.source import Source, source_of

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import linecache
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -40,14 +39,13 @@ class Rewriting:
         applications: the methods and what each claimed.
         shared: generated functions.
         first: what the first capture found.
-        original: the model that was passed in, as long as it lives.
+        captures: paths of the modules captured since, in order.
     """
 
     source: Source
     applications: list[Application]
     shared: Shared = field(default_factory=Shared)
     first: Report | None = None
-    original: weakref.ref[nn.Module] | None = None
     captures: list[str] = field(default_factory=list)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rewriting:
@@ -59,6 +57,7 @@ class Rewriting:
         capture = self.source.capture(tree, call)
         self.first = rewrite_capture(capture, tree, self.applications)
         self._fold(capture, tree, "", tree)
+        self.source = replace(self.source, model=nn.Module())  # the model that was passed in may go
 
     def make(self, module: nn.Module, unit: Unit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Code:
         """Code for a call of a unit that was not seen before.
@@ -97,6 +96,16 @@ class Rewriting:
         capture = self.source.capture(module, None)
         rewrite_capture(capture, module, self.applications)
         self._fold(capture, module, "", module)
+
+    def refuse_without_code(self, verb: str) -> None:
+        """Raise for a graph that the user captured.
+
+        Raises:
+            VariantError: naming what was asked.
+        """
+        if self.source.shared:
+            raise VariantError(f"cannot {verb} a captured graph", "it has no code of its own to go back to",
+                               "keep the graph that was passed to rewrite")  # fmt: skip
 
     def _learn(self, unit: Unit, given: dict[str, Any]) -> None:
         """Integers of stateful arguments that were seen to vary become inputs."""

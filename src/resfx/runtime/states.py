@@ -13,7 +13,6 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from resfx.errors import VariantError

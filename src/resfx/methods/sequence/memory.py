@@ -1,8 +1,8 @@
 """Decoding: what a mixer keeps between tokens travels with the cache the caller holds.
 
-Each mixer's state becomes one more layer of that cache (:class:`ShortState`), so that whoever reorders, repeats, selects
-or resets the cache does the same to the short windows. The host never looks at these layers: it addresses its own by
-number.
+Each mixer's state becomes one more layer of that cache (:class:`ShortState`), so that whoever reorders, repeats,
+selects or resets the cache does the same to the short windows. The host never looks at these layers: it addresses its
+own by number.
 """
 
 from __future__ import annotations

@@ -41,6 +41,16 @@ def copy_sharing_parameters(tree: nn.Module) -> nn.Module:
     return _copied(list(tree.modules()), type, for_a_trace=False)
 
 
+def original_tree(tree: nn.Module) -> nn.Module:
+    """A rewritten tree as it was before, over the same parameters."""
+    modules = [m for n, m in tree.named_modules() if n != "resfx" and not n.startswith("resfx.")]
+    twin = _copied(modules, class_before, for_a_trace=False)
+    for module in twin.modules():
+        for name in [k for k in vars(module) if k.startswith("_resfx")]:
+            del module.__dict__[name]
+    return twin
+
+
 def _copied(modules: list[nn.Module], cls: Callable[[nn.Module], type], for_a_trace: bool) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in modules:
@@ -81,7 +91,7 @@ def _makes_weights(hook: Any) -> bool:
 
 
 def _own(value: Any, memo: dict[int, Any]) -> Any:
-    """A copy of an attribute in which modules and tensors of the tree are the copy's; what cannot be copied is shared."""
+    """A copy of an attribute whose modules and tensors of the tree are the copy's; what cannot be copied is shared."""
     if id(value) in memo:
         return memo[id(value)]
     if isinstance(value, _KEPT_AS_IS):

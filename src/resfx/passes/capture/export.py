@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Iterator, Sequence
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -63,8 +64,7 @@ def capture_call(
 
     images = image_leaves(call)
     dynamic = tuple([dynamic_axes(x, i in images) for i, x in enumerate(call.leaves)])
-    clone.__dict__.pop("forward", None)
-    clone.__class__ = type(cls.__name__, (cls,), {"forward": forward})
+    clone.__dict__["forward"] = MethodType(forward, clone)
     try:
         with (
             warnings.catch_warnings(), torch.set_grad_enabled(grad), traced_plainly(clone),

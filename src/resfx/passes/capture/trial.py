@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from resfx.errors import InputError
 
 from .calls import Call, spelling, unbind
-from .diagnose import model_error
 from .clone import clone_tree
+from .diagnose import model_error
 from .structure import Template, describe, named_parts
 
 

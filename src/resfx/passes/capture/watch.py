@@ -1,7 +1,7 @@
 """Which attributes a model's own Python reads while it is traced: their values are part of the graph.
 
-The objects watched belong to the trace alone (the copied tree, its configs, rebuilt arguments); for that time each has a
-class of the same name that tells of reads.
+The objects watched belong to the trace alone (the copied tree, its configs, rebuilt arguments); for that time each has
+a class of the same name that tells of reads.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ class Watch:
         """An attribute was read."""
         if threading.get_ident() == self._thread:
             self.tell(key, name, value)
-
 
     def method(self, key: Any, bound: types.MethodType) -> Any:
         """A method was looked up."""

@@ -44,7 +44,7 @@ class Capture:
     inputs: Template | None = None
     calls: list[CallRecord] = field(default_factory=list)
     objects: list[Passed] = field(default_factory=list)
-    known: Assumed = Assumed({}, ())
+    known: Assumed = field(default_factory=lambda: Assumed({}, ()))
     grad: bool = True
 
 

@@ -171,8 +171,8 @@ class Writer:
         for inner in self.region.inner:
             at = [position[n] for n in inner.enters.values()]
             if not at:
-                at = [min((position[n] for n, home in self.plan.home.items() if inner in home.around() and n in position),
-                          default=-1)]  # fmt: skip
+                own = (position[n] for n, home in self.plan.home.items() if inner in home.around() and n in position)
+                at = [min(own, default=-1)]
             items.append((max(at), inner))
         return [item for _, item in sorted(items, key=lambda pair: pair[0])]
 
@@ -235,7 +235,7 @@ class Writer:
             return self._size(node)
         if node.op == "get_attr":
             return self._attribute(str(node.target))
-        if node.target is leave and node in self.owner or node in self.owner:
+        if (node.target is leave and node in self.owner) or node in self.owner:
             self._do(self.owner[node])
         elif self.plan.home[node] is self.region and node.target not in (enter, leave):
             self._do(node)
@@ -283,7 +283,9 @@ class Writer:
             return
         text = self._new_call(node) if node.op == "call_module" else self._target(node)
         name = "x" if node.op == "call_module" else operator_name(node).strip("_") or "value"
-        self.env[node] = self._set(name, text)  # names say nothing of where in the model this is: equal blocks, equal text
+        self.env[node] = self._set(
+            name, text
+        )  # names say nothing of where in the model this is: equal blocks, equal text
 
     def _target(self, node: fx.Node) -> str:
         target, args = node.target, [self._text(a) for a in node.args]
@@ -417,7 +419,9 @@ class Writer:
                 return f"[{', '.join(parts)}]"
             return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
         if kind == "dict":
-            parts = [f"{self._constant(k)}: {self._compose(t, leaf)}" for k, t in zip(template[1], template[2], strict=True)]
+            parts = [
+                f"{self._constant(k)}: {self._compose(t, leaf)}" for k, t in zip(template[1], template[2], strict=True)
+            ]
             return "{" + ", ".join(parts) + "}"
         shape, leaves, objects = values.numbered(template)
         known = f", [{', '.join(map(self._object, objects))}]" if objects else ""

@@ -92,11 +92,11 @@ class Guard:
     def _like(self, template: Any, value: Any, found: dict[Any, Any]) -> bool:
         if isinstance(template, dict):
             return isinstance(value, dict) and value.keys() == template.keys() and all(
-                [self._like(t, value[k], found) for k, t in template.items()]
+                self._like(t, value[k], found) for k, t in template.items()
             )  # fmt: skip
         if isinstance(template, list):
             return len(value) == len(template) and all(
-                [self._like(t, v, found) for t, v in zip(template, value, strict=True)]
+                self._like(t, v, found) for t, v in zip(template, value, strict=True)
             )
         kind = template[0]
         if kind == "tensor":
@@ -120,7 +120,7 @@ class Guard:
         parts = template[-1]
         if kind == "dict":
             return tuple(value) == template[1] and all(
-                [self._like(t, value[k], found) for k, t in zip(template[1], parts, strict=True)]
+                self._like(t, value[k], found) for k, t in zip(template[1], parts, strict=True)
             )
         if kind == "seq":
             children: Any = value
@@ -134,9 +134,8 @@ class Guard:
                 return False
             children = fields.values()
         return len(children) == len(parts) and all(
-            [self._like(t, v, found) for t, v in zip(parts, children, strict=True)]
+            self._like(t, v, found) for t, v in zip(parts, children, strict=True)
         )
-
 
     def _state_is(self, number: int, value: Any, state: Template, found: dict[Any, Any]) -> bool:
         flat = Flattener(varying=self.varying)
@@ -146,7 +145,7 @@ class Guard:
         return True
 
     def varied(self, given: dict[str, Any]) -> set[tuple[type, str]]:
-        """Integer fields of objects in which a call differs from the one that the code was made for, if in nothing else."""
+        """Integer fields of objects in which a call differs from the one the code was made for, if in nothing else."""
         fields: set[tuple[type, str]] = set()
         for name, template in self.arguments.items():
             if isinstance(template, tuple) and template[0] == "known":

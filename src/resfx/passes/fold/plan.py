@@ -259,7 +259,9 @@ class Plan:
             region.generated = True
             repeated = len(by_path.get(region.path or "", ())) > 1
             wide = any(m.meta.get("wide") for m in (*region.enters.values(), *region.leaves.values()))
-            region.passed_on = repeated or wide or not region.closed  # a state of several channels stays with its stream
+            region.passed_on = (
+                repeated or wide or not region.closed
+            )  # a state of several channels stays with its stream
             if region.passed_on and region.outer is not None:
                 waiting.append(region.outer)
         for node in self.graph.nodes:

@@ -250,7 +250,9 @@ def rewrite_stream(
         return reason
     if not {"stream", "input"} & set(method.targets(False)):
         for block in chain.blocks:
-            if isinstance(found := Readers(graph, block[0].state, index, (), block[0].sites).attention(block[0].sites), str):
+            if isinstance(
+                found := Readers(graph, block[0].state, index, (), block[0].sites).attention(block[0].sites), str
+            ):
                 return found
     if not StreamRewriter(graph, chain, method, bank, index, tree).run(wanted):
         return "no place in this stream where the method reads"

@@ -39,7 +39,11 @@ def carry(graph: fx.Graph, wide: fx.Node, source: fx.Node, nodes: Sequence[fx.No
         return _copy(graph, {source: wide}, nodes, channels)
     first = next(i for i, n in enumerate(nodes) if n.target not in (enter, leave))
     last = next(i for i in range(len(nodes), 0, -1) if nodes[i - 1].target not in (enter, leave))
-    before, inside, after = nodes[:first], nodes[first:last], nodes[last:]  # a call takes and gives all channels at once
+    before, inside, after = (
+        nodes[:first],
+        nodes[first:last],
+        nodes[last:],
+    )  # a call takes and gives all channels at once
     wide = _copy(graph, {source: wide}, before, channels) if before else wide
     start = before[-1] if before else source
     parts = []
