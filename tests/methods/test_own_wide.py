@@ -1,4 +1,4 @@
-"""A wide method of a user's own, written from the documentation of ``WideStream`` alone, on hosts of both kinds that are not plain."""
+"""A wide method of a user's own, written from the documentation of ``WideStream`` alone."""
 
 from __future__ import annotations
 
