@@ -170,7 +170,7 @@ def _methods(mode: Any, start: Start | None, unknown: Mapping[str, Any]) -> list
         near = meant(name, names)
         raise OptionError(
             asked, f"its arguments: {', '.join(nearest(name, names))}",
-            f"{near}=" if near else "a method's options go to its config, mode=resfx.DDL(...)",
+            f"{near}={value!r:.40}" if near else "a method's options go to its config, mode=resfx.DDL(...)",
         )  # fmt: skip
     return found
 
