@@ -45,11 +45,13 @@ def test_what_the_model_raises_is_said_as_it_is(args, kwargs, found, remedy):
         assert "tracer" not in str(error) and error.__cause__ is not None
 
 
-def test_types_and_widths():
-    for x, remedy in ((batch().double(), "dtype"), (batch(width=5), "shapes"), (batch().to("meta"), "device"), ("text", "torch.tensor")):
-        with pytest.raises(ModelError) as caught:
-            resfx.scan(net(), (x,))
-        assert remedy in caught.value.try_
+@pytest.mark.parametrize(("value", "remedy"), [
+    (batch().double(), "dtype"), (batch(width=5), "shapes"), (batch().to("meta"), "device"), ("text", "torch.tensor"),
+])  # fmt: skip
+def test_types_widths_and_devices(value, remedy):
+    with pytest.raises(ModelError) as caught:
+        resfx.scan(net(), (value,))
+    assert remedy in caught.value.try_
 
 
 @pytest.mark.parametrize(("kwargs", "words"), [
