@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from resfx.methods.base import Method, Start, method_of
-from resfx.passes.capture.inputs import Example, example_of, outside_inference_mode
+from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
 from resfx.passes.check import GraphDiffers
 from resfx.passes.find.site import Report
 from resfx.passes.scopes.apply import Application
@@ -24,12 +24,10 @@ from resfx.runtime.module import Rewritten, Runtime, realise, rewritten_class
 from .errors import OptionError, ResfxError, meant, nearest
 from .passes import Source, check_rewrite, find_sites, find_streams, source_of
 
-Inputs = tuple[Any, ...] | list[Any] | torch.Tensor
-Named = Mapping[str, Any]
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def scan(model: Any, args: Inputs | None = None, kwargs: Named | None = None) -> Report:
+def scan(model: Any, args: Positional | None = None, kwargs: Named | None = None) -> Report:
     """Find every residual add of a model, and say why each other add is not one. Nothing is changed.
 
     Args:
@@ -55,20 +53,20 @@ def scan(model: Any, args: Inputs | None = None, kwargs: Named | None = None) ->
 
 @overload
 def rewrite(
-    model: Model, mode: str | Method | Sequence[str | Method] = ..., args: Inputs | None = ...,
+    model: Model, mode: str | Method | Sequence[str | Method] = ..., args: Positional | None = ...,
     kwargs: Named | None = ..., *, include: str | Sequence[str] = ..., exclude: str | Sequence[str] = ...,
     forms: str | Sequence[str] = ..., start: Start | None = ..., check: bool = ...,
 ) -> Model: ...  # fmt: skip
 @overload
 def rewrite(
     model: str | os.PathLike[str] | torch.export.ExportedProgram, mode: str | Method | Sequence[str | Method] = ...,
-    args: Inputs | None = ..., kwargs: Named | None = ..., *, include: str | Sequence[str] = ...,
+    args: Positional | None = ..., kwargs: Named | None = ..., *, include: str | Sequence[str] = ...,
     exclude: str | Sequence[str] = ..., forms: str | Sequence[str] = ..., start: Start | None = ..., check: bool = ...,
 ) -> nn.Module: ...  # fmt: skip
 def rewrite(
     model: Any,
     mode: str | Method | Sequence[str | Method] = "ddl",
-    args: Inputs | None = None,
+    args: Positional | None = None,
     kwargs: Named | None = None,
     *,
     include: str | Sequence[str] = (),

@@ -68,8 +68,8 @@ def _misfit(signature: inspect.Signature, kwargs: dict[str, Any], error: TypeErr
 
 
 def _name(parameter: inspect.Parameter) -> str:
-    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
-    return stars.get(parameter.kind, "") + parameter.name
+    stars = "*" * ((parameter.kind is parameter.VAR_POSITIONAL) + 2 * (parameter.kind is parameter.VAR_KEYWORD))
+    return stars + parameter.name
 
 
 def spelling(names: Collection[str], kwargs: Collection[str]) -> str:
