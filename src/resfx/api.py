@@ -13,7 +13,7 @@ from torch import nn
 
 from resfx.methods.base import Method, Start, method_of
 from resfx.passes.capture.clone import copy_sharing_parameters
-from resfx.passes.capture.inputs import Example, example_of, outside_inference_mode
+from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
 from resfx.passes.check import GraphDiffers
 from resfx.passes.scopes.apply import Application
 from resfx.passes.scopes.filters import DEFAULT_FORMS, forms_of, globs_of
@@ -24,12 +24,10 @@ from resfx.runtime.rewriting import Rewriting
 from .errors import OptionError, ResfxError, meant, nearest
 from .passes import Source, check_rewrite, find_sites, source_of
 
-Inputs = tuple[Any, ...] | list[Any] | torch.Tensor
-Named = Mapping[str, Any]
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def scan(model: Any, args: Inputs | None = None, kwargs: Named | None = None) -> Report:
+def scan(model: Any, args: Positional | None = None, kwargs: Named | None = None) -> Report:
     """Find every residual add of a model, and say why each other add is not one. Nothing is changed.
 
     Args:
@@ -54,20 +52,20 @@ def scan(model: Any, args: Inputs | None = None, kwargs: Named | None = None) ->
 
 @overload
 def rewrite(
-    model: Model, mode: str | Method | Sequence[str | Method] = ..., args: Inputs | None = ...,
+    model: Model, mode: str | Method | Sequence[str | Method] = ..., args: Positional | None = ...,
     kwargs: Named | None = ..., *, include: str | Sequence[str] = ..., exclude: str | Sequence[str] = ...,
     forms: str | Sequence[str] = ..., start: Start | None = ..., check: bool = ...,
 ) -> Model: ...  # fmt: skip
 @overload
 def rewrite(
     model: str | os.PathLike[str] | torch.export.ExportedProgram, mode: str | Method | Sequence[str | Method] = ...,
-    args: Inputs | None = ..., kwargs: Named | None = ..., *, include: str | Sequence[str] = ...,
+    args: Positional | None = ..., kwargs: Named | None = ..., *, include: str | Sequence[str] = ...,
     exclude: str | Sequence[str] = ..., forms: str | Sequence[str] = ..., start: Start | None = ..., check: bool = ...,
 ) -> nn.Module: ...  # fmt: skip
 def rewrite(
     model: Any,
     mode: str | Method | Sequence[str | Method] = "ddl",
-    args: Inputs | None = None,
+    args: Positional | None = None,
     kwargs: Named | None = None,
     *,
     include: str | Sequence[str] = (),
@@ -159,7 +157,7 @@ def _methods(mode: Any, start: Start | None, unknown: Mapping[str, Any]) -> list
         near = meant(name, names)
         raise OptionError(
             asked, f"its arguments: {', '.join(nearest(name, names))}",
-            f"{near}=" if near else "a method's options go to its config, mode=resfx.DDL(...)",
+            f"{near}={value!r:.40}" if near else "a method's options go to its config, mode=resfx.DDL(...)",
         )  # fmt: skip
     return found
 

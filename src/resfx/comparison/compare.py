@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx.errors import CaptureError, ExportError, ResfxError
-from resfx.passes.capture.inputs import Example, example_of
+from resfx.errors import CaptureError, ExportError, OptionError, ResfxError
+from resfx.passes.capture.inputs import Example, Named, Positional, example_of
 from resfx.passes.capture.source import source_of
 from resfx.runtime.folder import refuse_unwritable
 from resfx.runtime.module import Rewritten
@@ -31,8 +31,8 @@ MODES = ("forward", "train")
 def compare(
     before: nn.Module,
     after: nn.Module,
-    args: tuple[Any, ...] | None = None,
-    kwargs: dict[str, Any] | None = None,
+    args: Positional | None = None,
+    kwargs: Named | None = None,
     *,
     backends: Sequence[str] = BACKENDS,
     modes: Sequence[str] = MODES,
@@ -62,10 +62,10 @@ def compare(
         plot, json: files to write as well.
 
     Raises:
-        ValueError: for unknown backends or modes, or fewer than one round.
+        ValueError: for fewer than one round.
         ExportError: without inputs.
         InputError, ModelError: if a model does not take this call, or raises on it.
-        OptionError: if ``plot`` or ``json`` cannot be written where they are to be.
+        OptionError: for unknown backends or modes, or if ``plot`` or ``json`` cannot be written where they are to be.
     """
     _validate(backends, modes, repeats, warmup)
     for file in (plot, json):
@@ -142,7 +142,7 @@ def _validate(backends: Sequence[str], modes: Sequence[str], repeats: int, warmu
     for given, known, what in ((backends, BACKENDS, "backends"), (modes, MODES, "modes")):
         unknown = [g for g in given if (g.partition(":")[0] if what == "backends" else g) not in known]
         if isinstance(given, str) or unknown or not given:
-            raise ValueError(f"{what} must be a sequence of {known}, not {given!r}")
+            raise OptionError(f"{what} must be a sequence of {', '.join(known)}", f"{given!r}", f"{what}={known}")
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats must be at least 1 and warmup at least 0, not {repeats} and {warmup}")
 

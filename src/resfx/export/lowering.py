@@ -17,6 +17,7 @@ import torch
 from resfx.errors import ExportError, ResfxError, require
 from resfx.ops.onnx import RUNTIME
 from resfx.ops.record import DOMAIN, operators
+from resfx.passes.capture.inputs import Named, Positional
 from resfx.runtime.folder import refuse_unwritable, replacing
 
 from . import builtin
@@ -58,8 +59,8 @@ class Exported:
 def to_onnx(
     new: Any,
     path: str | os.PathLike[str],
-    args: tuple[Any, ...] | None = None,
-    kwargs: dict[str, Any] | None = None,
+    args: Positional | None = None,
+    kwargs: Named | None = None,
     *,
     opset: int = 23,
     external_data: Literal["auto"] | bool = "auto",
@@ -69,7 +70,7 @@ def to_onnx(
 ) -> Exported:
     """Export a rewritten module, or any other model, in eval mode to ONNX.
 
-    Inputs have the names of the arguments, outputs the names of the model's output fields; fields that are ``None``
+    Positional have the names of the arguments, outputs the names of the model's output fields; fields that are ``None``
     are left out, and arguments that are not tensors (``use_cache=False``) become part of the graph. The file is
     written to a folder beside the target and moved when every check has passed: a failure leaves nothing behind
     and an older file as it was.

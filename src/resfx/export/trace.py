@@ -17,7 +17,7 @@ from resfx.ops.register import opaque_operators
 from resfx.passes.capture.calls import Call, unbind
 from resfx.passes.capture.clone import copy_sharing_parameters
 from resfx.passes.capture.export import distinct, dynamic_axes, image_leaves
-from resfx.passes.capture.inputs import example_of
+from resfx.passes.capture.inputs import Named, Positional, example_of
 from resfx.passes.capture.source import Source, source_of
 from resfx.passes.capture.structure import Flattener, Template, named_parts
 from resfx.runtime.flat import Flat, flat
@@ -72,9 +72,7 @@ class FlatModel:
         return [flat[i] for i in self.positions]
 
 
-def flatten_model(
-    model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None, fused: bool = True
-) -> FlatModel:
+def flatten_model(model: Any, args: Positional | None, kwargs: Named | None, fused: bool = True) -> FlatModel:
     """Capture one call of a rewritten module, or of any other model, in eval mode. ``model`` is not changed.
 
     Args:

@@ -86,9 +86,9 @@ class Method:
 
     start: Start = "preserve"
 
-    def __new__(cls, *_: Any, **options: Any) -> Self:
-        """Refuse options by name before the dataclass does, in words that list those there are."""
-        refuse_unknown(cls, options)
+    def __new__(cls, *values: Any, **options: Any) -> Self:
+        """Refuse options before the dataclass does, in words that list those there are."""
+        refuse_unknown(cls, values, options)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

@@ -8,18 +8,21 @@ import inspect
 import numbers
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Union
 
 from resfx.errors import OptionError, meant, nearest
 
 
-def refuse_unknown(cls: type, given: Iterable[str]) -> None:
+def refuse_unknown(cls: type, values: Sequence[Any], given: Iterable[str]) -> None:
     """Raise :class:`OptionError` for a keyword that a config does not take, with the nearest of its options first."""
-    parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+    if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters):
         return
-    names = [p.name for p in parameters if p.name != "self"]
+    names = [p.name for p in parameters]
+    if len(values) > sum(p.kind is not p.KEYWORD_ONLY for p in parameters):
+        raise OptionError(f"{cls.__name__} takes its options by name", f"{values[0]!r:.60} without one",
+                          f"one of: {', '.join(names)}")  # fmt: skip
     for name in given:
         if name not in names:
             near = meant(name, names)
@@ -37,11 +40,11 @@ def refuse_wrong_types(config: Any) -> None:
             continue
         value = plain(getattr(config, field.name))
         if not fits(value, kinds[field.name]):
-            default = field.default
+            default, near = field.default, meant(str(value), _texts(kinds[field.name]))
+            remedy = "see its docstring" if default is dataclasses.MISSING else f"its default is {default!r}"
             raise OptionError(
                 f"{type(config).__name__}: {field.name} must be {describe(kinds[field.name])}, not {value!r}",
-                f"a {type(value).__name__}",
-                "see its docstring" if default is dataclasses.MISSING else f"its default is {default!r}",
+                f"a {type(value).__name__}", f"{field.name}={near!r}" if near else remedy,
             )  # fmt: skip
         object.__setattr__(config, field.name, value)
 
@@ -84,6 +87,11 @@ def fits(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return True
+
+
+def _texts(kind: Any) -> list[str]:
+    """The texts that a type allows by name."""
+    return [t for t in typing.get_args(kind) if isinstance(t, str)] if typing.get_origin(kind) is Literal else []
 
 
 def describe(kind: Any) -> str:

@@ -28,7 +28,7 @@ def _sample(value: torch.Tensor) -> bytes:
     """Some 4096 values of a tensor as bytes; none of a tensor without values."""
     if value.is_meta:
         return b""
-    flat = value.detach().flatten()
+    flat = (torch.view_as_real(value.detach()) if value.is_complex() else value.detach()).flatten()
     return flat[:: max(1, flat.numel() // 4096)].float().contiguous().cpu().numpy().tobytes()
 
 
@@ -46,4 +46,5 @@ def digests(module: nn.Module) -> dict[str, str]:
 
 
 def is_new(name: str) -> bool:
+    """Whether a parameter or buffer came with a rewrite."""
     return name.startswith("resfx.")

@@ -20,7 +20,7 @@ def refuse_unwritable(path: str | os.PathLike[str]) -> None:
     """
     asked, text, target = f"cannot write {path}", os.fspath(path), Path(path)
     if target.is_dir() or text.endswith(("/", os.sep)):
-        raise OptionError(asked, "it is a folder", f"the name of a file, such as {target / 'model.onnx'}")
+        raise OptionError(asked, "it is a folder", "the name of a file, in it or elsewhere")
     above = next(p for p in target.absolute().parents if p.exists())
     if not above.is_dir():
         raise OptionError(asked, f"{above} is a file, not a folder", "a path in a folder")
@@ -61,7 +61,10 @@ def replacing(folder: Path, last: str) -> Iterator[Path]:
 def _swap(aside: Path, folder: Path, last: str) -> None:
     """Move new files over old ones; on failure the old ones are there again."""
     names = sorted([p.name for p in (aside / "new").iterdir()], key=lambda name: name == last)
+    (aside / "plain").touch()
+    mode = (aside / "plain").stat().st_mode & 0o777  # whoever wrote a file may have made it private
     for name in names:
+        os.chmod(aside / "new" / name, mode)
         _to_disk(aside / "new" / name)
         if (folder / name).exists():
             _second_name(folder / name, aside / "old" / name)

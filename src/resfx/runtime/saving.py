@@ -18,12 +18,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from resfx.api import rewrite_by
+from resfx.api import Model, rewrite_by
 from resfx.errors import OptionError, SaveError
 from resfx.methods.base import Method, methods
 from resfx.methods.learned import upgrade_all
 from resfx.passes import source_of
-from resfx.passes.capture.inputs import outside_inference_mode
+from resfx.passes.capture.inputs import Named, Positional, outside_inference_mode
 from resfx.passes.scopes.apply import Application
 
 from .fingerprint import digests, fingerprint, is_new, persistent_buffers
@@ -109,12 +109,12 @@ def _chosen(module: nn.Module, weights: str) -> dict[str, torch.Tensor]:
 
 def load(
     folder: str | os.PathLike[str],
-    model: nn.Module,
-    args: tuple[Any, ...] | None = None,
-    kwargs: dict[str, Any] | None = None,
+    model: Model,
+    args: Positional | None = None,
+    kwargs: Named | None = None,
     *,
     custom: Mapping[str, type[Method]] | None = None,
-) -> Any:
+) -> Model:
     """Rewrite ``model`` by a saved recipe and give it the saved weights. Nothing in the folder is executed.
 
     Args:

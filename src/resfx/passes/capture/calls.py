@@ -56,15 +56,27 @@ def bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _misfit(signature: inspect.Signature, kwargs: dict[str, Any], error: TypeError) -> InputError:
-    names = [n for n, p in signature.parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    found = f"{error}; forward takes ({', '.join(map(str, signature.parameters.values()))})"
-    return InputError("these arguments do not fit the model's forward", found, spelling(names, kwargs)
-                      or "pass args=/kwargs= as the model itself takes them")  # fmt: skip
+    parameters = signature.parameters.values()
+    names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    strange = [] if open_ended else [k for k in kwargs if k not in names]
+    what = f"no argument {', '.join(map(repr, strange))}" if strange else str(error)
+    return InputError(
+        "these arguments do not fit the model's forward", f"{what}; it takes ({', '.join(map(_name, parameters))})",
+        spelling(names, kwargs) or "pass args=/kwargs= as the model itself takes them",
+    )  # fmt: skip
+
+
+def _name(parameter: inspect.Parameter) -> str:
+    stars = "*" * ((parameter.kind is parameter.VAR_POSITIONAL) + 2 * (parameter.kind is parameter.VAR_KEYWORD))
+    return stars + parameter.name
 
 
 def spelling(names: Collection[str], kwargs: Collection[str]) -> str:
     """What misspelt keywords stand for, in words; empty where none is near an argument's name."""
-    pairs = [(given, meant(given, [n for n in names if n not in kwargs])) for given in kwargs if given not in names]
+    free = [n for n in names if n not in kwargs]
+    strange = [k for k in kwargs if k not in names]
+    pairs = [(k, free[0] if len(free) == len(strange) == 1 else meant(k, free)) for k in strange]
     return ", ".join(f"{name}= instead of {given}=" for given, name in pairs if name)
 
 

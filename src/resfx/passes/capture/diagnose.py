@@ -22,6 +22,8 @@ _HERE = str(Path(__file__).parent)
 _CAUSES = (
     (r"data-dependent|GuardOnDataDependent|Could not guard|unbacked", "control flow that depends on tensor values",
      "replace the branch by torch.where or torch.cond, or pass the value it depends on as a Python constant"),
+    (r"on the same device|FakeTensorDeviceMismatch", "inputs and parameters on different devices",
+     "move the inputs to the model's device"),
     (r"numpy|can't convert|\.numpy\(\)|__array__", "a computation that leaves torch for numpy",
      "compute it with torch operators, or outside forward and pass it in"),
     (r"item\(\)|aten\._local_scalar_dense", "a Python number read from a tensor (.item(), int(tensor), bool(tensor))",
@@ -34,7 +36,7 @@ _CAUSES = (
 
 # (pattern in what a model raises by itself, remedy)
 _MISTAKES = (
-    (r"on the same device|device type .* got|Expected .* on (cpu|cuda|device)|Placeholder storage",
+    (r"on the (same|expected) device|device type .* got|Expected .* on (cpu|cuda|device)|Placeholder storage",
      "move the inputs to the model's device: x.to(next(model.parameters()).device)"),
     (r"tensor for argument #1 'indices'|scalar types? Long", "ids are whole numbers: pass ids.long()"),
     (r"same dtype|expected (m1|mat1|scalar type)|Input type .* weight type|expected .* dtype|but found",

@@ -13,6 +13,8 @@ from resfx.errors import InputError
 
 from .structure import Flattener, build
 
+Positional = tuple[Any, ...] | list[Any] | torch.Tensor
+Named = Mapping[str, Any]
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 

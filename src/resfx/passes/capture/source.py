@@ -123,6 +123,10 @@ def source_of(model: Any, args: Any = None, kwargs: Any = None) -> Source:
             args, kwargs = model.example_inputs
         model = model.module()
     if not isinstance(model, nn.Module):
+        if isinstance(model, type) and issubclass(model, nn.Module):
+            raise CaptureError(
+                f"cannot capture {model.__name__}", "it is a class, not a module", f"{model.__name__}(...)"
+            )
         raise CaptureError(
             f"cannot capture a {type(model).__name__}", "it is not a torch module",
             "pass an nn.Module, a torch.fx.GraphModule, an ExportedProgram or the path of a .pt2 file",

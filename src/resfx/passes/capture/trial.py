@@ -13,29 +13,31 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from resfx.errors import InputError
+from resfx.errors import CaptureError, InputError
 
 from .calls import Call, spelling, unbind
 from .clone import clone_tree
 from .diagnose import model_error
-from .structure import Template, describe, named_parts
+from .structure import COMPOUND, Flattener, Template, describe, named_parts
 
 
 def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Call) -> None:
     """Run one call of ``cls.forward`` over ``tree`` without gradients; nothing of it is kept.
 
     Arguments are copies. Buffers, attributes and random number generators are put back. Nothing is run where the
-    model or an input is on the meta device.
+    model is on the meta device.
 
     Raises:
         ModelError: if the model raises.
         InputError: if a tensor among the arguments has no rows.
+        CaptureError: if the model writes into a list or dict among the arguments, which a graph cannot.
     """
     refuse_no_rows(cls, call)
-    tensors = [*call.leaves, *tree.parameters(), *tree.buffers()]
-    if any(t.is_meta or isinstance(t, FakeTensor) for t in tensors):
+    held = [*tree.parameters(), *tree.buffers()]
+    if any(t.is_meta for t in held) or any(isinstance(t, FakeTensor) for t in [*call.leaves, *held]):
         return
-    given = call.arguments([leaf.detach().clone() for leaf in call.leaves])
+    leaves = [leaf.detach().clone() for leaf in call.leaves]
+    given = call.arguments(leaves)
     args, kwargs = unbind(signature, given)
     with left_as_it_was(tree), torch.no_grad():
         shell = clone_tree(tree)
@@ -44,6 +46,7 @@ def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Cal
         except Exception as error:
             names = [n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
             raise model_error(cls, error, _inputs(call), spelling(names, kwargs)) from error
+        _refuse_written(cls, call, leaves, given)
 
 
 def refuse_no_rows(cls: type, call: Call) -> None:
@@ -54,6 +57,30 @@ def refuse_no_rows(cls: type, call: Call) -> None:
                 f"cannot take {cls.__name__} by this example",
                 f"{name} has no rows: {tuple(call.leaves[part[1]].shape)}", "an example of two rows or more",
             )  # fmt: skip
+
+
+def _refuse_written(cls: type, call: Call, leaves: list[torch.Tensor], given: dict[str, Any]) -> None:
+    """Lists and dicts among the arguments go into a graph by value; what is written into them would be lost."""
+    flat = Flattener()
+    after = dict(named_parts(flat.flatten(given)))
+    for name, part in named_parts(call.template):
+        if name not in after or not _unwritten(part, after[name], leaves, flat.leaves):
+            raise CaptureError(
+                f"cannot capture {cls.__name__}", f"forward writes into the list or dict given as {name!r}",
+                "return what it writes, or pass an object with attributes, as a cache is",
+            )  # fmt: skip
+
+
+def _unwritten(before: Template, after: Template, old: list[torch.Tensor], new: list[Any]) -> bool:
+    if before[0] == "object":  # written back after every call
+        return True
+    if before[0] == "tensor":
+        return after[0] == "tensor" and old[before[1]] is new[after[1]]
+    if before[0] not in COMPOUND:
+        return before[0] == "int" or before == after
+    if before[:-1] != after[:-1] or len(before[-1]) != len(after[-1]):
+        return False
+    return all(_unwritten(a, b, old, new) for a, b in zip(before[-1], after[-1], strict=True))
 
 
 @contextlib.contextmanager
