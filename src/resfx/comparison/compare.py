@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from resfx.errors import ExportError, ResfxError
+from resfx.report.progress import duration
 from resfx.runtime.module import Rewritten
 
 from .measure import Inputs, interleave, peak_memory, preserved, set_training, wall_clock
@@ -80,7 +81,7 @@ def compare(
         rounds = repeats, warmup, seconds
         row = _row(backend, mode, (before, after), (args, kwargs), device, rounds, partial(say, head))
         result.rows.append(row)
-        say(head, row.reason or f"{_milliseconds(row.before)} -> {_milliseconds(row.after)}, {verdict(row)}")
+        say(head, row.reason or f"{_median(row.before)} -> {_median(row.after)}, {verdict(row)}")
     setting["seconds"] = round(time.perf_counter() - start, 3)
     if json is not None:
         result.save_json(json)
@@ -184,5 +185,5 @@ def _teller(progress: bool) -> Callable[..., None]:
     return tell
 
 
-def _milliseconds(measured: Measured | None) -> str:
-    return f"{measured.median * 1e3:.4g} ms" if measured else "-"
+def _median(measured: Measured | None) -> str:
+    return duration(measured.median) if measured else "-"

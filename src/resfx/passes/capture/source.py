@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
+from resfx.report.progress import step
 
 from .calls import Call, bind, flatten_call
 from .export import capture_call, shell_of
@@ -56,6 +57,7 @@ class Source:
         """
         return flatten_call(bind(self.signature, args, kwargs), self.varying)
 
+    @step("capturing a call of {self.cls.__name__}")
     def capture(self, tree: nn.Module, call: Call | None) -> Capture:
         """The graph of one call over ``tree`` (the model, or a copy of it)."""
         if self.fixed is not None:
