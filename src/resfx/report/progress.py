@@ -35,7 +35,9 @@ def step(text: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def stepping(*args: P.args, **kwargs: P.kwargs) -> R:
-            with stage(text.format(**signature.bind(*args, **kwargs).arguments)):
+            call = signature.bind(*args, **kwargs)
+            call.apply_defaults()
+            with stage(text.format(**call.arguments)):
                 return function(*args, **kwargs)
 
         return stepping
