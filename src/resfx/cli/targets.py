@@ -147,7 +147,7 @@ def _class(transformers: Any, config: Any, file: Path) -> tuple[Any, str]:
     base = transformers.AutoModel._model_mapping[type(config)]
     base = base[0] if isinstance(base, (tuple, list)) else base
     stem = base.__name__.removesuffix("Model")
-    heads = sorted(n for n in dir(transformers) if n.startswith(f"{stem}For"))
+    heads = sorted(n for n in dir(transformers) if n.startswith((f"{stem}For", f"{stem}LMHead")))
     remedy = f'; for one with a head add "architectures": ["..."] to it: {_few(heads)}' if heads else ""
     return base, f"{file} names no architectures: taking the base model {base.__name__}{remedy}"
 
