@@ -17,6 +17,7 @@ from torch import nn
 from resfx.errors import CaptureError, ExportError, OptionError, ResfxError
 from resfx.passes.capture.inputs import Example, Named, Positional, example_of
 from resfx.passes.capture.source import source_of
+from resfx.report.progress import duration
 from resfx.runtime.folder import refuse_unwritable
 from resfx.runtime.module import Rewritten
 
@@ -90,7 +91,7 @@ def compare(
         rounds = repeats, warmup, seconds
         row = _row(backend, mode, (before, after), (args, kwargs), device, rounds, partial(say, head))
         result.rows.append(row)
-        say(head, row.reason or f"{_milliseconds(row.before)} -> {_milliseconds(row.after)}, {verdict(row)}")
+        say(head, row.reason or f"{_median(row.before)} -> {_median(row.after)}, {verdict(row)}")
     setting["seconds"] = round(time.perf_counter() - start, 3)
     if json is not None:
         result.save_json(json)
@@ -207,5 +208,5 @@ def _teller(progress: bool) -> Callable[..., None]:
     return tell
 
 
-def _milliseconds(measured: Measured | None) -> str:
-    return f"{measured.median * 1e3:.4g} ms" if measured else "-"
+def _median(measured: Measured | None) -> str:
+    return duration(measured.median) if measured else "-"

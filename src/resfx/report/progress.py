@@ -35,7 +35,9 @@ def step(text: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def stepping(*args: P.args, **kwargs: P.kwargs) -> R:
-            with stage(text.format(**signature.bind(*args, **kwargs).arguments)):
+            call = signature.bind(*args, **kwargs)
+            call.apply_defaults()
+            with stage(text.format(**call.arguments)):
                 return function(*args, **kwargs)
 
         return stepping
@@ -50,7 +52,7 @@ def stage(text: str) -> Iterator[None]:
     start = time.perf_counter()
     with _line.showing(text):
         yield
-    log.info("%s: %s", text, seconds(time.perf_counter() - start))
+    log.info("%s: %s", text, duration(time.perf_counter() - start))
 
 
 def wanted() -> bool:
@@ -111,10 +113,10 @@ def warn(text: str) -> None:
     warnings.warn(text, stacklevel=level)
 
 
-def seconds(value: float) -> str:
+def duration(seconds: float) -> str:
     """A time for people: ``740 ms``, ``20.3 s``, ``2 min 5 s``."""
-    if value < 1:
-        return f"{value * 1e3:.3g} ms"
-    if value < 60:
-        return f"{value:.3g} s"
-    return f"{int(value) // 60} min {int(value) % 60} s"
+    if seconds < 0.9995:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 59.95:
+        return f"{seconds:.3g} s"
+    return f"{round(seconds) // 60} min {round(seconds) % 60} s"

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
+from resfx.report.progress import step
 
 from .calls import Call, bind, flatten_call
 from .clone import TRACING, clone_tree
@@ -70,6 +71,7 @@ class Source:
         """
         try_call(tree, self.cls, self.signature, self.call(args, kwargs))
 
+    @step("capturing a call of {self.cls.__name__}")
     def capture(self, tree: nn.Module, call: Call | None) -> Capture:
         """The graph of one call of ``tree`` (the model, a part of it, or a copy). The tree is not touched.
 

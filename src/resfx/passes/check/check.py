@@ -13,7 +13,7 @@ from resfx.passes.scopes.apply import Application
 from resfx.report.progress import log, step, warn
 
 from .blame import first_broken_site
-from .gradients import Gradients, backward, check_original, names
+from .gradients import Gradients, backward, check_original, finite, names
 from .learning import check_learning
 from .trial import Example, Outcome, Trial, untouched
 from .values import OtherForm, Pair, difference, pairs, rounded, same
@@ -125,17 +125,13 @@ def _check_gradients(trial: Trial, usual: Outcome) -> Gradients | None:
     check_original(type(trial.new).__name__, want, grads or dict.fromkeys(want), str(usual.seen))
     if grads is None:
         return None
-    bad = sorted(n for n in values if not _finite(grads[n]))
-    if bad and all(_finite(g) for g in want.values()):
+    bad = sorted(n for n in values if not finite(grads[n]))
+    if bad and all(finite(g) for g in want.values()):
         raise CheckError(
             f"{len(bad)} of {len(values)} new parameters have a gradient that is not finite at the start",
             names(bad), "exclude= those sites, or mend the method's derivative there",
         )  # fmt: skip
     return {n: grads[n] for n in values}
-
-
-def _finite(grad: torch.Tensor | None) -> bool:
-    return grad is None or bool(grad.isfinite().all())
 
 
 def _check_training(trial: Trial, usual: Outcome, preserved: bool) -> None:

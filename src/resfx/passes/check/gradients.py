@@ -51,11 +51,17 @@ def check_original(name: str, want: Gradients, got: Gradients, lost: str) -> Non
 
     Entries may differ by :data:`ROUNDING` units of precision (2e-6 in float32) of the largest entry in the module
     that owns the parameter: a graph may run another kernel than eager code does. A larger difference that is still
-    rounding (a thousandth) is a warning.
+    rounding (a thousandth) is a warning, and so are gradients that are not finite in the original.
 
     Raises:
         CheckError: naming the parameters, and ``lost``: what the original does that a graph may lose.
     """
+    if endless := [n for n, g in want.items() if not finite(g)]:
+        warn(
+            f"gradients of {len(endless)} of {len(want)} parameters of {name} are not finite on this example, in the"
+            f" original already: they were not compared ({names(endless)})"
+        )
+        return
     scale: dict[str, float] = {}
     for key, grad in want.items():
         owner = key.rpartition(".")[0]
@@ -96,6 +102,11 @@ def _apart(a: torch.Tensor | None, b: torch.Tensor | None) -> float:
         assert only is not None
         return difference(only, torch.zeros_like(only))
     return difference(a, b)
+
+
+def finite(grad: torch.Tensor | None) -> bool:
+    """Whether a gradient has neither NaN nor infinities."""
+    return grad is None or bool(grad.isfinite().all())
 
 
 def names(keys: Sequence[str], most: int = 4) -> str:

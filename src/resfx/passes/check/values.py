@@ -51,6 +51,8 @@ def _places(a: Template, b: Template, inside: bool) -> Iterator[tuple[int, int]]
             raise OtherForm(f"{_word(a)} became {_word(b)}")
         if len(a[-1]) > len(b[-1]) or (len(a[-1]) < len(b[-1]) and not inside):
             raise OtherForm(f"a {_word(a)} of {len(a[-1])} parts became one of {len(b[-1])}")
+        if a[0] == "dict" and a[1] != b[1][: len(a[1])]:
+            raise OtherForm(f"the keys {list(a[1])} became {list(b[1])}")
         for x, y in zip(a[-1], b[-1], strict=False):
             yield from _places(x, y, inside or a[0] == "object")
 
@@ -79,7 +81,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     kind = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
     a, b = a.detach().to(kind), b.detach().to(kind)
     apart = (a - b).abs().masked_fill((a == b) | (a.isnan() & b.isnan()), 0.0)
-    return float(apart.nan_to_num(nan=float("inf")).max())
+    return float(apart.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
 
 
 def rounded(a: torch.Tensor, b: torch.Tensor, steps: float) -> bool:
