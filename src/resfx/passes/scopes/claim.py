@@ -34,8 +34,9 @@ def claim(sites: Sequence[Site], application: Application) -> Claims:
         return [(site, places[site]) for site in choose(sites, application)]
     if not application.is_built:
         return _find_saved(sites, application, application.claimed)
+    found = _find_again(sites, application, application.claimed)
     _warn_of_new(sites, application)
-    return _find_again(sites, application, application.claimed)
+    return found
 
 
 def choose(sites: Sequence[Site], application: Application) -> list[Site]:
@@ -52,17 +53,23 @@ def choose(sites: Sequence[Site], application: Application) -> list[Site]:
             asked, f"include={list(application.include)} exclude={list(application.exclude)} leaves none of"
             f" {len(sites)} sites", f"globs over owner names, such as: {owners}",
         )  # fmt: skip
-    chosen = []
-    for site in named:
-        reason = _refusal(site, application)
-        if reason is None:
-            chosen.append(site)
-        else:
-            application.skips.append(Skip(site.owner, site.line, *reason, node=site.node))
+    chosen = _sift(named, application)
     if not chosen:
         skips = application.skips
         raise NoSitesError(asked, f"{len(named)} sites, each left alone: {reasons_of(skips)}", remedies_of(skips))
     return chosen
+
+
+def _sift(sites: Sequence[Site], application: Application) -> list[Site]:
+    """The sites that the method takes; every other one becomes a skip."""
+    taken = []
+    for site in sites:
+        reason = _refusal(site, application)
+        if reason is None:
+            taken.append(site)
+        else:
+            application.skips.append(Skip(site.owner, site.line, *reason, node=site.node))
+    return taken
 
 
 def _matches(owner: str, application: Application) -> bool:
@@ -107,8 +114,8 @@ def _warn_of_new(sites: Sequence[Site], application: Application) -> None:
     fresh = [s for s in sites if s not in known and _matches(s.owner, application) and _refusal(s, application) is None]
     if fresh:
         warnings.warn(
-            f"this call runs {len(fresh)} residual adds that were not there when {application.method.label} was"
-            f" applied: they stay as they are ({', '.join(s.name for s in fresh[:4])})",
+            f"this call runs residual adds that were not there when {application.method.label} was applied: they stay"
+            f" as they are ({', '.join(s.name for s in fresh[:4])})",
             stacklevel=2,
         )
 
@@ -123,6 +130,7 @@ def _find_saved(sites: Sequence[Site], application: Application, claimed: Sequen
             f"residual adds not found again, or not for sure: {', '.join(lost[:4])}",
             "load with args= of the call it was rewritten with, and the model's library as it was",
         )
+    _sift([s for s in sites if _matches(s.owner, application)], application)
     places = dict(zip(sites, standings_of(sites), strict=True))
     application.seen = tuple(places.values())
     return [(site, places[site].known_as(place)) for place, site in found.items() if site is not None]
