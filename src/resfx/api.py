@@ -15,7 +15,7 @@ from resfx.methods.base import Method, Start, method_of
 from resfx.passes.capture.clone import copy_sharing_parameters
 from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
 from resfx.passes.check import GraphDiffers
-from resfx.passes.scopes.apply import Application
+from resfx.passes.scopes.application import Application
 from resfx.passes.scopes.filters import DEFAULT_FORMS, forms_of, globs_of
 from resfx.report.report import Report
 from resfx.runtime.module import Rewritten, hand_back
@@ -118,7 +118,7 @@ def rewrite_by(
     _name_banks(applications)
     if not (check and example):
         return _rewritten(source, base, applications, example)
-    fresh = [dataclasses.replace(a, skips=[]) for a in applications]
+    fresh = [a.copy() for a in applications]
     new = _rewritten(source, base, applications, example)
     may_differ = not (source.shared or source.as_eager)
     try:

@@ -1,4 +1,4 @@
-"""A rewritten call as one flat function, with what mixers keep among its inputs and outputs: what export targets take."""
+"""A rewritten call as one flat function, what mixers keep among its inputs and outputs: what export targets take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from resfx.passes.capture.marks import enter, leave
 from resfx.passes.find.graph import Capture
-from resfx.passes.scopes.apply import Application
+from resfx.passes.scopes.application import Application
 
 from .rewriting import function_of, rewrite_capture
 from .states import thread_states

@@ -1,4 +1,4 @@
-"""A rewrite as something that can be repeated: captured, found, rewritten and folded again for calls not seen before."""
+"""A rewrite that can be repeated: captured, found, rewritten and folded again for calls not seen before."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from resfx.passes.find.graph import Capture, hint
 from resfx.passes.fold import Code, Plan, Region, Shared, fold, from_function, only_handed_on
 from resfx.passes.fold.code import bound
 from resfx.passes.fold.guard import Always, Guard, autocast_state
-from resfx.passes.scopes.apply import Application, apply_method
+from resfx.passes.scopes.application import Application
+from resfx.passes.scopes.apply import apply_method
+from resfx.passes.scopes.surgery import Surgery
 from resfx.report.report import Report
 
 from .units import Unit, make_unit
@@ -118,18 +120,18 @@ class Rewriting:
             return self.applications
         found = []
         for application in self.applications:
-            claimed = application.claimed or []
-            inside = {c: _from_below(c, path) for c in claimed if c.startswith((f"{path}.", f"{path}:"))}
-            if not inside:
+            inside = application.within(path)
+            if inside is None:
                 continue
+            claimed = {c.name: c.is_within(path) for c in application.claimed or ()}
             for stream in self.first.streams if self.first and application.method.scope in ("depth", "wide") else ():
-                members = {s.name for s in stream.sites} & set(claimed)
-                if members & set(inside) and members - set(inside):
+                members = [claimed[s.name] for s in stream.sites if s.name in claimed]
+                if any(members) and not all(members):
                     raise VariantError(
                         f"cannot run {path!r} alone", f"{application.method.label} reads states across its border",
                         "call the module around it",
                     )  # fmt: skip
-            found.append(replace(application, claimed=list(inside.values()), skips=[]))
+            found.append(inside)
         return found
 
     def _fold(self, capture: Capture, tree: nn.Module, prefix: str, module: nn.Module) -> None:
@@ -152,12 +154,13 @@ def rewrite_capture(capture: Capture, tree: nn.Module, applications: Sequence[Ap
     """Rewrite a fresh capture by a recipe; the first time the new modules are built into ``tree``."""
     nodes = len(capture.graph.nodes)
     sites, skips, streams = find_sites(capture.graph, tree)
+    surgery = Surgery(capture.graph, tree, streams)
     # Mixers over positions go first: they act on the host's own branches, and what replaces an add reads their result.
     for application in sorted(applications, key=lambda a: a.method.scope != "sequence"):
-        apply_method(capture.graph, sites, streams, application, tree)
+        apply_method(surgery, sites, application)
     capture.graph.lint()
     skips = skips + [s for a in applications for s in a.skips]
-    return Report(type(tree).__name__, sites, skips, streams, nodes)
+    return Report(type(tree).__name__, sites, skips, surgery.streams, nodes, surgery.changes)
 
 
 def guard_of(plan: Plan, region: Region, module: nn.Module, source: Source) -> Guard:
@@ -198,11 +201,6 @@ def _example(leaf: torch.Tensor) -> torch.Tensor:
     """A tensor of the same kind to trace with; nothing looks at its numbers."""
     sizes = [hint(size) for size in leaf.shape]
     return torch.zeros([2 if s is None else s for s in sizes], dtype=leaf.dtype, device=leaf.device)
-
-
-def _from_below(claimed: str, path: str) -> str:
-    rest = claimed[len(path) :]
-    return rest[1:] if rest.startswith(".") else f"(root){rest}"
 
 
 def _bank(module: nn.Module) -> nn.Module:

@@ -40,7 +40,7 @@ def disabled(module: Any) -> Iterator[Any]:
 
 
 def original(module: Any) -> Any:
-    """The model as it was before any rewrite: its own classes over the same parameters, buffers and hooks its own copies.
+    """The model as it was before any rewrite: its own classes over the same parameters; buffers and hooks are copies.
 
     Raises:
         ResfxError: if the module is not a rewritten one.

@@ -1,8 +1,8 @@
 """Modules that run generated code: each knows what its code was made for, and has more made when a call needs it.
 
-A unit is a module whose own forward was rewritten and to which nothing is passed but its arguments. Modules inside it that
-share values with it are told what to run by it (:class:`resfx.passes.fold.values.Handed`). Everything else in the tree is
-the user's own.
+A unit is a module whose own forward was rewritten and to which nothing is passed but its arguments. Modules inside it
+that share values with it are told what to run by it (:class:`resfx.passes.fold.values.Handed`). Everything else in the
+tree is the user's own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST = 32
 
 @dataclass(eq=False)
 class Unit:
-    """What a rewritten module runs. It holds no parameters; copies of a model share it until they get variants of their own.
+    """What a rewritten module runs. It holds no parameters.
 
     Attributes:
         path: of the module in the model's tree.
@@ -57,8 +57,8 @@ class Unit:
         code = self.recipe.make(module, self, args, kwargs)
         if len(self.variants) == MOST:
             warnings.warn(
-                f"{self.path or type(module).__name__} has been captured {MOST} times: {self._varies()} differs from call"
-                " to call; pass what varies as a tensor",
+                f"{self.path or type(module).__name__} has been captured {MOST} times: {self._varies()} differs from"
+                " call to call; pass what varies as a tensor",
                 stacklevel=6,
             )
         return code

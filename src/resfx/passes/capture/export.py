@@ -14,6 +14,7 @@ from torch import nn
 
 from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
+from resfx.passes.find.mark import note
 from resfx.runtime.huggingface import kept_functions, traced_plainly
 
 from .calls import Call, unbind
@@ -84,7 +85,7 @@ def capture_call(
     inputs = inputs[: len(inputs) - len(constants)]
     for name, part in zip(call.template[1], call.template[2], strict=True):
         if part[0] == "tensor":
-            inputs[part[1]].meta["argument"] = name
+            note(inputs[part[1]], argument=name)
     values = [n.meta["val"] for n in inputs]
     known = assumed(program, values)
     return Capture(

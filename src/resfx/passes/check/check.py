@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from resfx.errors import CheckError, ResfxError
-from resfx.passes.scopes.apply import Application
+from resfx.passes.scopes.application import Application
 from resfx.report.progress import log, step, warn
 
 from .blame import first_broken_site

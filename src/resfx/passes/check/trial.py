@@ -70,7 +70,9 @@ class Trial:
         self.new, self.before, self.example = new, before, example
         self.names = list(compared(before))
         self.buffers = [n for n, _ in before.named_buffers()]
-        self.start: Values = {n: p.detach().clone() for n, p in new.named_parameters() if n.startswith("resfx.") and p.requires_grad}
+        self.start: Values = {
+            n: p.detach().clone() for n, p in new.named_parameters() if n.startswith("resfx.") and p.requires_grad
+        }
         self.shape: Any = None
 
     def run(self, model: nn.Module, values: Values | None = None) -> Outcome:

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from .draft import Draft
 from .features import describe_site
-from .graph import owner, source_line
+from .graph import calls_of, owner, source_line, source_lines
 from .index import Index
 
 
@@ -120,8 +120,10 @@ class Walk:
         entry: fx.Node | None = None,
     ) -> Draft:  # fmt: skip
         """The site of an add; ``entry`` is what its branch starts from where that is not the fork."""
-        site = Draft(node=node, shortcut=shortcut, branch=branch, fork=fork, form=form, owner=owner(node),
-                     line=source_line(node), inner=found.sites)  # fmt: skip
+        adder = owner(node)
+        site = Draft(node=node, shortcut=shortcut, branch=branch, fork=fork, form=form, owner=adder,
+                     line=source_line(node), lines=source_lines(node), calls=calls_of(found.nodes, adder),
+                     inner=found.sites)  # fmt: skip
         describe_site(site, found.nodes, self.index, self.root, entry or fork)
         own = self.site_of.get(fork)
         site.lane = own.lane if own is not None else 0

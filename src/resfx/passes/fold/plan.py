@@ -17,6 +17,7 @@ from torch import fx
 from resfx.passes.capture.marks import CallRecord, Passed, enter, leave
 from resfx.passes.capture.structure import COMPOUND, Template
 from resfx.passes.find.graph import Capture
+from resfx.passes.find.mark import mark_of
 
 from .copies import separate_copies
 
@@ -195,7 +196,7 @@ class Plan:
 
     def _seen(self, value: fx.Node, at: Region) -> fx.Node:
         """What a value is called in the own code of ``at``."""
-        if value.op == "get_attr" or is_size(value) or value.meta.get("lifted"):
+        if value.op == "get_attr" or is_size(value) or mark_of(value).lifted:
             return value
         target = list(at.around())
         here: Region | None = self.home[value]
@@ -284,7 +285,7 @@ class Plan:
 
 def is_new(node: fx.Node) -> bool:
     """Whether a method made the node."""
-    return bool(node.meta.get("resfx"))
+    return bool(mark_of(node).method)
 
 
 def is_size(node: fx.Node) -> bool:

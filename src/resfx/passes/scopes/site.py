@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from resfx.passes.find.graph import hint
+from resfx.passes.find.mark import Mark
 from resfx.passes.find.site import Site
 
+from .insert import dress, inserting_behind, out_of_place
+from .places import place_at
+from .surgery import Turn
 
-def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, method: str) -> fx.Node:
+
+def apply_site(turn: Turn) -> Sequence[Site]:
+    """Scope ``site``: every chosen add is replaced by a module of its own."""
+    tree, method = turn.surgery.tree, turn.application.method
+    for site in turn.chosen:
+        path = turn.module(site, "add", lambda site=site: method.build(place_at(site, tree)))  # type: ignore[misc]
+        result = rewrite_site(turn.surgery.graph, site, tree.get_submodule(path), path, turn.mark("add"))
+        turn.change(site, "replaced", result=result)
+    return turn.chosen
+
+
+def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, mark: Mark) -> fx.Node:
     """Replace one add; returns the node that now carries the stream.
 
     Only this add changes. ``x + alpha * f`` stays in the graph and is handed to the module as ``total``: it rounds
@@ -22,44 +37,29 @@ def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, meth
 
     Args:
         module: what will run, for its signature.
-        path: where the module will live in the model's tree.
-        method: the method's name, recorded on every new node.
+        path: where the module lives in the model's tree.
+        mark: of every new node.
     """
-    shortcut, branch = _operands(site)
+    shortcut, branch = operands_now(site)
     plain = site.alpha == 1
-    with graph.inserting_after(site.node):
-        anchor = graph.call_function(_mark)  # everything new goes before this, in order
-    with graph.inserting_before(anchor):
+    with inserting_behind(graph, site.node) as created:
         x, f = _weigh(graph, site, shortcut, branch)
         rows = [_to_rows(graph, site, n) for n in (x, f, site.context)]
         kwargs: dict[str, Any] = {}
         if not plain and "total" in inspect.signature(module.forward).parameters:
-            _out_of_place(site.node)
+            out_of_place(site.node)
             kwargs["total"] = _to_rows(graph, site, site.node)
         call = graph.call_module(path, tuple(rows), kwargs)
         result = _from_rows(graph, site, call)
-    created = list(_between(site.node, anchor))
-    graph.erase_node(anchor)
     for node in created:
-        node.meta = {**{k: v for k, v in site.node.meta.items() if k != "from_node"}, "resfx": method}
+        dress(node, site.node, mark)
     site.node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in created)
     if not site.node.users:
         graph.erase_node(site.node)
     return result
 
 
-def _mark() -> None:
-    """Target of a node that never runs."""
-
-
-def _between(first: fx.Node, last: fx.Node) -> Iterator[fx.Node]:
-    node = first.next
-    while node is not last:
-        yield node
-        node = node.next
-
-
-def _operands(site: Site) -> tuple[Any, Any]:
+def operands_now(site: Site) -> tuple[Any, Any]:
     """Shortcut and branch as the add takes them now; an earlier rewrite may have replaced either."""
     args = [*site.node.args, *site.node.kwargs.values()]
     return args[site.shortcut_index], args[1 - site.shortcut_index]
@@ -100,10 +100,3 @@ def _memory_order(node: fx.Node) -> list[int]:
     order = sorted((i for i, n in enumerate(sizes) if n != 1), key=lambda i: -steps[i])
     moving = iter(order)
     return [i if n == 1 else next(moving) for i, n in enumerate(sizes)]
-
-
-def _out_of_place(node: fx.Node) -> None:
-    if node.target is torch.ops.aten.add_.Tensor:
-        node.target = torch.ops.aten.add.Tensor
-    elif node.op == "call_method" and node.target == "add_":
-        node.target = "add"

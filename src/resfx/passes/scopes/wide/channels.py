@@ -11,6 +11,7 @@ from torch import fx
 from resfx.passes.capture.marks import enter, leave
 from resfx.passes.find.graph import shape
 from resfx.passes.find.index import Index
+from resfx.passes.find.operators import is_inplace, operator_name
 
 # These act on each element, or on the last axis by their arguments, whatever the number of axes before it.
 _NAMES = (
@@ -66,15 +67,13 @@ def _copy(graph: fx.Graph, env: dict[fx.Node, fx.Node], nodes: Sequence[fx.Node]
 
 
 def widened(value: Any, channels: int) -> Any:
-    """A tensor of the shape of a wide state ``(..., n, d)``, from one of the shape ``(..., d)``; ``None`` of anything else."""
+    """A tensor of the shape of a wide state ``(..., n, d)``, from one of the shape ``(..., d)``; else ``None``."""
     if not isinstance(value, torch.Tensor):
         return None
     return value.unsqueeze(-2).expand(*value.shape[:-1], channels, value.shape[-1])
 
 
 def _acts_on_rows(node: fx.Node, states: set[fx.Node]) -> bool:
-    from resfx.passes.find.operators import is_inplace, operator_name
-
     name = operator_name(node)
     others = [n for n in node.all_input_nodes if n not in states]
     if is_inplace(node) or any((sizes := shape(n)) is None or len(sizes) > 1 for n in others):
