@@ -69,7 +69,7 @@ class Rewriting:
             VariantError: if the rewrite cannot be repeated on it.
         """
         with TRACING, _plain_torch():
-            given = type(module)._resfx_bind(*args, **kwargs)
+            given = module._resfx_bind(*args, **kwargs)  # type: ignore[operator]
             for guard, code in unit.variants:  # another thread may have made it
                 if guard.fits(module, given):
                     return code

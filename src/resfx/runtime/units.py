@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from resfx.passes.fold.code import Code
-from resfx.passes.fold.guard import Guard
+from resfx.passes.fold.guard import Always, Guard
 from resfx.passes.fold.values import Handed
 
 MOST = 32
@@ -37,7 +37,7 @@ class Unit:
 
     path: str
     recipe: Any
-    variants: list[tuple[Guard, Code]] = field(default_factory=list)
+    variants: list[tuple[Guard | Always, Code]] = field(default_factory=list)
     active: bool = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
@@ -105,7 +105,7 @@ def binder(cls: type) -> Callable[..., dict[str, Any]]:
         if p.kind is p.KEYWORD_ONLY and not starred:
             shown.append("*")
         starred = starred or p.kind in (p.KEYWORD_ONLY, p.VAR_POSITIONAL)
-        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        star = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
         if p.default is not p.empty:
             scope[f"default_{p.name}"] = p.default
         shown.append(f"{star}{p.name}" + ("" if p.default is p.empty else f"=default_{p.name}"))
@@ -115,9 +115,10 @@ def binder(cls: type) -> Callable[..., dict[str, Any]]:
 
 
 @functools.cache
-def unit_class(cls: type) -> type:
+def unit_class(cls: Hashable) -> type:
     """A class whose ``forward`` runs generated code; name and signature stay the user's."""
-    own: Any = getattr(cls, "_resfx_before", cls)
+    base: Any = cls
+    own = getattr(base, "_resfx_before", base)
 
     @functools.wraps(own.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -126,7 +127,7 @@ def unit_class(cls: type) -> type:
     forward.__signature__ = inspect.signature(own.forward)  # type: ignore[attr-defined]
     body = {"forward": forward, "__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__,
             "_resfx_before": own, "_resfx_bind": staticmethod(binder(own))}  # fmt: skip
-    return type(own.__name__, (cls,), body)
+    return type(own.__name__, (base,), body)
 
 
 def make_unit(module: nn.Module, path: str, recipe: Any, bank: nn.Module) -> Unit:

@@ -25,7 +25,7 @@ _KEPT_AS_IS = (type(None), bool, int, float, complex, str, bytes, type, torch.dt
                types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # fmt: skip
 
 
-def class_before(module: nn.Module) -> type:
+def class_before(module: nn.Module) -> Any:
     """The class of a module before any rewrite."""
     return getattr(type(module), "_resfx_before", type(module))
 
@@ -54,7 +54,7 @@ def original_tree(tree: nn.Module) -> nn.Module:
 def _copied(modules: list[nn.Module], cls: Callable[[nn.Module], type], for_a_trace: bool) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in modules:
-        twin = object.__new__(cls(module))
+        twin: nn.Module = object.__new__(cls(module))
         memo[id(module)] = twin
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None and id(tensor) not in memo:

@@ -10,7 +10,7 @@ import copy
 import functools
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -64,9 +64,9 @@ class Watch:
 
 
 @functools.cache
-def _telling(cls: type) -> type:
+def _telling(cls: Hashable) -> type:
     def __getattribute__(self: Any, name: str) -> Any:
-        value = super(told, self).__getattribute__(name)  # type: ignore[misc]
+        value = super(told, self).__getattribute__(name)  # type: ignore[arg-type, misc]
         if not name.startswith("_"):
             held = object.__getattribute__(self, "__dict__")
             if (watch := held.get("_resfx_watch")) is not None:
@@ -76,8 +76,9 @@ def _telling(cls: type) -> type:
                     return watch[0].method(watch[1], value)
         return value
 
-    told = type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__module__": cls.__module__,
-                                       "__qualname__": cls.__qualname__, "_resfx_watched": cls})  # fmt: skip
+    base: Any = cls
+    told = type(base.__name__, (base,), {"__getattribute__": __getattribute__, "__module__": base.__module__,
+                                       "__qualname__": base.__qualname__})  # fmt: skip
     return told
 
 

@@ -130,7 +130,7 @@ class Writer:
             if p.kind is p.KEYWORD_ONLY and not starred:
                 shown.append("*")
                 starred = True
-            star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+            star = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
             starred = starred or star == "*"
             default = "" if p.default is p.empty else f"={self._constant(p.default, f'default_{p.name}')}"
             shown.append(f"{star}{p.name}{default}")
