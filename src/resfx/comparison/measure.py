@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from resfx._torch import TorchDispatchMode, pytree
 from resfx.passes.capture.structure import Flattener
 
 

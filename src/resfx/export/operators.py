@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from resfx._torch import schema_of
 from resfx.errors import require
 
 DOMAIN, VERSION = "resfx", 1
@@ -129,7 +130,7 @@ def translation_table(records: dict[tuple[str, str], FusedOperator]) -> dict[Any
 def _translation(record: FusedOperator) -> Callable[..., Any]:
     values = require("onnxscript.values", "onnx", _PURPOSE)
     node = values.Op(values.Opset(record.schema.domain, VERSION), record.schema.name, record.schema)
-    arguments = record.torch_op._schema.arguments
+    arguments = schema_of(record.torch_op).arguments
     scalars = {a.name: _scalar(a) for a in arguments if "Tensor" not in str(a.type)}
 
     def translate(*args: Any, **kwargs: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfx._torch import held_modules
 from resfx.errors import NoSitesError, VariantError
 from resfx.methods.base import Place
 from resfx.methods.sequence.mixer import Mixer
@@ -104,7 +105,7 @@ def _why_none(branch: Branch) -> str:
 def _as_before(application: Any, site: Site, points: list[Point], reasons: list[str], tree: nn.Module) -> list[Point]:
     """The points of another capture that have mixers: it must offer them all."""
     bank = tree.get_submodule(mixer_path(application, site, "").rsplit(".", 1)[0])
-    had = {n.removesuffix(f"_{site.order}") for n, m in bank._modules.items()
+    had = {n.removesuffix(f"_{site.order}") for n, m in held_modules(bank).items()
            if isinstance(m, Mixer) and n.endswith(f"_{site.order}")}  # fmt: skip
     if lost := had - {p.label for p in points}:
         raise VariantError(
@@ -112,7 +113,7 @@ def _as_before(application: Any, site: Site, points: list[Point], reasons: list[
             f"at {site.name}: no point for {', '.join(sorted(lost))}; {'; '.join(reasons)}",
             _remedy(reasons, "call the model as it was captured, or rewrite it with args= that match this call"),
         )
-    return [p for p in points if f"{p.label}_{site.order}" in bank._modules]
+    return [p for p in points if f"{p.label}_{site.order}" in held_modules(bank)]
 
 
 def _remedy(reasons: Iterable[str], otherwise: str) -> str:
