@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .register import accumulator, column_sum, transforming
+from resfx._torch import transforming
+
+from .register import accumulator, column_sum
 
 
 class RowLinear(nn.Linear):

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from resfx._torch import transforming
 from resfx.methods.base import Method, Place
 from resfx.ops.attention_read.grouped import grouped_read
 from resfx.ops.chunks import chunked_sums, cut, is_cut, run_chunk, with_chunks
-from resfx.ops.register import accumulator, fused, transforming
+from resfx.ops.register import accumulator, fused
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx.ops.register import accumulator, at_kernels, fused, keeps_one_node, one_node, transforming
+from resfx._torch import transforming
+from resfx.ops.register import accumulator, at_kernels, fused, keeps_one_node, one_node
 
 
 def spread(x: Tensor, channels: int) -> Tensor:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx.ops.register import accumulator, fused, per_row, transforming
+from resfx._torch import transforming
+from resfx.ops.register import accumulator, fused, per_row
 
 
 def delta_formula(
