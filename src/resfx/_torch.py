@@ -64,9 +64,12 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+_HOOKS = frozenset(k for k in vars(nn.Module()) if "hooks" in k)
+
+
 def hook_names(attributes: dict[str, Any]) -> list[str]:
     """Of a module's ``__dict__``, the keys that hold hooks or say how they are called."""
-    return [k for k in attributes if k.endswith(("_hooks", "_hooks_with_kwargs"))]
+    return [k for k in attributes if k in _HOOKS]
 
 
 def compiled_from(module: nn.Module) -> nn.Module | None:
