@@ -47,6 +47,11 @@ def held_modules(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
+def hold_modules(module: nn.Module, modules: dict[str, nn.Module | None]) -> None:
+    """Give a module another dictionary of submodules; whoever shares the old one keeps it."""
+    module.__dict__["_modules"] = modules
+
+
 def held_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """The dictionary of a module's own parameters: those that are ``None``, too."""
     return module._parameters

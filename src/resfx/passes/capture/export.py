@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from resfx._torch import denying, held_modules, hook_names
+from resfx._torch import denying, held_modules, hold_modules, hook_names
 from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
 from resfx.runtime.huggingface import traced_plainly
@@ -90,7 +90,7 @@ def shell_of(module: nn.Module, cls: type) -> nn.Module:
     shell.__dict__.update(module.__dict__)
     for name in hook_names(shell.__dict__):
         shell.__dict__[name] = type(shell.__dict__[name])()
-    shell.__dict__["_modules"] = {k: m for k, m in held_modules(module).items() if k != "resfx"}
+    hold_modules(shell, {k: m for k, m in held_modules(module).items() if k != "resfx"})
     shell.__dict__.pop("_resfx", None)
     return shell
 
