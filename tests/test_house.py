@@ -172,12 +172,7 @@ def test_borrowed_names_stay_in_their_two_files():
 
 
 def test_python_beside_a_clone_imports_the_installed_package(tmp_path):
-    clone = tmp_path / "resfx"
-    clone.mkdir()
-    for name in ("src", "tests", "docs"):
-        (clone / name).mkdir()
-    (clone / "src" / "resfx").mkdir()
-    (clone / "src" / "resfx" / "__init__.py").write_text("raise AssertionError('the clone was imported')")
+    (tmp_path / "resfx").symlink_to(SOURCE.parents[1])
     code = "import resfx; print(resfx.__file__); resfx.scan"
     environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent)}
     done = subprocess.run(
