@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -179,3 +180,13 @@ def test_python_beside_a_clone_imports_the_installed_package(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert Path(done.stdout.strip()) == SOURCE / "__init__.py"
+
+
+def test_the_contributors_page_names_what_there_is():
+    root = SOURCE.parents[1]
+    page, makefile = (root / "CONTRIBUTING.md").read_text(), (root / "Makefile").read_text()
+    spans = [re.sub(r"<.*", "", s) for s in re.findall(r"`([^`\n]+)`", page) if "/" in s or s.endswith(".py")]
+    files = {p.name for p in FILES}
+    assert spans and not [s for s in spans if not any((at / s).exists() for at in (root, SOURCE)) and s not in files]
+    commands = {word for line in re.findall(r"^make ([^#\n]*)", page, re.M) for word in line.split() if "=" not in word}
+    assert commands and not [c for c in commands if not re.search(rf"^[^\n=]*\b{c}\b[^\n=]*:", makefile, re.M)]
