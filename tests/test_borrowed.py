@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from .borrowed import LENDERS, SOURCE, TABLE, leads_somewhere, private_names, users
-from .versions import PACKAGES, PAGE, ROOT, page
 
 
 @pytest.mark.parametrize("one", TABLE, ids=lambda one: one.name)
@@ -41,21 +38,3 @@ def test_our_cache_layer_offers_what_a_cache_asks_of_one():
     of_hosts = {"update", "get_mask_sizes", "lazy_initialization"}
     asked = {n for n in dir(DynamicLayer) if not n.startswith("_")}
     assert asked - set(dir(ShortState)) == of_hosts
-
-
-def test_the_page_is_up_to_date():
-    text, sets = PAGE.read_text(), ["floor", "tested", "newest"]
-    cells = {row.split(" | ")[0].strip("| "): row.strip("| ").split(" | ") for row in text.splitlines()}
-    marks = {one.name: cells[f"`{one.name}`"][-len(sets) :] for one in TABLE}
-    assert {mark for row in marks.values() for mark in row} <= {"yes", "**no**"}
-    found = {
-        name: {"versions": pinned(name), "there": {n: row[i] == "yes" for n, row in marks.items()}}
-        for i, name in enumerate(sets)
-    }
-    assert text == page(found), "make versions"
-
-
-def pinned(name):
-    text = (ROOT / "constraints" / f"{name}.txt").read_text()
-    versions = dict(re.findall(r"^(\S+)==(\S+)$", text, re.M))
-    return {package: versions[package] for package in PACKAGES}
