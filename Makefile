@@ -1,12 +1,14 @@
 # Everything a newcomer needs: `make demo` and `make test`. Both set up a virtual environment first.
 PYTHON ?= python3
-VENV ?= .venv
+SET ?= tested
+VENV ?= .venv$(if $(filter-out tested,$(SET)),-$(SET))
+VERSIONS = constraints/$(SET).txt
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
 .PHONY: demo test lint zoo matrix first-use clean bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[hf,onnx,bench,triton,dev]'
@@ -21,6 +23,17 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+
+# The tests with one set of versions, in an environment of its own: make test-versions SET=floor (or tested, newest).
+# From PyPI, torch is a CUDA build of several GB.
+test-versions: test
+
+# docs/versions.md, from the environments of the three sets.
+versions:
+	for set in floor tested newest; do $(MAKE) ready SET=$$set || exit 1; done
+	$(RUN) -m tests.versions floor=.venv-floor tested=.venv newest=.venv-newest
+
+ready: $(READY)
 
 zoo: $(READY)
 	$(RUN) -m tests.zoo
@@ -40,4 +53,4 @@ lint: $(READY)
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,11 +17,12 @@ from torch import nn
 from resfx.errors import CaptureError, ExportError, OptionError, ResfxError
 from resfx.passes.capture.inputs import Example, Named, Positional, example_of
 from resfx.passes.capture.source import source_of
+from resfx.passes.preserve import preserved
 from resfx.report.progress import duration
 from resfx.runtime.folder import refuse_unwritable
 from resfx.runtime.module import Rewritten
 
-from .measure import Inputs, interleave, peak_memory, preserved, set_training, wall_clock
+from .measure import Inputs, interleave, peak_memory, set_training, wall_clock
 from .result import Comparison, Measured, Row, verdict
 from .runners import runner_on
 

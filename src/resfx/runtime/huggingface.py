@@ -1,4 +1,8 @@
-"""The switch that Hugging Face models have for computing activations again in the backward pass."""
+"""What is known of transformers beyond its documented names: nothing else in the library knows any of it.
+
+The package is not imported: what is here acts on the user's own objects, and holds for models that never heard of it.
+``tests/borrowed.py`` says which of it an installed version has.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+
+CACHE_LAYERS = "layers"
+"""Where a cache keeps its layers: a list, of which a host addresses its own by number."""
+
+LAYER_KEYS = "keys"
+"""Where a layer keeps its keys, ``(batch, heads, length, width)``."""
 
 
 def is_recomputing(tree: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from resfx._torch import held_parameters
 from resfx.errors import ResfxError, SaveError, VariantError
 from resfx.report.report import Report
 
@@ -116,12 +117,12 @@ def own_parameters(module: nn.Module, copy: bool = False) -> None:
     """Give the module parameter objects of its own, over the same data or a copy of it; ties are kept."""
     twins: dict[int, nn.Parameter] = {}
     for part in module.modules():
-        for name, parameter in part._parameters.items():
+        for name, parameter in held_parameters(part).items():
             if parameter is not None:
                 if id(parameter) not in twins:
                     data = parameter.data.clone() if copy else parameter.data
                     twins[id(parameter)] = nn.Parameter(data, parameter.requires_grad)
-                part._parameters[name] = twins[id(parameter)]
+                held_parameters(part)[name] = twins[id(parameter)]
 
 
 _ACCESS = ("report", "variants", "new_parameters")

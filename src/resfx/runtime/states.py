@@ -1,8 +1,8 @@
 """Decoding: what a mixer keeps between tokens travels with the cache the caller holds.
 
 A call with a cache runs a captured graph whose inputs and outputs include the tensors of the cache. Each mixer's state
-becomes one more layer of that cache (:class:`ShortState`), so that whoever reorders, repeats, selects or resets the
-cache does the same to the short windows. The host never looks at these layers: it addresses its own by number.
+becomes one more layer of that cache (``ShortState``), so that whoever reorders, repeats, selects or resets the cache
+does the same to the short windows. The host never looks at these layers: it addresses its own by number.
 
 Any module that follows :class:`resfx.methods.sequence.mixer.Mixer` takes part, whichever scope put it into the graph.
 """
@@ -16,11 +16,11 @@ from typing import Any
 from torch import fx, nn
 
 from resfx.errors import VariantError
-from resfx.methods.sequence.memory import ShortState
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.structure import Template
 from resfx.passes.find.graph import Capture, hint, shape
 from resfx.passes.find.mark import mark_of
+from resfx.runtime.huggingface import CACHE_LAYERS, LAYER_KEYS, ShortState
 
 
 def thread_states(capture: Capture, tree: nn.Module) -> None:
@@ -98,9 +98,9 @@ def _objects(template: Template) -> Iterator[Template]:
 
 def _layers(template: Template) -> Template | None:
     """The list of layers of a cache."""
-    if template[0] != "object" or "layers" not in template[2]:
+    if template[0] != "object" or CACHE_LAYERS not in template[2]:
         return None
-    layers = template[3][template[2].index("layers")]
+    layers = template[3][template[2].index(CACHE_LAYERS)]
     return layers if layers[0] == "seq" else None
 
 
@@ -134,9 +134,9 @@ def _holds_tokens(cache: Template, places: list[fx.Node]) -> bool:
     layers = _layers(cache)
     assert layers is not None
     for layer in layers[2]:
-        if layer[0] != "object" or layer[1] is ShortState or "keys" not in layer[2]:
+        if layer[0] != "object" or layer[1] is ShortState or LAYER_KEYS not in layer[2]:
             continue
-        keys = layer[3][layer[2].index("keys")]
+        keys = layer[3][layer[2].index(LAYER_KEYS)]
         if keys[0] == "tensor":
             sizes = shape(places[keys[1]])
             return sizes is not None and len(sizes) == 4 and hint(sizes[-2]) != 0
@@ -145,7 +145,7 @@ def _holds_tokens(cache: Template, places: list[fx.Node]) -> bool:
 
 def _append(cache: Template, states: list[Template]) -> Template:
     """A cache's template with more layers."""
-    at = cache[2].index("layers")
+    at = cache[2].index(CACHE_LAYERS)
     layers = cache[3][at]
     longer = (layers[0], layers[1], (*layers[2], *states))
     return (*cache[:3], (*cache[3][:at], longer, *cache[3][at + 1 :]))

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx.ops.register import at_kernels, keeps_one_node, kernels_for, one_node, transforming
+from resfx._torch import transforming
+from resfx.ops.register import at_kernels, keeps_one_node, kernels_for, one_node
 
 
 def sinkhorn(logits: Tensor, iterations: int = 20, newton: int = 0) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from resfx._torch import denying
 from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
 from resfx.passes.find.mark import note
@@ -55,7 +55,7 @@ def capture_call(
         args, kwargs = unbind(signature, given)
         objects = _objects(given)
         args, kwargs = recorder.begin("", args, kwargs)
-        with _denying(denied):
+        with denying(denied):
             result = recorder.end(run(*args, **kwargs))
         recorder.stop_watching()
         flat = Flattener(known=objects)
@@ -92,18 +92,6 @@ def capture_call(
         graph, constants, shape_guard(values, known), outcome["output"], outcome["states"], call.template,
         recorder.calls, recorder.objects, known, grad,
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _denying(denied: Sequence[str]) -> Iterator[None]:
-    before = {name: getattr(torch.compiler, name) for name in (f"_is_{d}_flag" for d in denied)}
-    for name in before:
-        setattr(torch.compiler, name, False)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(torch.compiler, name, value)
 
 
 def distinct(leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

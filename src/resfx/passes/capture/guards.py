@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
-from torch.utils._sympy.printers import PythonPrinter
+
+from resfx._torch import SYMPY_INTERP, PythonPrinter, guards_of
 
 Accepts = Callable[[Sequence[torch.Tensor]], bool]
 
@@ -43,7 +43,7 @@ def assumed(program: ExportedProgram, inputs: Sequence[Any]) -> Assumed:
         low = int(held.lower) if held.lower.is_finite else 2
         high = int(held.upper) if held.upper.is_finite and held.upper < 2**62 else None
         bounds[symbol] = (max(low, 2), high)
-    texts = [_SIZE.sub(named, g).replace("\n", " ") for g in getattr(program, "_guards_code", None) or []]
+    texts = [_SIZE.sub(named, g).replace("\n", " ") for g in guards_of(program)]
     # What an example shares its storage with, as ``ids[:, :-1]`` does, says nothing of other calls.
     return Assumed(bounds, tuple(t for t in texts if "L[" not in t and "._base" not in t))
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
+from resfx._torch import pytree
 from resfx.errors import CaptureError
 
 from .objects import ATOMS, CONSTANTS, Held, empty, fields_of, fill, hides_tensor, is_iterator, is_open, layout_of

@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resfx.methods.sequence.memory import remembering
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.clone import class_before
 from resfx.passes.capture.marks import enter, leave
 from resfx.passes.capture.structure import Template, build
 from resfx.passes.find.operators import operator_name
+from resfx.runtime.memory import remembering
 
 from . import values
 from .plan import Plan, Region, is_size, known_in
