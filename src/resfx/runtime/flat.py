@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from resfx.passes.capture.marks import enter, leave
+from resfx.passes.capture.record import enter, leave
 from resfx.passes.find.graph import Capture
 from resfx.passes.scopes.application import Application
 

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from resfx._torch import held_modules
 from resfx.passes.capture.guards import Assumed
-from resfx.passes.capture.marks import CallRecord, Passed, leave
+from resfx.passes.capture.record import CallRecord, Passed, leave
 from resfx.passes.capture.structure import Template
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')

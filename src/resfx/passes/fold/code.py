@@ -11,13 +11,9 @@ What is left of a region after folding reads like this::
 
 from __future__ import annotations
 
-import builtins
 import inspect
-import keyword
 import linecache
-import math
 import operator
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,22 +23,17 @@ from torch import fx, nn
 
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.clone import class_before
-from resfx.passes.capture.marks import enter, leave
-from resfx.passes.capture.structure import Template, build
+from resfx.passes.capture.record import enter, leave
+from resfx.passes.capture.structure import Template
 from resfx.passes.find.operators import operator_name
-from resfx.runtime.memory import remembering
 
 from . import values
 from .plan import Plan, Region, is_size, known_in
+from .text import Text
 
-_PLAIN = (type(None), bool, int, float, str)
 _SIGNS = {torch.ops.aten.add.Tensor: "+", torch.ops.aten.sub.Tensor: "-", torch.ops.aten.mul.Tensor: "*",
           torch.ops.aten.div.Tensor: "/", operator.add: "+", operator.sub: "-", operator.mul: "*",
           operator.truediv: "/", operator.floordiv: "//", operator.mod: "%", operator.eq: "=="}  # fmt: skip
-
-
-_SCOPE = {"torch": torch, "build": build, "held": values.held, "part": values.part, "Handed": values.Handed,
-          "remembering": remembering}  # fmt: skip
 
 
 class NotExpressible(Exception):
@@ -80,15 +71,14 @@ class Shared(dict[Any, Callable[..., Any]]):
     """Generated functions by their text and the objects it names."""
 
 
-class Writer:
+class Writer(Text):
     """Writes the code of one region."""
 
     def __init__(self, plan: Plan, region: Region, tree: nn.Module, prefix: str, codes: dict[Region, Code]) -> None:
+        super().__init__()
         self.plan, self.region, self.tree, self.prefix, self.codes = plan, region, tree, prefix, codes
         self.module = tree.get_submodule(region.path or "")
         self.lines: list[str] = []
-        self.scope: dict[str, Any] = dict(_SCOPE)
-        self.taken: set[str] = {"self", "new", "handed", *_SCOPE, *keyword.kwlist, *dir(builtins)}
         self.env: dict[fx.Node, str] = {}
         self.objects: dict[int, str] = {}
         self.new: dict[str, str] = {}
@@ -204,30 +194,6 @@ class Writer:
             return "{" + ", ".join(f"{k!r}: {self._text(v)}" for k, v in value.items()) + "}"
         return self._constant(value)
 
-    def _constant(self, value: Any, name: str = "constant") -> str:
-        if type(value) in _PLAIN and not (isinstance(value, float) and not math.isfinite(value)):
-            return repr(value)
-        if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
-            return str(value)
-        return self._global(value, name)
-
-    def _global(self, value: Any, name: str) -> str:
-        for known, held in self.scope.items():
-            if held is value:
-                return known
-        name = self._fresh(name)
-        self.scope[name] = value
-        return name
-
-    def _fresh(self, name: str) -> str:
-        name = re.sub(r"\W", "_", name) or "value"
-        name = name if not name[0].isdigit() else f"_{name}"
-        found, n = name, 1
-        while found in self.taken:
-            found, n = f"{name}_{n}", n + 1
-        self.taken.add(found)
-        return found
-
     def _node(self, node: fx.Node) -> str:
         if node in self.env:
             return self.env[node]
@@ -326,16 +292,13 @@ class Writer:
     def _object(self, number: int) -> str:
         if number not in self.objects:
             made = self.plan.capture.objects[number]
-            if made.given or made.maker not in {r.call for r in self.region.around()} | self._dissolved():
+            if made.given or made.maker not in {self.region.call, *self.region.dissolved}:
                 raise NotExpressible(f"a {made.cls.__name__}")
             name = made.cls.__name__
             template = self._global(made.first, f"new_{name}")
             leaves = self._text([*made.leaves])
             self.objects[number] = self._set(name.lower(), f"build({template}, {leaves})")
         return self.objects[number]
-
-    def _dissolved(self) -> set[Any]:
-        return self.region.dissolved
 
     def _call(self, inner: Region) -> None:
         if not any(n.graph is self.plan.graph for n in (*inner.enters.values(), *inner.leaves.values())) and (
@@ -355,7 +318,7 @@ class Writer:
         handed = ""
         if inner.generated and inner.passed_on:
             code = self._global(self.codes[inner], f"code_{name}")
-            crossing = [*map(self._text, inner.taken), *map(self._object, inner.held)]
+            crossing = [self._text(n) for n in inner.taken] + [self._object(n) for n in inner.held]
             handed = self._set(f"handed_{name}", f"Handed({code}, [{', '.join(crossing)}])")
             given.append(f"resfx={handed}")
         used = any(n.users for n in inner.leaves.values()) or inner.handed or list(known_in(inner.call.result))
@@ -401,31 +364,6 @@ class Writer:
         if handed:
             self.lines.append(f"handed.made = [{', '.join(handed)}]")
         return f"return {text}"
-
-    def _compose(self, template: Template, leaf: Callable[[int], str]) -> str:
-        """A value as its template says."""
-        kind = template[0]
-        if kind in ("tensor", "int"):
-            return leaf(template[1])
-        if kind == "const":
-            return self._constant(template[2])
-        if kind == "known":
-            return self._object(template[1])
-        if kind == "owned":
-            return self._owned(template[1])
-        if kind == "seq" and template[1] in (list, tuple):
-            parts = [self._compose(t, leaf) for t in template[2]]
-            if template[1] is list:
-                return f"[{', '.join(parts)}]"
-            return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
-        if kind == "dict":
-            parts = [
-                f"{self._constant(k)}: {self._compose(t, leaf)}" for k, t in zip(template[1], template[2], strict=True)
-            ]
-            return "{" + ", ".join(parts) + "}"
-        shape, leaves, objects = values.numbered(template)
-        known = f", [{', '.join(map(self._object, objects))}]" if objects else ""
-        return f"build({self._global(shape, 'template')}, [{', '.join(map(leaf, leaves))}]{known})"
 
     def _owned(self, paths: tuple[str, ...]) -> str:
         own = f"{self.region.path}." if self.region.path else ""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from resfx.passes.capture.marks import CallRecord, Passed, enter, leave
+from resfx.passes.capture.record import CallRecord, Passed, enter, leave
 from resfx.passes.capture.structure import COMPOUND, Template
 from resfx.passes.find.graph import Capture
 from resfx.passes.find.mark import mark_of

@@ -1,0 +1,101 @@
+"""The calls inside a captured call: what every module was handed and gave back, and the nodes at their borders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from .structure import Template
+
+
+def enter(x: Any, call: int, slot: int) -> Any:
+    """Leaf ``slot`` of what a call is handed, as the call sees it."""
+    return x
+
+
+def leave(x: Any, call: int, slot: int) -> Any:
+    """Leaf ``slot`` of what a call gives back, as its caller sees it."""
+    return x
+
+
+@dataclass(frozen=True)
+class MethodOf:
+    """A method of whatever object comes first among the arguments."""
+
+    name: str
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def __call__(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(value, self.name)(*args, **kwargs)
+
+
+@dataclass(eq=False)
+class CallRecord:
+    """One call of a module, or of a function that is kept whole.
+
+    Attributes:
+        number: in the order in which calls began; 0 is the whole capture.
+        target: the module's qualified name, or the function.
+        outer: the call it was made from.
+        given, result: templates of ``(args, kwargs)`` and of the result; leaves are numbered as the marks are,
+            ``("known", i)`` is the recorder's object ``i``.
+        done: whether the call returned.
+        reads: attributes that its own code read, by the way from the root of the tree.
+        looked_into: numbers of objects whose attributes its own code read.
+    """
+
+    number: int
+    target: str | Callable[..., Any]
+    outer: CallRecord | None
+    given: Template = ("const", type(None), None)
+    result: Template = ("const", type(None), None)
+    done: bool = False
+    reads: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    looked_into: set[int] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.target if isinstance(self.target, str) else getattr(self.target, "__name__", repr(self.target))
+
+    def path_from(self, other: CallRecord | None) -> list[CallRecord]:
+        """The calls from below ``other`` down to this one; all of them where it is not around this one."""
+        chain: list[CallRecord] = []
+        call: CallRecord | None = self
+        while call is not None and call is not other:
+            chain.append(call)
+            call = call.outer
+        return chain[::-1]
+
+    def is_in(self, other: CallRecord) -> bool:
+        """Whether it is ``other``, or made from within."""
+        call: CallRecord | None = self
+        while call is not None and call is not other:
+            call = call.outer
+        return call is other
+
+
+@dataclass(eq=False)
+class Passed:
+    """A stateful object that passes through calls: a cache.
+
+    Attributes:
+        number: what ``("known", number)`` in the templates of calls refers to.
+        maker: the call whose own code made it, as far as calls tell.
+        first: its template when it was first met; leaves are numbered as in ``leaves``.
+        leaves: nodes of the tensors that it held then.
+        given: whether it came with the arguments of the whole capture.
+    """
+
+    number: int
+    cls: type
+    maker: CallRecord
+    given: bool
+    first: Template = ("const", type(None), None)
+    leaves: list[fx.Node] = field(default_factory=list)
