@@ -15,6 +15,8 @@ _VIEWS = frozenset(
     " getitem chunk split unbind detach movedim".split()
 )
 
+_ZEROS = frozenset("zeros zeros_like new_zeros".split())
+
 
 @dataclass
 class Index:
@@ -67,13 +69,16 @@ class Index:
                     resolved.append(x)
             if name == "sub" and len(resolved) == 2 and self._averaged(resolved[1], resolved[0]):
                 resolved = resolved[:1]  # a state less its own average is that state, centred
+            if name == "add" and len(resolved) == 2 and any(self.name[x] in _ZEROS for x in resolved):
+                resolved = [x for x in resolved if self.name[x] not in _ZEROS]
             self.data[node] = resolved
             if name in _VIEWS and inputs:
                 base[node] = base.get(inputs[0], inputs[0])
             if ops.is_inplace(node) and inputs:
-                target = base.get(inputs[0], inputs[0])
-                newest[target] = node
-                base[node] = target
+                written = inputs[:1] if not isinstance(node.args[0], (list, tuple)) else list(node.args[0])
+                for x in written:  # a list of tensors is written by the operators on lists
+                    newest[base.get(x, x)] = node
+                base[node] = base.get(inputs[0], inputs[0])
             self.constant[node] = (
                 all(self.constant[x] for x in resolved)
                 if node.op not in ("placeholder", "get_attr")
@@ -156,6 +161,10 @@ class Index:
     def _role(self, node: fx.Node, name: str, inputs: list[fx.Node]) -> str:
         if name == "getitem" and inputs and self.name[inputs[0]] in ops.PARTS:
             return "part"
+        if name == "getitem" and inputs and self.name[inputs[0]] in ("_foreach_add", "_foreach_sub"):
+            return ""  # one of the sums
+        if name == "add" and len(inputs) == 1 and any(a == 0 or self.name.get(a) in _ZEROS for a in node.args):
+            return "pass"  # 0 + x, as Python's sum begins
         if name in ops.PASS or (name == "index" and inputs and not self.constant[inputs[0]]):
             return "pass"
         if name in ops.WEIGHTED or name == "weighted_module":

@@ -14,6 +14,7 @@ from .draft import Draft
 from .features import describe_site
 from .graph import owner, source_line
 from .index import Index
+from .terms import Reading, Sum
 
 
 @dataclass(eq=False)
@@ -48,17 +49,14 @@ class Walk:
         root: the module tree of ``call_module`` nodes and parameters.
         site_of: the adds found residual.
         chain: per state of a stream, the stream's root and how many adds lead from there.
+        sums: the additions looked at.
     """
 
     index: Index
     root: nn.Module | None = None
     site_of: dict[fx.Node, Draft] = field(default_factory=dict)
     chain: dict[fx.Node, tuple[fx.Node, int]] = field(default_factory=dict)
-
-    def operands(self, node: fx.Node) -> list[fx.Node]:
-        """The tensors that an add adds."""
-        operands = list(node.args) + [node.kwargs[k] for k in ("other",) if k in node.kwargs]
-        return [a for a in operands[:2] if isinstance(a, fx.Node) and self.index.is_tensor(a)]
+    sums: dict[fx.Node, Sum] = field(default_factory=dict)
 
     def between(self, fork: fx.Node, branch: fx.Node) -> Span:
         """Walk back from ``branch`` over nodes later than ``fork``."""
@@ -115,13 +113,11 @@ class Walk:
         found.nodes = [n for n in found.nodes if n in reaches]
         found.sites = [s for s in found.sites if s.node in reaches]
 
-    def draft(
-        self, node: fx.Node, shortcut: fx.Node, branch: fx.Node, fork: fx.Node, form: str, found: Span,
-        entry: fx.Node | None = None,
-    ) -> Draft:  # fmt: skip
+    def draft(self, add: Reading, fork: fx.Node, form: str, found: Span, entry: fx.Node | None = None) -> Draft:
         """The site of an add; ``entry`` is what its branch starts from where that is not the fork."""
-        site = Draft(node=node, shortcut=shortcut, branch=branch, fork=fork, form=form, owner=owner(node),
-                     line=source_line(node), inner=found.sites)  # fmt: skip
+        site = Draft(node=add.node, shortcut=add.shortcut.value, branch=add.branch.value,
+                     terms=(add.shortcut, add.branch), joins=add.joins, fork=fork, form=form, owner=owner(add.node),
+                     line=source_line(add.node), inner=found.sites)  # fmt: skip
         describe_site(site, found.nodes, self.index, self.root, entry or fork)
         own = self.site_of.get(fork)
         site.lane = own.lane if own is not None else 0

@@ -11,30 +11,29 @@ import torch
 from torch import fx, nn
 
 from resfx.passes.find.graph import hint
+from resfx.passes.find.operators import is_inplace
 from resfx.passes.find.site import Site
 
 
 def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, method: str) -> fx.Node:
     """Replace one add; returns the node that now carries the stream.
 
-    Only this add changes. ``x + alpha * f`` stays in the graph and is handed to the module as ``total``: it rounds
-    once, which two operators would not.
+    Only this add changes. One that is more than ``x + f`` (``x + alpha * f``, ``addcmul``) stays in the graph and is
+    handed to the module as ``total``: it rounds once, which two operators would not.
 
     Args:
         module: what will run, for its signature.
         path: where the module will live in the model's tree.
         method: the method's name, recorded on every new node.
     """
-    shortcut, branch = _operands(site)
-    plain = site.alpha == 1
     with graph.inserting_after(site.node):
         anchor = graph.call_function(_mark)  # everything new goes before this, in order
     with graph.inserting_before(anchor):
-        x, f = _weigh(graph, site, shortcut, branch)
+        x, f = (term.emit(graph) for term in site.terms)
         rows = [_to_rows(graph, site, n) for n in (x, f, site.context)]
         kwargs: dict[str, Any] = {}
-        if not plain and "total" in inspect.signature(module.forward).parameters:
-            _out_of_place(site.node)
+        if not site.is_plain and "total" in inspect.signature(module.forward).parameters:
+            out_of_place(site.node)
             kwargs["total"] = _to_rows(graph, site, site.node)
         call = graph.call_module(path, tuple(rows), kwargs)
         result = _from_rows(graph, site, call)
@@ -43,8 +42,9 @@ def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, meth
     for node in created:
         node.meta = {**{k: v for k, v in site.node.meta.items() if k != "from_node"}, "resfx": method}
     site.node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in created)
-    if not site.node.users:
-        graph.erase_node(site.node)
+    for node in (site.node, *site.joins):
+        if not node.users:
+            graph.erase_node(node)
     return result
 
 
@@ -57,20 +57,6 @@ def _between(first: fx.Node, last: fx.Node) -> Iterator[fx.Node]:
     while node is not last:
         yield node
         node = node.next
-
-
-def _operands(site: Site) -> tuple[Any, Any]:
-    """Shortcut and branch as the add takes them now; an earlier rewrite may have replaced either."""
-    args = [*site.node.args, *site.node.kwargs.values()]
-    return args[site.shortcut_index], args[1 - site.shortcut_index]
-
-
-def _weigh(graph: fx.Graph, site: Site, x: Any, f: Any) -> tuple[Any, Any]:
-    if site.alpha == 1:
-        return x, f
-    if site.shortcut_index == 1:
-        return graph.call_function(operator.mul, (x, site.alpha)), f
-    return x, graph.call_function(operator.mul, (f, site.alpha))
 
 
 def _to_rows(graph: fx.Graph, site: Site, node: fx.Node | None) -> fx.Node | None:
@@ -102,8 +88,15 @@ def _memory_order(node: fx.Node) -> list[int]:
     return [i if n == 1 else next(moving) for i, n in enumerate(sizes)]
 
 
-def _out_of_place(node: fx.Node) -> None:
-    if node.target is torch.ops.aten.add_.Tensor:
-        node.target = torch.ops.aten.add.Tensor
-    elif node.op == "call_method" and node.target == "add_":
-        node.target = "add"
+def out_of_place(node: fx.Node) -> None:
+    """Let an in-place add give a tensor of its own: what it wrote over may be read again."""
+    if not is_inplace(node):
+        return
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        packet = getattr(torch.ops.aten, target._schema.name.split("::")[-1][:-1])
+        node.target = getattr(packet, target._overloadname)
+    elif node.op == "call_method":
+        node.target = str(target)[:-1]
+    else:
+        node.target = {operator.iadd: operator.add, operator.isub: operator.sub}[target]

@@ -14,12 +14,13 @@ from resfx.passes.find.draft import Draft
 from resfx.passes.find.features import opening_norm
 from resfx.passes.find.graph import same_shape
 from resfx.passes.find.index import Index
+from resfx.passes.find.terms import Reading
 from resfx.passes.find.walk import Walk
 
 
-def coupled_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Draft | None:
+def coupled_form(walk: Walk, add: Reading) -> Draft | None:
     """``z1 = y1 + f(y2)`` where the last add of ``y2`` was computed from ``y1``."""
-    state = walk.index.strip(shortcut)
+    state, branch = walk.index.strip(add.shortcut.value), add.branch.value
     own = walk.site_of.get(state)
     if own is None:
         return None
@@ -30,7 +31,7 @@ def coupled_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Node) 
     there, here = walk.between(state, other.branch), walk.between(other.node, branch)
     if not (there.is_plain and here.is_plain):
         return None
-    site = walk.draft(node, shortcut, branch, state, "identity", here, entry=other.node)
+    site = walk.draft(add, state, "identity", here, entry=other.node)
     site.lane = own.lane
     if walk.chain[other.node][0] is walk.chain[own.node][0] and other.lane == own.lane:
         other.lane = own.lane + 1  # both began at one tensor: x1 and x2 were the same
@@ -47,22 +48,21 @@ def first_of_pair(walk: Walk, second: Draft) -> Draft | None:
         return None
     whole = index.data[start][0]
     for node in walk.between(start, second.branch).nodes:
-        operands = walk.operands(node) if index.name[node] == "add" and node not in walk.site_of else []
-        for shortcut, branch in zip(operands, operands[::-1], strict=True):
-            state = index.strip(shortcut)
-            if len(operands) != 2 or index.role[state] != "part" or index.data[state][0] is not whole or state is start:
+        for add in walk.sums[node].readings() if node in walk.sums and node not in walk.site_of else ():
+            state = index.strip(add.shortcut.value)
+            if index.role[state] != "part" or index.data[state][0] is not whole or state is start:
                 continue
-            found, rest = walk.between(start, branch), walk.between(node, second.branch)
+            found, rest = walk.between(start, add.branch.value), walk.between(node, second.branch)
             if found.is_plain and rest.is_plain and len(onward(node, index)) > 1:
                 second.context = second.context or opening_norm(rest.nodes, node, index)
-                return walk.draft(node, shortcut, branch, state, "identity", found, entry=start)
+                return walk.draft(add, state, "identity", found, entry=start)
     return None
 
 
-def joined_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Draft | None:
+def joined_form(walk: Walk, add: Reading) -> Draft | None:
     """``cat(x1, x2) + cat(f1, f2)``: pieces of a state and what was computed from each, joined before the add."""
     index = walk.index
-    states, results = index.strip(shortcut), index.strip(branch)
+    states, results = index.strip(add.shortcut.value), index.strip(add.branch.value)
     if index.name[states] != "cat" or index.name[results] != "cat" or states.args[1:] != results.args[1:]:
         return None
     lefts, rights = (list(n.args[0]) for n in (states, results))  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def joined_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -
     if not all(f.reached and f.weighted for f in found):
         return None
     last = max(range(len(lefts)), key=lambda i: index.position[index.strip(lefts[i])])
-    return walk.draft(node, shortcut, branch, index.strip(lefts[last]), "identity", found[last])
+    return walk.draft(add, index.strip(lefts[last]), "identity", found[last])
 
 
 def only_opens(walk: Walk, site: Draft, outer: Draft) -> bool:

@@ -17,7 +17,7 @@ from torch import fx, nn
 from resfx.methods.depth.base import DepthMethod
 from resfx.passes.find.index import Index
 from resfx.passes.find.site import Site, Stream
-from resfx.passes.scopes.site import _out_of_place
+from resfx.passes.scopes.site import out_of_place
 
 from .chain import Chain, Step, chain_of
 from .readers import ROLES, Readers
@@ -101,7 +101,7 @@ class StreamRewriter:
         units = [[s] for s in chain.steps] if method.unit == "sublayer" else chain.blocks
         for step in chain.steps:
             for site in step.sites:
-                _out_of_place(site.node)
+                out_of_place(site.node)
         plan = self._plan(units, wanted)
         elements: list[tuple[fx.Node, ...]] = []
         for read in plan:
@@ -157,7 +157,8 @@ class StreamRewriter:
         if "stream" in results:
             readers.redirect_all(results["stream"])
         elif "input" in results:
-            readers.redirect_branch([s.branch for s in step.sites], results["input"])
+            ends = [part.read() for s in step.sites for part in s.terms[1].parts]
+            readers.redirect_branch(ends, results["input"])
             if "shortcut" in results:
                 readers.redirect_all(results["shortcut"])
         else:
@@ -202,7 +203,7 @@ class StreamRewriter:
 
     def _outputs(self, step: Step, site: Site) -> list[fx.Node]:
         """What a step added: its branches, or the difference where another method replaced the add."""
-        if all(s.result is None and s.alpha == 1 for s in step.sites):
+        if all(s.result is None and s.is_plain for s in step.sites):
             return [s.branch for s in step.sites]
         cursor = Cursor(self.graph, step.after, site, self.name, self.created)
         return [cursor.emit("call_function", torch.ops.aten.sub.Tensor, step.after, step.into)]
