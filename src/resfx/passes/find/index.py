@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from . import operators as ops
-from .graph import shape
+from .graph import dtype, shape
 
 _VIEWS = frozenset(
     "view reshape permute transpose swapaxes t squeeze unsqueeze slice expand select narrow unflatten flatten alias"
@@ -186,6 +186,19 @@ class Index:
     def is_weighted(self, node: fx.Node) -> bool:
         """Whether the node mixes features with learned weights, normalises with them, pools or transforms."""
         return self.role[node] in ("weight", "norm", "pool")
+
+    def is_attention(self, node: fx.Node, scored: bool) -> bool:
+        """Whether the node mixes positions by scores.
+
+        Args:
+            scored: an operand was computed from a softmax.
+        """
+        return self.name[node] in ops.ATTENTION or (scored and self.role[node] == "matmul")
+
+    def carries(self, node: fx.Node) -> bool:
+        """Whether a value comes through the node, and not only a position, a choice or a comparison."""
+        kind = dtype(node)
+        return kind is None or kind.is_floating_point or kind.is_complex
 
     def strip(self, node: fx.Node) -> fx.Node:
         """Up through operators that only rearrange, cast or drop, to the node that carries the value."""

@@ -50,9 +50,7 @@ REMEDIES = {
     LERP: "write x + w * (f - x)",
 }
 # Most differences, interpolations and products are no residual adds: a skip only where one looks like it.
-SPELLED_OTHERWISE = frozenset(
-    [REVERSED, MANY, JOINED, ROWS, FUSED, LISTED, FACTOR, LERP, OVERWRITTEN, MERGED, ELEMENTWISE]
-)
+SPELLED_OTHERWISE = {REVERSED, MANY, JOINED, ROWS, FUSED, LISTED, FACTOR, LERP, OVERWRITTEN, MERGED, ELEMENTWISE}
 _ONWARD = frozenset("add mul div where masked_fill sub maximum".split())
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from . import operators as ops
 from .draft import Draft
 from .features import describe_site
 from .graph import owner, source_line
@@ -99,16 +100,29 @@ class Walk:
 
     def _keep_paths(self, fork: fx.Node, branch: fx.Node, found: Span, jumps: dict[fx.Node, fx.Node | bool]) -> None:
         """Keep what the fork's value reaches, and note whether it reaches the branch, and through weights."""
+        index = self.index
         reaches: dict[fx.Node, bool] = {fork: False}  # reached -> through a weighted operator
+        scores: set[fx.Node] = set()  # computed from a softmax of what was reached: attention's weights are activations
+        shared: set[fx.Node] = set()  # the fork's value plus another one, and nothing more
         for node in found.nodes:
             if node in jumps:
                 jump = jumps[node]
-                if jump is True or (isinstance(jump, fx.Node) and jump in reaches):
+                if jump in shared:  # the fork is an input of a stream that has another state
+                    found.foreign.append(self.site_of[node])
+                elif jump is True or (isinstance(jump, fx.Node) and jump in reaches):
                     reaches[node] = True
                 continue
-            before = [reaches[x] for x in self.index.data[node] if x in reaches]
-            if before:
-                reaches[node] = any(before) or self.index.is_weighted(node)
+            inputs = index.data[node]
+            before = [x for x in inputs if x in reaches]
+            if not before or not index.carries(node):
+                continue
+            if index.name[node] in ops.SOFTMAX or not scores.isdisjoint(inputs):
+                scores.add(node)
+            weighted = index.is_weighted(node) or index.is_attention(node, node in scores)
+            reaches[node] = weighted or any(reaches[x] for x in before)
+            others = [x for x in inputs if x not in reaches and not index.constant[x]]
+            if not reaches[node] and (not shared.isdisjoint(before) or (index.name[node] == "add" and others)):
+                shared.add(node)
         found.reached, found.weighted = branch in reaches, reaches.get(branch, False)
         found.nodes = [n for n in found.nodes if n in reaches]
         found.sites = [s for s in found.sites if s.node in reaches]

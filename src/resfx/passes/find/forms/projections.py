@@ -26,8 +26,10 @@ def projection_form(walk: Walk, add: Reading) -> Draft | None:
             break
     weights = sum(index.role[n] == "weight" for n in path)
     resampled = any(index.role[n] == "pool" or index.name[n] in ops.REDUCE | ops.RESAMPLE for n in path)
-    if not (weights or resampled) or not (found.reached and found.weighted) or found.sites:
+    if not (weights or resampled) or not (found.reached and found.weighted):
         return None
+    if any(s.fork is fork or walk.chain[s.node][1] > 1 for s in found.sites):
+        return None  # a way around several adds, not a block with one inside
     count = sum(index.role[n] == "weight" for n in found.nodes)
     bends = any(index.role[n] in ("act", "matmul") for n in found.nodes)
     if not bends or count <= weights or _only_upsampled(fork, branch, found, index) or _in_cell(add.node, index):
