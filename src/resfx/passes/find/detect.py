@@ -30,6 +30,8 @@ from .reasons import (
     MERGED,
     NO_PATH,
     OVERWRITTEN,
+    QUANTISED,
+    REINJECTED,
     REMEDIES,
     REVERSED,
     SPELLED_OTHERWISE,
@@ -92,6 +94,8 @@ class Detector:
             self._refuse(add.node, explain(add.node, add.values, found, self.index))
         elif found in SPELLED_OTHERWISE:
             self._refuse(add.node, found)
+            if found is QUANTISED:  # what is left of a state is no longer its code's
+                self.index.data[add.node] = self.index.data[add.node][:1]
 
     def _implausible(self, add: Sum) -> str | None:
         node, kind, index = add.node, dtype(add.node), self.index
@@ -112,7 +116,7 @@ class Detector:
         for scaled in (False, True):
             for reading in readings:
                 found = plain_form(walk, reading, scaled)
-                if isinstance(found, Draft) or found is MERGED:
+                if isinstance(found, Draft) or found in (MERGED, QUANTISED, REINJECTED):
                     return REVERSED if reading.shortcut.weight < 0 else found
                 if found is not None:
                     reasons.add(found)
@@ -150,40 +154,19 @@ class Detector:
         index, chain = self.index, self.walk.chain
         self.drafts.append(site)
         self.walk.site_of[site.node] = site
+        self.walk.forks.add(site.fork)
         start = index.read(site.node, site.shortcut)
         rows, whole = index.rows(start), index.strip(start)
         if rows is not None or (index.name[whole] == "cat" and whole is not site.fork and site.form == "identity"):
             chain[site.node] = (rows or whole, 1)  # some tokens of a state, or more of them: a stream of its own
             return
         state = site.fork if site.form != "parallel" else index.strip(site.shortcut)
-        root, depth = self._origin(state)
+        root, depth = self.walk.stream_at(state) or (state, 0)
         if site.form in ("projection", "resampled"):
             root, depth = site.node, -1
         else:
             chain.setdefault(site.fork, (root, depth))
         chain[site.node] = (root, depth + 1)
-
-    def _origin(self, state: fx.Node) -> tuple[fx.Node, int]:
-        """The stream a state belongs to: through norms, activations and masks to the last add, else a new stream."""
-        found = self._carried(state, 12)
-        return found if found is not None else (state, 0)
-
-    def _carried(self, node: fx.Node, turns: int) -> tuple[fx.Node, int] | None:
-        index, chain = self.index, self.walk.chain
-        while node not in chain:
-            inputs = [x for x in index.data[node] if not index.constant[x]] or index.data[node]
-            role = index.role[node]
-            if role == "norm":
-                inputs = inputs[:1]
-            keeps = role in ("pass", "norm", "act", "scale") or (index.name[node] == "add" and len(inputs) == 1)
-            if not keeps or not inputs:
-                return None
-            if len(inputs) > 1:
-                # A product of two states belongs to neither stream; one with a mask or a gate to the state's.
-                found = {f for x in inputs if turns and (f := self._carried(x, turns // 2)) is not None}
-                return found.pop() if role == "scale" and len(found) == 1 else None
-            node = inputs[0]
-        return chain[node]
 
     def _refuse(self, node: fx.Node, reason: str) -> None:
         self.skips.append(Skip(owner(node), source_line(node), reason, REMEDIES.get(reason, ""), node=node))

@@ -16,6 +16,7 @@ _VIEWS = frozenset(
 )
 
 _ZEROS = frozenset("zeros zeros_like new_zeros".split())
+_RANDOM = frozenset("randn randn_like rand rand_like normal bernoulli".split())
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Index:
         position: place in the graph.
         name: see :func:`operators.operator_name`.
         data: operands whose *values* reach the node, newest in-place write applied.
-        constant: the node depends on no user input (parameters, positions, literals).
+        constant: the node depends on no user input and no chance (parameters, positions, literals).
         role: ``weight``, ``norm``, ``pool``, ``upsample``, ``matmul``, ``pass``, ``part``, ``act``,
             ``scale`` or ``""``. A part is one piece of a split tensor: the pieces are different tensors.
         newest: operands that an in-place write had changed by the time a node read them, as ``(reader, operand)``,
@@ -81,7 +82,7 @@ class Index:
                 base[node] = base.get(inputs[0], inputs[0])
             self.constant[node] = (
                 all(self.constant[x] for x in resolved)
-                if node.op not in ("placeholder", "get_attr")
+                if node.op not in ("placeholder", "get_attr") and name not in _RANDOM
                 else node.op == "get_attr" or node.meta.get("lifted", False)
             )
             self.parametric[node] = node.op == "get_attr" or (
@@ -163,7 +164,7 @@ class Index:
             return "part"
         if name == "getitem" and inputs and self.name[inputs[0]] in ("_foreach_add", "_foreach_sub"):
             return ""  # one of the sums
-        if name == "add" and len(inputs) == 1 and any(a == 0 or self.name.get(a) in _ZEROS for a in node.args):
+        if name == "add" and len(inputs) == 1 and self._adds_nothing(node):
             return "pass"  # 0 + x, as Python's sum begins
         if name in ops.PASS or (name == "index" and inputs and not self.constant[inputs[0]]):
             return "pass"
@@ -183,6 +184,10 @@ class Index:
             return "act"
         return "scale" if name in ops.SCALE else ""
 
+    def _adds_nothing(self, node: fx.Node) -> bool:
+        """Whether an add of one tensor has zero for its other operand."""
+        return any(self.name[a] in _ZEROS if isinstance(a, fx.Node) else a == 0 for a in node.args)
+
     def is_weighted(self, node: fx.Node) -> bool:
         """Whether the node mixes features with learned weights, normalises with them, pools or transforms."""
         return self.role[node] in ("weight", "norm", "pool")
@@ -199,6 +204,11 @@ class Index:
         """Whether a value comes through the node, and not only a position, a choice or a comparison."""
         kind = dtype(node)
         return kind is None or kind.is_floating_point or kind.is_complex
+
+    def chooses(self, node: fx.Node) -> bool:
+        """Whether the node gives places, as ``argmin`` does."""
+        kind = dtype(node)
+        return kind is not None and kind is not torch.bool and not self.carries(node)
 
     def strip(self, node: fx.Node) -> fx.Node:
         """Up through operators that only rearrange, cast or drop, to the node that carries the value."""
@@ -241,6 +251,17 @@ class Index:
             ):
                 return node, scaled
             node, scaled = varying[0], True
+
+    def onward(self, node: fx.Node) -> list[fx.Node]:
+        """The operators that read a value, through those that only rearrange or cast it."""
+        found, stack = [], [node]
+        while stack:
+            for user in stack.pop().users:
+                if user in self.alive and self.role.get(user) == "pass":
+                    stack.append(user)
+                elif user in self.alive:
+                    found.append(user)
+        return found
 
     def rank(self, node: fx.Node) -> int | None:
         """Number of dimensions, if known."""

@@ -22,13 +22,15 @@ BRANCHES = "a sum of branches of one tensor: experts, parallel convolutions or q
 NO_PATH = "neither operand was computed from the other: a sum of branches"
 ELEMENTWISE = "the branch is elementwise: a polynomial, a gate or a recurrent update"
 FOREIGN = "the shortcut only reaches the branch through another stream: a shared term added to it"
-REINJECTED = "the first state of the stream, added again"
-OPENS = "a term of the branch's input: only the norm that opens the branch reads the sum"
+REINJECTED = "a state of before, added again to what a branch or a loop reads"
+OPENS = "a term of a branch's input: the stream goes on without it"
 MERGED = "several plain convolutions of one tensor, summed: re-parameterised as one"
 NESTED_SCALED = "a scaled term inside another branch"
 DEAD = "its value reaches no output"
 OVERWRITTEN = "an in-place add whose overwritten operand is read again"
 REVERSED = "the shortcut is subtracted: f(x) - x"
+QUANTISED = "what a quantiser leaves over: x less its nearest code"
+CELL = "one of the sums that a cell of a searched network concatenates"
 MANY = "a shortcut and several branches in one sum"
 JOINED = "states joined and summed with weights, or with more in one step: their terms cannot be told apart"
 ROWS = "an add into some places of the state"
@@ -50,7 +52,20 @@ REMEDIES = {
     LERP: "write x + w * (f - x)",
 }
 # Most differences, interpolations and products are no residual adds: a skip only where one looks like it.
-SPELLED_OTHERWISE = {REVERSED, MANY, JOINED, ROWS, FUSED, LISTED, FACTOR, LERP, OVERWRITTEN, MERGED, ELEMENTWISE}
+SPELLED_OTHERWISE = {
+    REVERSED,
+    QUANTISED,
+    MANY,
+    JOINED,
+    ROWS,
+    FUSED,
+    LISTED,
+    FACTOR,
+    LERP,
+    OVERWRITTEN,
+    MERGED,
+    ELEMENTWISE,
+}
 _ONWARD = frozenset("add mul div where masked_fill sub maximum".split())
 
 

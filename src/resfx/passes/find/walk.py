@@ -6,6 +6,7 @@ the number of nodes for streams that are not nested.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -13,7 +14,7 @@ from torch import fx, nn
 from . import operators as ops
 from .draft import Draft
 from .features import describe_site
-from .graph import owner, source_line
+from .graph import owner, same_shape, source_line
 from .index import Index
 from .terms import Reading, Sum
 
@@ -27,7 +28,8 @@ class Span:
         sites: adds of other streams, or of this one, on such a way.
         weighted: such a way mixes features with learned weights, normalises or pools.
         reached: there is such a way.
-        foreign: adds of streams older than the fork.
+        foreign: adds of streams older than the fork, or of one that the fork is only an input of.
+        chosen: something on the way was picked by its place, as a quantiser picks its code.
     """
 
     nodes: list[fx.Node] = field(default_factory=list)
@@ -35,6 +37,7 @@ class Span:
     weighted: bool = False
     reached: bool = False
     foreign: list[Draft] = field(default_factory=list)
+    chosen: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -51,6 +54,7 @@ class Walk:
         site_of: the adds found residual.
         chain: per state of a stream, the stream's root and how many adds lead from there.
         sums: the additions looked at.
+        forks: where the branches of the adds found residual start.
     """
 
     index: Index
@@ -58,6 +62,7 @@ class Walk:
     site_of: dict[fx.Node, Draft] = field(default_factory=dict)
     chain: dict[fx.Node, tuple[fx.Node, int]] = field(default_factory=dict)
     sums: dict[fx.Node, Sum] = field(default_factory=dict)
+    forks: set[fx.Node] = field(default_factory=set)
 
     def between(self, fork: fx.Node, branch: fx.Node) -> Span:
         """Walk back from ``branch`` over nodes later than ``fork``."""
@@ -115,17 +120,44 @@ class Walk:
             inputs = index.data[node]
             before = [x for x in inputs if x in reaches]
             if not before or not index.carries(node):
+                found.chosen |= bool(before) and index.chooses(node)
                 continue
             if index.name[node] in ops.SOFTMAX or not scores.isdisjoint(inputs):
                 scores.add(node)
             weighted = index.is_weighted(node) or index.is_attention(node, node in scores)
             reaches[node] = weighted or any(reaches[x] for x in before)
-            others = [x for x in inputs if x not in reaches and not index.constant[x]]
-            if not reaches[node] and (not shared.isdisjoint(before) or (index.name[node] == "add" and others)):
+            if not reaches[node] and (not shared.isdisjoint(before) or self._takes_another(node, reaches)):
                 shared.add(node)
         found.reached, found.weighted = branch in reaches, reaches.get(branch, False)
         found.nodes = [n for n in found.nodes if n in reaches]
         found.sites = [s for s in found.sites if s.node in reaches]
+
+    def stream_at(self, node: fx.Node, turns: int = 12) -> tuple[fx.Node, int] | None:
+        """The stream a state belongs to, through norms, activations and masks: its root, and how deep."""
+        index, chain = self.index, self.chain
+        while node not in chain:
+            inputs = [x for x in index.data[node] if not index.constant[x]] or index.data[node]
+            role = index.role[node]
+            if role == "norm":
+                inputs = inputs[:1]
+            keeps = role in ("pass", "norm", "act", "scale") or (index.name[node] == "add" and len(inputs) == 1)
+            if not keeps or not inputs:
+                return None
+            if len(inputs) > 1:
+                # A product of two states belongs to neither stream; one with a mask or a gate to the state's.
+                found = {f for x in inputs if turns and (f := self.stream_at(x, turns // 2)) is not None}
+                return found.pop() if role == "scale" and len(found) == 1 else None
+            node = inputs[0]
+        return chain[node]
+
+    def _takes_another(self, node: fx.Node, reaches: Collection[fx.Node]) -> bool:
+        """Whether a node adds a state to what was reached: one that is not the same everywhere."""
+        others = [x for x in self.index.data[node] if x not in reaches and not self.index.constant[x]]
+        return self.index.name[node] == "add" and any(same_shape(x, node) is not False for x in others)
+
+    def is_fork(self, node: fx.Node) -> bool:
+        """Whether an add found so far takes a node's value for its shortcut."""
+        return node in self.forks
 
     def draft(self, add: Reading, fork: fx.Node, form: str, found: Span, entry: fx.Node | None = None) -> Draft:
         """The site of an add; ``entry`` is what its branch starts from where that is not the fork."""

@@ -99,4 +99,4 @@ def out_of_place(node: fx.Node) -> None:
     elif node.op == "call_method":
         node.target = str(target)[:-1]
     else:
-        node.target = {operator.iadd: operator.add, operator.isub: operator.sub}[target]
+        node.target = operator.add if target is operator.iadd else operator.sub

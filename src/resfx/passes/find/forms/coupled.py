@@ -8,12 +8,9 @@ shortcut; that is how it is told from an add that merely takes in another stream
 
 from __future__ import annotations
 
-from torch import fx
-
 from resfx.passes.find.draft import Draft
 from resfx.passes.find.features import opening_norm
 from resfx.passes.find.graph import same_shape
-from resfx.passes.find.index import Index
 from resfx.passes.find.terms import Reading
 from resfx.passes.find.walk import Walk
 
@@ -53,7 +50,7 @@ def first_of_pair(walk: Walk, second: Draft) -> Draft | None:
             if index.role[state] != "part" or index.data[state][0] is not whole or state is start:
                 continue
             found, rest = walk.between(start, add.branch.value), walk.between(node, second.branch)
-            if found.is_plain and rest.is_plain and len(onward(node, index)) > 1:
+            if found.is_plain and rest.is_plain and len(index.onward(node)) > 1:
                 second.context = second.context or opening_norm(rest.nodes, node, index)
                 return walk.draft(add, state, "identity", found, entry=start)
     return None
@@ -76,9 +73,15 @@ def joined_form(walk: Walk, add: Reading) -> Draft | None:
 
 
 def only_opens(walk: Walk, site: Draft, outer: Draft) -> bool:
-    """Whether nothing but the norm that opens the branch of ``outer`` reads ``site``: a term of the branch's input."""
+    """Whether ``site`` is a term of what the branch of ``outer`` reads, and no state of the stream.
+
+    Nothing but the norm that opens the branch reads it, or the branch reads the state without it too (as attention
+    does whose values have no positions) and no other add goes on from it.
+    """
     index = walk.index
-    readers = onward(site.node, index)
+    if site.fork is outer.fork and not walk.is_fork(site.node) and _reads_past(walk, site, outer):
+        return True
+    readers = index.onward(site.node)
     norms = [n for n in readers if index.role[n] == "norm"]
     if site.fork is not outer.fork or len(norms) != 1 or len(outer.inner) != 1:
         return False
@@ -91,13 +94,14 @@ def only_opens(walk: Walk, site: Draft, outer: Draft) -> bool:
     return all(n in seen for n in readers)
 
 
-def onward(node: fx.Node, index: Index) -> list[fx.Node]:
-    """The operators that read a value, through those that only rearrange or cast it."""
-    found, stack = [], [node]
+def _reads_past(walk: Walk, site: Draft, outer: Draft) -> bool:
+    """Whether the fork's value reaches the branch of ``outer`` on a way that avoids ``site``."""
+    index, stack, seen = walk.index, [outer.branch], {outer.branch, site.node}
     while stack:
-        for user in stack.pop().users:
-            if user in index.alive and index.role.get(user) == "pass":
-                stack.append(user)
-            elif user in index.alive:
-                found.append(user)
-    return found
+        for x in index.data[stack.pop()]:
+            if x is outer.fork:
+                return True
+            if x not in seen and index.position[x] > index.position[outer.fork]:
+                seen.add(x)
+                stack.append(x)
+    return False

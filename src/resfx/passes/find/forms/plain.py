@@ -7,7 +7,7 @@ from torch import fx
 from resfx.passes.find import operators as ops
 from resfx.passes.find.draft import Draft
 from resfx.passes.find.index import Index
-from resfx.passes.find.reasons import ELEMENTWISE, FOREIGN, MERGED, NO_PATH
+from resfx.passes.find.reasons import ELEMENTWISE, FOREIGN, MERGED, NO_PATH, QUANTISED, REINJECTED
 from resfx.passes.find.terms import Reading
 from resfx.passes.find.walk import Span, Walk
 
@@ -31,8 +31,23 @@ def plain_form(walk: Walk, add: Reading, scaled: bool) -> Draft | str | None:
             return MERGED
         if _other_slice(index, state, fork, found):
             return None
+        if _goes_on_elsewhere(walk, add):
+            return REINJECTED
+        if found.chosen and add.branch.weight < 0:
+            return QUANTISED
         return walk.draft(add, fork, "scaled" if scaled else "identity", found)
     return ELEMENTWISE if found.reached else FOREIGN if found.foreign else NO_PATH
+
+
+def _goes_on_elsewhere(walk: Walk, add: Reading) -> bool:
+    """Whether the branch is a state whose stream goes on without this add: another state joins it for one branch only,
+    and a later sum takes it up as it is."""
+    index, state = walk.index, walk.index.strip(add.branch.value)
+    if walk.stream_at(state) is None:
+        return False
+    after = index.position[add.node]
+    sums = [r for r in index.onward(state) if index.name[r] == "add" and r is not add.node]
+    return any(index.position[x] > after for r in sums for x in index.data[r])
 
 
 def _other_slice(index: Index, shortcut: fx.Node, fork: fx.Node, found: Span) -> bool:

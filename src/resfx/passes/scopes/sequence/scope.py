@@ -21,6 +21,7 @@ from resfx.passes.find.branch import NO_MLP, Branch
 from resfx.passes.find.graph import hint, place_module, shape
 from resfx.passes.find.index import Index
 from resfx.passes.find.site import Site, Skip, Stream
+from resfx.passes.find.terms import Slot, Term
 
 from .points import Point, points_of
 
@@ -183,7 +184,8 @@ def _behind_inputs(node: fx.Node) -> fx.Node:
 def _join_stream(site: Site, point: Point, call: fx.Node, new: fx.Node, stream: Stream, key: str) -> None:
     """The mixer's add is one more add of the stream, and the sites that started from the old state read the new."""
     mixer = Site(
-        node=new, shortcut=point.node, branch=call, fork=point.node, form="mixer",
+        node=new, shortcut=point.node, branch=call, terms=(Term((Slot(new, 0),)), Term((Slot(new, 1),))), joins=(),
+        fork=point.node, form="mixer",
         owner=f"{site.owner}.{key}".strip("."), line=site.line, kind="mixer", axis=site.axis,
         width=site.width, root=site.root, depth=site.depth, stream=site.stream, block=site.block, mixers=[key],
     )  # fmt: skip
