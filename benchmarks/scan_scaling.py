@@ -17,7 +17,9 @@ from resfx.api import copy_sharing_parameters
 from resfx.methods.base import method_of
 from resfx.passes.capture.source import source_of
 from resfx.passes.find.detect import find_sites
-from resfx.passes.scopes.apply import Application, apply_method
+from resfx.passes.scopes.application import Application
+from resfx.passes.scopes.apply import apply_method
+from resfx.passes.scopes.surgery import Surgery
 from resfx.runtime.module import function_of
 
 from .common import start, write
@@ -70,7 +72,8 @@ def row(layers: int, spent: list[float]) -> dict[str, Any]:
     find_s, (sites, _, streams) = timed(lambda: find_sites(capture.graph, tree), 3)
     assert len(sites) == 2 * layers and len(streams) == 1
     application = Application(method_of("ddl", None), key="ddl")
-    apply_s, _ = timed(lambda: apply_method(capture.graph, sites, streams, application, tree))
+    surgery = Surgery(capture.graph, tree, streams)
+    apply_s, _ = timed(lambda: apply_method(surgery, sites, application))
     code_s, _ = timed(lambda: function_of(capture.graph))
     export_s = spent[-1]
     ours = find_s + apply_s + code_s

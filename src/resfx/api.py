@@ -12,7 +12,7 @@ from torch import nn
 
 from resfx.methods.base import Method, Start, method_of
 from resfx.passes.check import GraphDiffers
-from resfx.passes.scopes.apply import DEFAULT_FORMS, Application
+from resfx.passes.scopes.application import DEFAULT_FORMS, Application
 from resfx.report.report import Report
 from resfx.runtime.module import Rewritten, Runtime, realise, rewritten_class
 
@@ -89,7 +89,7 @@ def rewrite_by(
     _name_banks(applications)
     if not (check and example):
         return _rewritten(source, base, applications, example)
-    fresh = [dataclasses.replace(a, skips=[]) for a in applications]
+    fresh = [a.copy() for a in applications]
     new = _rewritten(source, base, applications, example)
     may_differ = not (source.shared or source.as_eager)
     try:

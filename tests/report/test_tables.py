@@ -11,9 +11,10 @@ from torch import nn
 
 import resfx
 from resfx.passes.find.site import Site, Skip, Stream
+from resfx.passes.scopes.change import Change
 from resfx.report.picture import KINDS, MARK
 from resfx.report.report import Report
-from resfx.report.text import fold_names, folds, methods_of, report_text, short_lines, table
+from resfx.report.text import fold_names, folds, report_text, short_lines, table
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -22,16 +23,17 @@ def site(owner, order=0, *, block="", kind="mlp", form="identity", line="/a/b/mo
     return Site(object(), object(), object(), object(), form, owner, line, order=order, kind=kind, block=block, **more)
 
 
-def report_of(sites, skips=(), new=None):
-    stream = Stream(0, sites, list(dict.fromkeys(s.block for s in sites)), 64)
-    return Report("Model", sites, list(skips), [stream], 99, new or {})
+def report_of(sites, skips=(), new=None, rewritten=(), changes=()):
+    stream = Stream(0, tuple(sites), tuple(dict.fromkeys(s.block for s in sites)), 64)
+    replaced = [Change(s.name, "ddl", "replaced") for s in rewritten]
+    return Report("Model", sites, list(skips), [stream], 99, [*changes, *replaced], new or {})
 
 
-def decoder(layers, method="ddl"):
+def decoder(layers):
     sites = []
     for i in range(layers):
-        sites.append(site(f"h.{i}", 0, block=f"h.{i}", kind="attention", line="/a/b/model.py:3", method=method))
-        sites.append(site(f"h.{i}.mlp", 0, block=f"h.{i}", method=method))
+        sites.append(site(f"h.{i}", 0, block=f"h.{i}", kind="attention", line="/a/b/model.py:3"))
+        sites.append(site(f"h.{i}.mlp", 0, block=f"h.{i}"))
     return sites
 
 
@@ -54,27 +56,32 @@ def test_short_lines_keep_folders_only_where_names_clash():
 
 def test_identical_blocks_are_folded_and_others_are_not():
     sites = decoder(12)
-    text = report_text(report_of(sites))
+    text = report_text(report_of(sites, rewritten=sites))
     assert "x 12 blocks" in text and "h.{0..11}.mlp" in text
     assert sum("model.py" in line for line in text.splitlines()) == 2
-    sites[8].method = ""  # h.4: two runs around it
-    groups = folds(report_of(sites).streams[0])
+    report = report_of(sites, rewritten=sites[:8] + sites[9:])  # all but the first of h.4: two runs around it
+    groups = folds(report.streams[0], report)
     assert [len(g.blocks) for g in groups] == [4, 1, 7]
     assert sum(len(g.blocks) * len(g.sites) for g in groups) == len(sites)
-    text = report_text(report_of(sites))
+    text = report_text(report)
     assert "h.{0..3}" in text and "h.4" in text and "h.{5..11}" in text and "23 rewritten by ddl" in text
 
 
 def test_every_method_long_skip_and_nesting_is_named():
     outer = site("net", is_outer=True)
-    inner = site("net.3", kind="attention", form="parallel", inside=outer, method="ddl", mixers=["short_swa"])
-    text = report_text(report_of([outer, inner], new={"resfx.a": 1000, "resfx.b": 24}))
+    inner = site("net.3", kind="attention", form="parallel", inside=outer)
+    mixed = [Change(inner.name, "short_swa", "mixer")]
+    new = {"resfx.a": 1000, "resfx.b": 24}
+    report = report_of([outer, inner], new=new, rewritten=[inner], changes=mixed)
+    text = report_text(report)
     assert "long skip" in text and "inside net:0" in text and "parallel" in text and "short_swa + ddl" in text
     assert "1 rewritten by short_swa, 1 rewritten by ddl, 1,024 new parameters in 2 tensors" in text
+    entry = report.to_dict()["sites"][1]
+    assert (entry["method"], entry["mixers"], entry["reads"], entry["inside"]) == ("ddl", ["short_swa"], "", "net:0")
 
 
 def test_skips_are_counted_by_reason_with_a_place_and_the_remedy():
-    sites = decoder(1, method="")
+    sites = decoder(1)
     skips = [Skip(f"h.{i}.act", f"/a/act.py:{i}", "elementwise") for i in range(11)]
     skips.append(Skip("", "/a/b/model.py:9", "in place", "write x = x + f"))
     skips.append(Skip("h.0", "/a/b/model.py:3", "too narrow", node=sites[0].node))
@@ -101,7 +108,7 @@ def test_reports_of_real_models_say_everything():
 @pytest.mark.parametrize("mode", ["denseformer", "short_swa", "mhc"])
 def test_methods_of_every_scope_are_named(mode):
     _, new, _ = rewritten("gpt2", mode)
-    sites = [s for s in new.report.sites if mode in methods_of(s)]
+    sites = [s for s in new.report.sites if mode in new.report.methods_at(s)]
     text = str(new.report)
     assert sites and sites == new.report.changed
     assert f"{len(sites)} rewritten by {mode}" in text
@@ -121,10 +128,8 @@ def rings(path):
 
 def test_the_picture_marks_what_was_rewritten(tmp_path):
     sites = decoder(12)
-    for s in sites[20:]:
-        s.method = ""
     path = tmp_path / "picture.svg"
-    report_of(sites, [Skip("a<b", "/x/y.py:1", "a < b & c")]).draw(path)
+    report_of(sites, [Skip("a<b", "/x/y.py:1", "a < b & c")], rewritten=sites[:20]).draw(path)
     root, marked = rings(path)
     assert marked == 2  # ten rewritten blocks and two others, each run drawn once
     words = " ".join(root.itertext())

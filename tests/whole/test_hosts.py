@@ -29,7 +29,7 @@ def test_every_residual_add_is_found_and_no_other(name):
     report = new.report
     assert len(report.sites) == host.sites, host.why
     assert len(report.streams) == host.streams
-    assert [s.method for s in report.sites] == ["ddl"] * host.sites
+    assert [report.methods_at(s, "replaced") for s in report.sites] == [["ddl"]] * host.sites
     for site in report.sites:
         assert site.context is not None
         assert site.width == 32

@@ -26,7 +26,7 @@ def test_start_is_exact_and_each_stream_is_one_run(method, host):
     captured = len(new.variants)
     assert equal(model(**other), new(**other))
     assert len(new.variants) == captured, "batch and sequence are dynamic"
-    assert [s.method for s in new.report.sites] == [METHODS[method].name] * BY_NAME[host].sites
+    assert [new.report.methods_at(s) for s in new.report.sites] == [[METHODS[method].name]] * BY_NAME[host].sites
     names = [n for n, _ in new.named_modules()]
     assert sum(n.endswith(".expand") for n in names) == BY_NAME[host].streams
     assert sum(n.endswith(".collapse") for n in names) == BY_NAME[host].streams

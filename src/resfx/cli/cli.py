@@ -14,7 +14,7 @@ from resfx.api import rewrite, scan
 from resfx.comparison.compare import BACKENDS, MODES, compare
 from resfx.errors import ResfxError
 from resfx.methods.base import Method, methods
-from resfx.passes.scopes.apply import DEFAULT_FORMS
+from resfx.passes.scopes.application import DEFAULT_FORMS
 from resfx.report.text import methods_table
 from resfx.runtime import saving
 

@@ -13,7 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from resfx.errors import CheckError
 from resfx.passes.capture.structure import Flattener
-from resfx.passes.scopes.apply import Application
+from resfx.passes.scopes.application import Application
+from resfx.passes.scopes.placed import BANK
 
 
 class GraphDiffers(Exception):
@@ -108,7 +109,7 @@ def _check_output(
     )
 
 
-# What the new modules of a scope compute as long as they leave the host alone, by their names in the tree.
+# What new modules compute as long as they leave the host alone, by the scope of their method and their role.
 _PLAIN: dict[tuple[str, str], Callable[[Sequence[Any], dict[str, Any]], torch.Tensor]] = {
     ("site", "add"): lambda given, named: total if (total := named.get("total")) is not None else given[0] + given[1],
     ("depth", "read"): lambda given, named: given[1],
@@ -130,12 +131,12 @@ def first_broken_site(new: Any, args: Any, kwargs: Any, applications: Sequence[A
 
         return hook
 
-    scopes = {a.key: a.method.scope for a in applications}
     hooks = []
-    for name, module in new.get_submodule("resfx").named_modules():
-        kind = name.rsplit(".", 1)[-1].rstrip("0123456789")
-        if plain := _PLAIN.get((scopes.get(name.split(".", 1)[0], ""), kind)):
-            hooks.append(module.register_forward_hook(look(name, plain), with_kwargs=True))
+    for application in applications:
+        for placed in application.placed.values():
+            if plain := _PLAIN.get((application.method.scope, placed.role)):
+                module, name = new.get_submodule(placed.path), placed.path.removeprefix(f"{BANK}.")
+                hooks.append(module.register_forward_hook(look(name, plain), with_kwargs=True))
     _run_watched(new, args, kwargs, hooks)
     return broken[0] if broken else None
 

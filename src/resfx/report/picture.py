@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 from resfx.passes.find.site import Site, Stream
 
 from .facts import Facts
-from .text import Fold, folds, methods_of, note, plural, short_lines
+from .text import Fold, Shown, folds, note, plural, short_lines
 
 KINDS = {"attention": "#3b6fd4", "mlp": "#e08a1e", "conv": "#2f9e6e", "mixer": "#8a5cd1", "other": "#7b8794"}
 INK, GREY, LINE, BAND, MARK = "#1f2933", "#7b8794", "#52606d", "#f3f5f8", "#c2255c"
@@ -111,7 +111,7 @@ def picture(report: Facts) -> Drawing:
     for start in range(0, len(report.streams), PER_ROW):
         left, bottom = float(PAD), top
         for stream in report.streams[start : start + PER_ROW]:
-            width, end = _stream(out, stream, places, left, top)
+            width, end = _stream(out, report, stream, places, left, top)
             left, bottom = left + width + 26, max(bottom, end)
         top = bottom + 30
     _skips(out, report, places, top)
@@ -128,10 +128,12 @@ def _legend(out: Drawing, report: Facts, x: float, y: float) -> None:
         out.text(x + 21, y, ("rewritten", "plain"))
 
 
-def _stream(out: Drawing, stream: Stream, places: dict[str, str], x: float, y: float) -> tuple[float, float]:
+def _stream(
+    out: Drawing, report: Facts, stream: Stream, places: dict[str, str], x: float, y: float
+) -> tuple[float, float]:
     """Draw a stream from ``(x, y)``; returns its width and where it ends."""
-    groups = folds(stream)
-    longest = max((_label_width(f, s, places) for f in groups for s in f.sites), default=0.0)
+    groups = folds(stream, report)
+    longest = max((_label_width(s, places) for f in groups for s in f.sites), default=0.0)
     names = max((text_width(f"{f.name}  x 100", "bold") + TRUNK + 18 for f in groups), default=0.0)
     inside = {s.inside.name for s in stream.sites if s.inside is not None}
     hint = f"width {stream.width}" if stream.width is not None else "width unknown"
@@ -165,8 +167,9 @@ def _band(out: Drawing, fold: Fold, x: float, y: float, width: float) -> None:
     out.text(x + TRUNK + 18, y + 18, (fold.name or "(root)", "bold"), *repeat)
 
 
-def _site(out: Drawing, site: Site, fold: Fold, places: dict[str, str], x: float, y: float) -> None:
+def _site(out: Drawing, shown: Shown, fold: Fold, places: dict[str, str], x: float, y: float) -> None:
     """A branch that leaves the trunk at ``y``, its box, and the circle where it comes back."""
+    site = shown.site
     colour, add = KINDS.get(site.kind, KINDS["other"]), y + 36
     box = x + BRANCH - 32
     if site.form in ("projection", "resampled"):
@@ -177,27 +180,27 @@ def _site(out: Drawing, site: Site, fold: Fold, places: dict[str, str], x: float
     out.path(f"M{middle:g} {y + 27:g} Q{middle:g} {add:g} {middle - 8:g} {add:g} H{x:g}", colour, 1.8)
     out.box(box, y + 7, 84, 21, "#ffffff", colour)
     out.text(middle, y + 21.5, (site.kind, site.kind if site.kind in KINDS else "other"), anchor="middle")
-    if methods_of(site):
+    if shown.methods:
         out.circle(x, add, 12.5, "#ffffff", MARK, 3)
     out.circle(x, add, 9, colour)
     out.path(f"M{x - 4.5:g} {add:g} H{x + 4.5:g} M{x:g} {add - 4.5:g} V{add + 4.5:g}", "#ffffff", 2)
     label = x - TRUNK + LABELS
-    head, tail = _labels(site, fold, places)
-    runs = [(head, "plain")] * bool(head) + [(" + ".join(methods_of(site)), "mark")] * bool(methods_of(site))
+    head, tail = _labels(site, places)
+    runs = [(head, "plain")] * bool(head) + [(" + ".join(shown.methods), "mark")] * bool(shown.methods)
     if runs:
         out.text(label, y + 15, *runs)
     out.text(label, y + (31 if runs else 22), (tail, "small"))
 
 
-def _labels(site: Site, fold: Fold, places: dict[str, str]) -> tuple[str, str]:
+def _labels(site: Site, places: dict[str, str]) -> tuple[str, str]:
     owner = site.owner.removeprefix(site.block).lstrip(".") if site.block else site.owner
     form = site.form if site.form not in ("identity", "mixer") else ""
     return owner, ", ".join(filter(None, (places[site.line], form, note(site))))
 
 
-def _label_width(fold: Fold, site: Site, places: dict[str, str]) -> float:
-    head, tail = _labels(site, fold, places)
-    return max(text_width(f"{head}  {' + '.join(methods_of(site))}", "mark"), text_width(tail, "small"))
+def _label_width(shown: Shown, places: dict[str, str]) -> float:
+    head, tail = _labels(shown.site, places)
+    return max(text_width(f"{head}  {' + '.join(shown.methods)}", "mark"), text_width(tail, "small"))
 
 
 def _skips(out: Drawing, report: Facts, places: dict[str, str], y: float) -> None:

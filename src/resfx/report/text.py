@@ -56,11 +56,19 @@ def plural(count: int, noun: str) -> str:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A site with the methods that act at it."""
+
+    site: Site
+    methods: list[str]
+
+
+@dataclass(frozen=True)
 class Fold:
     """A run of blocks with the same sites, and the sites of its first block."""
 
     blocks: list[str]
-    sites: list[Site]
+    sites: list[Shown]
 
     @property
     def name(self) -> str:
@@ -68,9 +76,10 @@ class Fold:
         return fold_names(self.blocks)
 
 
-def folds(stream: Stream) -> list[Fold]:
-    """The sites of a stream by block, runs of identical blocks together."""
-    blocks = [(name, list(sites)) for name, sites in groupby(stream.sites, key=lambda s: s.block)]
+def folds(stream: Stream, report: Facts) -> list[Fold]:
+    """The sites of a stream of a report by block, runs of identical blocks together."""
+    shown = [Shown(site, report.methods_at(site)) for site in stream.sites]
+    blocks = [(name, list(sites)) for name, sites in groupby(shown, key=lambda s: s.site.block)]
     found: list[Fold] = []
     for _, run in groupby(blocks, key=lambda pair: [_signature(s) for s in pair[1]]):
         same = list(run)
@@ -90,9 +99,10 @@ def fold_names(names: Sequence[str]) -> str:
     return f"{names[0]} .. {names[-1]}"
 
 
-def _signature(site: Site) -> tuple[Any, ...]:
+def _signature(shown: Shown) -> tuple[Any, ...]:
+    site = shown.site
     inside = _below(site.inside.name, site.inside.block) if site.inside else None
-    return (_below(site.owner, site.block), site.order, site.kind, site.form, site.line, *methods_of(site), inside,
+    return (_below(site.owner, site.block), site.order, site.kind, site.form, site.line, *shown.methods, inside,
             site.is_outer, site.width)  # fmt: skip
 
 
@@ -104,7 +114,7 @@ def report_text(report: Facts) -> str:
     """A report as text: a headline, a table of sites for each stream, what was left alone and what is not residual."""
     places = short_lines([s.line for s in report.sites] + [s.line for s in report.skips])
     parts = [_headline(report)]
-    parts += [_stream(stream, places) for stream in report.streams]
+    parts += [_stream(report, stream, places) for stream in report.streams]
     residual = {s.node for s in report.sites}
     left = [s for s in report.skips if s.node in residual]
     other = [s for s in report.skips if s.node not in residual]
@@ -118,21 +128,23 @@ def report_text(report: Facts) -> str:
 def _headline(report: Facts) -> str:
     sites, streams = plural(len(report.sites), "residual add"), plural(len(report.streams), "stream")
     line = f"{report.model}: {sites} in {streams}" if report.sites else f"{report.model}: no residual add"
-    for method in dict.fromkeys(m for s in report.changed for m in methods_of(s)):
-        line += f", {sum(method in methods_of(s) for s in report.sites)} rewritten by {method}"
+    acting = [m for s in report.changed for m in report.methods_at(s)]
+    for method in dict.fromkeys(acting):
+        line += f", {acting.count(method)} rewritten by {method}"
     if report.new_parameters:
         total = sum(report.new_parameters.values())
         line += f", {plural(total, 'new parameter')} in {plural(len(report.new_parameters), 'tensor')}"
     return line + f" ({report.nodes:,} graph nodes)"
 
 
-def _stream(stream: Stream, places: dict[str, str]) -> str:
+def _stream(report: Facts, stream: Stream, places: dict[str, str]) -> str:
     rows = []
-    for fold in folds(stream):
+    for fold in folds(stream, report):
         blocks = len(fold.blocks)
-        for i, site in enumerate(fold.sites):
+        for i, shown in enumerate(fold.sites):
+            site = shown.site
             owner = fold.name + _below(site.owner, site.block) if blocks > 1 else site.owner
-            how = " + ".join(methods_of(site))
+            how = " + ".join(shown.methods)
             repeat = f"x {blocks} blocks" if blocks > 1 and i == 0 else ""
             rows.append((owner or "(root)", site.kind, site.form, places[site.line], how, note(site), repeat))
     width = f"width {stream.width}" if stream.width is not None else "width unknown"
@@ -140,11 +152,6 @@ def _stream(stream: Stream, places: dict[str, str]) -> str:
     count = plural(len(stream.sites) - mixers, "site") + (f" and {plural(mixers, 'mixer')}" if mixers else "")
     title = f"stream {stream.number}: {count}, {width}"
     return title + "\n" + table(rows, ("owner", "kind", "form", "source", "method", "note", ""), indent=2)
-
-
-def methods_of(site: Site) -> list[str]:
-    """The methods that act at a site: mixers of its branch, reads at its input, what replaced the add."""
-    return list(dict.fromkeys(m for m in (*site.mixers, site.reads, site.method) if m))
 
 
 def note(site: Site) -> str:

@@ -166,7 +166,7 @@ class Blocks:
     def _add(self, variant: Any, plan: Plan) -> Callable[..., Any]:
         if variant not in self.regrouped:
             graph = variant.capture.graph
-            segments = segments_of(graph, variant.blocks, variant.scopes)
+            segments = segments_of(graph, variant.blocks)
             self.regrouped[variant] = outline(graph, segments, self.functions)
 
         def wrap(part: Outlined) -> Callable[..., Any]:

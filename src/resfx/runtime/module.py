@@ -25,7 +25,9 @@ from resfx.passes.capture.structure import Template, build, describe, restore, v
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import Capture
 from resfx.passes.fold.regroup import block_names
-from resfx.passes.scopes.apply import Application, apply_method
+from resfx.passes.scopes.application import Application
+from resfx.passes.scopes.apply import apply_method
+from resfx.passes.scopes.surgery import Surgery
 from resfx.report.report import Report
 
 from .blocks import Blocks, never_traced
@@ -44,7 +46,6 @@ class Variant:
     template: Template | None = None
     mode: tuple[Any, ...] = ()
     settings: tuple[Any, ...] = ()
-    scopes: dict[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def blocks(self) -> list[str]:
@@ -157,15 +158,15 @@ def realise(tree: nn.Module, capture: Capture, applications: Sequence[Applicatio
     """Rewrite a fresh capture by a recipe; on a first capture the new modules are built into ``tree``."""
     nodes = len(capture.graph.nodes)
     sites, skips, streams = find_sites(capture.graph, tree)
+    surgery = Surgery(capture.graph, tree, streams)
     # Mixers over positions go first: they act on the host's own branches, and what replaces an add reads their result.
     for application in sorted(applications, key=lambda a: a.method.scope != "sequence"):
-        apply_method(capture.graph, sites, streams, application, tree)
+        apply_method(surgery, sites, application)
     thread_states(capture, tree)
     capture.graph.lint()
     skips = skips + [s for a in applications for s in a.skips]
-    report = Report(_name(tree), sites, skips, streams, nodes)
-    scopes = {a.method.label: a.method.scope for a in applications}
-    return Variant(capture, function_of(capture.graph), report, scopes=scopes)
+    report = Report(_name(tree), sites, skips, surgery.streams, nodes, surgery.changes)
+    return Variant(capture, function_of(capture.graph), report)
 
 
 def function_of(graph: fx.Graph) -> Callable[..., Any]:
@@ -302,8 +303,8 @@ def _get_encoder(self: Any, *args: Any, **kwargs: Any) -> Any:
     """The encoder that ``generate()`` calls on its own: rewritten where the model's encoder is."""
     encoder = self._resfx.source.cls.get_encoder(self, *args, **kwargs)
     name = next((n for n, m in self.named_modules() if m is encoder), "")
-    claimed = [c for a in self._resfx.applications for c in a.claimed or []]
-    return part_of(self, name) if name and any(c.startswith(f"{name}.") for c in claimed) else encoder
+    claimed = [c for a in self._resfx.applications for c in a.claimed or ()]
+    return part_of(self, name) if name and any(c.is_within(name) for c in claimed) else encoder
 
 
 def _masks_for_generate(self: Any) -> Callable[..., Any]:

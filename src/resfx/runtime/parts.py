@@ -7,7 +7,6 @@ runs the rewritten adds that lie inside. ``generate()`` of an encoder-decoder as
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 from resfx.errors import NoSitesError, VariantError
 from resfx.passes.capture.export import shell_of
 from resfx.passes.capture.source import Source, without_self
-from resfx.passes.scopes.apply import Application
+from resfx.passes.scopes.application import Application
 
 
 def part_of(tree: Any, name: str) -> Any:
@@ -51,13 +50,10 @@ def part_of(tree: Any, name: str) -> Any:
 
 def _within(application: Application, name: str) -> Application | None:
     """The recipe with only the adds inside ``name``, called as they are called from there."""
-    claimed = application.claimed or []
-    inside = [c.removeprefix(f"{name}.") for c in claimed if c.startswith((f"{name}.", f"{name}:"))]
-    if not inside:
-        return None
-    if application.method.scope not in ("site", "sequence"):
+    inside = application.within(name)
+    if inside is not None and application.method.scope not in ("site", "sequence"):
         raise VariantError(
             f"cannot run {name!r} alone", f"{application.method.name} reads states across its border",
             "call the whole model",
         )  # fmt: skip
-    return dataclasses.replace(application, claimed=inside, skips=[])
+    return inside

@@ -20,14 +20,14 @@ import torch
 from torch import nn
 
 from resfx.api import rewrite_by
-from resfx.errors import SaveError
-from resfx.methods.base import Method, methods
+from resfx.errors import ResfxError, SaveError
+from resfx.methods.base import Method
 from resfx.passes import source_of
-from resfx.passes.scopes.apply import Application
 
+from . import recipe as recipes
 from .module import Rewritten
+from .recipe import Recipe
 
-FORMAT, VERSION = "resfx", 1
 RECIPE, WEIGHTS = "recipe.json", "weights.safetensors"
 
 
@@ -53,12 +53,7 @@ def save(module: Any, folder: str | os.PathLike[str], *, weights: Literal["new",
         raise SaveError(f"cannot save to {target}", "it exists and is not a save of this library", "another folder")
     state = module.state_dict()  # type: ignore[attr-defined]
     chosen = {k: v for k, v in state.items() if weights == "all" or k.startswith("resfx.")}
-    recipe = {
-        "format": FORMAT, "version": VERSION, "class": type(module).__name__, "weights": weights,
-        "applications": [a.to_dict() for a in module._resfx.applications], "example": _describe_example(module),
-        "base": fingerprint(module),  # type: ignore[arg-type]
-        "as_eager": module._resfx.source.as_eager,
-    }  # fmt: skip
+    recipe = recipes.to_dict(module, weights, fingerprint(module))  # type: ignore[arg-type]
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -92,31 +87,42 @@ def load(
         SaveError: for a damaged or foreign folder, another version, or another base model.
     """
     path = Path(folder)
-    recipe = _read_recipe(path)
+    recipe = _read_recipe(path, custom or {})
     found = fingerprint(model)
-    if found["structure"] != recipe["base"]["structure"]:
+    if found["structure"] != recipe.base["structure"]:
         raise SaveError(
             f"the save in {path} does not belong to this {type(model).__name__}",
-            f"it was made from {recipe['class']} with {recipe['base']['parameters']} parameters in"
-            f" {recipe['base']['tensors']} tensors; this one has {found['parameters']} in {found['tensors']}",
+            f"it was made from {recipe.cls} with {recipe.base['parameters']} parameters in"
+            f" {recipe.base['tensors']} tensors; this one has {found['parameters']} in {found['tensors']}",
             "build the model from the same config",
         )
     tensors = _read_weights(path / WEIGHTS)
-    if recipe["weights"] == "new" and found["content"] != recipe["base"]["content"]:
+    if recipe.weights == "new" and found["content"] != recipe.base["content"]:
         warnings.warn(
             f"{path} was saved beside other base weights; the new parameters were trained with those", stacklevel=2
         )
-    applications = [_application(a, custom or {}, path) for a in recipe["applications"]]
-    if args is None and kwargs is None and recipe["example"] is not None:
-        args, kwargs = (), {k: _example_value(v) for k, v in recipe["example"].items()}
-    source = source_of(model, args, kwargs)
-    source.as_eager = bool(recipe.get("as_eager"))
-    new = rewrite_by(source, source.model, applications, source.example, check=False)
-    for saved, application in zip(recipe["applications"], new._resfx.applications, strict=True):
-        if saved["claimed"] != application.claimed:
+    new = _rewritten(model, recipe, args, kwargs, path)
+    _fill(new, tensors, recipe.weights, path)
+    return new
+
+
+def _rewritten(model: nn.Module, recipe: Recipe, args: Any, kwargs: Any, path: Path) -> Any:
+    """The model with the recipe's methods at the recipe's adds."""
+    remedy = "use the versions of torch and of the model's library it was saved with"
+    own = args is None and kwargs is None and recipe.example is not None
+    if own:
+        args, kwargs, remedy = (), recipe.example, f"load(..., args=...), or {remedy}"
+    try:
+        source = source_of(model, args, kwargs)
+        source.as_eager = recipe.as_eager
+        new = rewrite_by(source, source.model, list(recipe.applications), source.example, check=False)
+    except (ResfxError, TypeError) as error:
+        found = f"its {'example or ' if own else ''}applications do not fit this model: {error}"
+        raise SaveError(f"cannot load {path}", f"{RECIPE}: {found}", remedy) from error
+    for names, application in zip(recipe.names, new._resfx.applications, strict=True):
+        if [place.name for place in application.claimed] != list(names):
             raise SaveError(f"cannot load {path}", "the residual adds found differ from those it was saved with",
-                            "use the versions of torch and of the model's library it was saved with")  # fmt: skip
-    _fill(new, tensors, recipe["weights"], path)
+                            remedy)  # fmt: skip
     return new
 
 
@@ -148,24 +154,14 @@ def _untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
-def _read_recipe(path: Path) -> dict[str, Any]:
-    asked = f"cannot load {path}"
-    remedy = "pass a folder written by resfx.save"
+def _read_recipe(path: Path, custom: Mapping[str, type[Method]]) -> Recipe:
     if not (path / RECIPE).is_file():
-        raise SaveError(asked, f"there is no {RECIPE}", remedy)
+        raise SaveError(f"cannot load {path}", f"there is no {RECIPE}", "pass a folder written by resfx.save")
     try:
-        recipe = json.loads((path / RECIPE).read_text())
-        if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
-            raise SaveError(asked, f"{RECIPE} is not a recipe of this library", remedy)
-        if recipe.get("version") != VERSION:
-            raise SaveError(asked, f"it has version {recipe.get('version')}, this library reads {VERSION}",
-                            "install the version of resfx it was saved with")  # fmt: skip
-        missing = {"class", "weights", "applications", "example", "base"} - set(recipe)
-        if missing or {"structure", "content", "parameters", "tensors"} - set(recipe["base"]):
-            raise SaveError(asked, f"{RECIPE} lacks {sorted(missing) or 'parts of the fingerprint'}", "save it again")
-    except (OSError, ValueError, TypeError) as error:
-        raise SaveError(asked, f"{RECIPE} is damaged: {error}", "save it again") from error
-    return recipe
+        text = (path / RECIPE).read_text()
+    except (OSError, ValueError) as error:
+        raise SaveError(f"cannot load {path}", f"{RECIPE} is damaged: {error}", "save it again") from error
+    return recipes.from_text(text, custom, str(path))
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -176,21 +172,6 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise SaveError(f"cannot load {path}", f"the file is missing or damaged: {error}", "save it again") from error
-
-
-def _application(data: dict[str, Any], custom: Mapping[str, type[Method]], path: Path) -> Application:
-    known: dict[str, type[Method]] = {**methods(), **custom}
-    try:
-        fields = dict(data["method"])
-        name = fields.pop("method")
-        if name not in known:
-            raise SaveError(f"cannot load {path}", f"it uses a method {name!r} that is not known here",
-                            f"load(..., custom={{{name!r}: YourMethod}})")  # fmt: skip
-        config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        method = known[name](**config)
-        return Application(method, tuple(data["include"]), tuple(data["exclude"]), tuple(data["forms"]), data["key"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise SaveError(f"cannot load {path}", f"{RECIPE} has a damaged method: {error}", "save it again") from error
 
 
 def _fill(new: nn.Module, tensors: dict[str, torch.Tensor], weights: str, path: Path) -> None:
@@ -206,25 +187,3 @@ def _fill(new: nn.Module, tensors: dict[str, torch.Tensor], weights: str, path: 
 
         own_parameters(new, copy=True)
     new.load_state_dict(tensors, strict=False)
-
-
-def _describe_example(module: Any) -> dict[str, Any] | None:
-    example = module._resfx.source.example
-    if example is None:
-        return None
-    signature = module._resfx.source.signature
-    described: dict[str, Any] = {}
-    for name, value in signature.bind(*example[0], **example[1]).arguments.items():
-        if isinstance(value, torch.Tensor):
-            described[name] = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-        elif value is None or isinstance(value, (bool, int, float, str)):
-            described[name] = {"value": value}
-        else:
-            return None
-    return described
-
-
-def _example_value(data: dict[str, Any]) -> Any:
-    if "value" in data:
-        return data["value"]
-    return torch.zeros(data["shape"], dtype=getattr(torch, data["dtype"]))

@@ -20,6 +20,7 @@ from resfx.errors import ResfxError, VariantError
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.structure import Template
 from resfx.passes.find.graph import Capture, hint, shape
+from resfx.passes.find.mark import mark_of
 
 
 class ShortState:
@@ -246,7 +247,7 @@ def _order_outputs(capture: Capture) -> None:
 
 
 def _refuse_unknown_cache(mixers: Iterable[fx.Node]) -> None:
-    if any(n.meta.get("longer_keys") for n in mixers):
+    if any(mark_of(n).longer_keys for n in mixers):
         raise VariantError(
             "cannot decode with this cache", "the attention reads more positions than the call has, and none of the"
             " arguments is a cache with layers", "a transformers Cache, or call without a cache",

@@ -13,6 +13,7 @@ from torch import nn
 
 from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
+from resfx.passes.find.mark import note
 from resfx.runtime.huggingface import traced_plainly
 
 from .calls import Call, unbind
@@ -73,7 +74,7 @@ def capture_call(
     inputs = inputs[: len(inputs) - len(constants)]
     for name, part in zip(call.template[1], call.template[2], strict=True):
         if part[0] == "tensor":
-            inputs[part[1]].meta["argument"] = name
+            note(inputs[part[1]], argument=name)
     accepts = guard_function(program, [n.meta["val"] for n in inputs], "L['leaves']")
     return Capture(graph, constants, accepts, outcome["output"], outcome["states"], call.template)
 

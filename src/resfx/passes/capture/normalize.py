@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfx.passes.find.mark import note
 from resfx.passes.find.operators import is_inplace, operator_name
 
 _SAVED = frozenset("softmax _softmax log_softmax sigmoid tanh exp sqrt rsqrt".split())
@@ -133,7 +134,8 @@ def _lift_constants(graph: fx.Graph, module: fx.GraphModule, tree: nn.Module) ->
             with graph.inserting_after(anchor) if placeholders else graph.inserting_before(anchor):
                 constant = graph.placeholder(f"constant_{len(constants)}")
             placeholders.append(constant)
-            constant.meta.update(node.meta, lifted=True)
+            constant.meta.update(node.meta)
+            note(constant, lifted=True)
             constants.append(resolve(module, node.target))
             by_target[node.target] = constant
         node.replace_all_uses_with(by_target[node.target])

@@ -12,6 +12,7 @@ from . import operators as ops
 from .features import norm_output
 from .graph import hint, shape
 from .index import Index
+from .mark import mark_of
 from .site import Site
 
 NO_ATTENTION = "no attention in this branch"
@@ -75,7 +76,7 @@ def branch_region(site: Site, index: Index) -> set[fx.Node]:
 
 def find_attention(site: Site, region: set[fx.Node], index: Index) -> Attention | str:
     """The self-attention of a branch, or why there is none to act on."""
-    operands = _operands(region, index)
+    operands = attention_operands(region, index)
     if operands is None:
         return NO_ATTENTION
     core, q, k, v, masks = operands
@@ -98,7 +99,10 @@ def find_attention(site: Site, region: set[fx.Node], index: Index) -> Attention 
     return Attention(core, q, k, v, _projections(q, k, v, region, index), causal, padding, drops, heads, longer)
 
 
-def _operands(region: set[fx.Node], index: Index) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node, list[fx.Node]] | None:
+def attention_operands(
+    region: set[fx.Node], index: Index
+) -> tuple[fx.Node, fx.Node, fx.Node, fx.Node, list[fx.Node]] | None:
+    """The core of a region's attention, its query, key and value, and its masks; ``None`` where it has none."""
     for node in sorted(region, key=index.position.__getitem__):
         if index.name[node] in ops.ATTENTION and len(node.all_input_nodes) >= 3:
             mask = node.kwargs.get("attn_mask", node.args[3] if len(node.args) > 3 else None)
@@ -171,7 +175,7 @@ def _orders_positions(node: fx.Node, index: Index) -> bool:
     """Whether a node of a mask compares positions with one another: ``j <= i``, or a triangle."""
     if index.name[node] in _TRIANGLES:
         return True
-    if node.op == "get_attr" or node.meta.get("lifted"):
+    if node.op == "get_attr" or mark_of(node).lifted:
         return _is_triangle(node, index)
     if index.name[node] not in _COMPARISONS or len(index.data[node]) != 2:
         return False
@@ -193,15 +197,19 @@ def _is_triangle(node: fx.Node, index: Index) -> bool:
 
 def _is_user_mask(node: fx.Node) -> bool:
     """A mask among the call's arguments."""
-    name = str(node.meta.get("argument", node.target))
-    return node.op == "placeholder" and not node.meta.get("lifted") and name.endswith(_KEEP + _DROP)
+    return node.op == "placeholder" and not mark_of(node).lifted and _argument(node).endswith(_KEEP + _DROP)
+
+
+def _argument(node: fx.Node) -> str:
+    """The name of an input: of the call's argument, where the capture knows it."""
+    return mark_of(node).argument or str(node.target)
 
 
 def _padding(ancestors: set[fx.Node]) -> tuple[fx.Node | None, bool]:
     for node in ancestors:
         sizes = shape(node)
         if _is_user_mask(node) and (sizes is None or len(sizes) == 2):
-            return node, str(node.meta.get("argument", node.target)).endswith(_DROP)
+            return node, _argument(node).endswith(_DROP)
     return None, False
 
 

@@ -17,7 +17,7 @@ class Draft:
 
     Attributes:
         inner: the last adds of the streams that lie within its branch.
-        depth: how many adds lead from the root of its stream to this one.
+        depth: how many adds lead from the root of its stream to this one; at the end, how many come before it there.
     """
 
     node: fx.Node
@@ -29,6 +29,8 @@ class Draft:
     form: str
     owner: str
     line: str
+    lines: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
     inner: list[Draft] = field(default_factory=list)
     order: int = 0
     kind: str = "other"

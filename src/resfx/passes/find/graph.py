@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,18 +40,48 @@ class Capture:
 
 def owner(node: fx.Node) -> str:
     """Qualified name of the module whose ``forward`` made the node; ``""`` for the root."""
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    path = next(reversed(stack.values()))[0]
-    return re.sub(r"@\d+", "", path).removeprefix("L['self'].") if isinstance(path, str) else ""
+    stack = module_stack(node)
+    return stack[-1] if stack else ""
+
+
+def module_stack(node: fx.Node) -> list[str]:
+    """Qualified names of the modules whose calls made the node, outermost first."""
+    paths = [entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values()]
+    return [re.sub(r"@\d+", "", path).removeprefix("L['self'].") if isinstance(path, str) else "" for path in paths]
+
+
+def calls_of(nodes: Iterable[fx.Node], module: str) -> tuple[str, ...]:
+    """What some nodes call, or read of a module's own parameters, as the code of ``module`` names it; sorted.
+
+    Only what has parameters counts: dropout and the like leave no node in some captures.
+    """
+    found = set()
+    for node in nodes:
+        parameters = [str(x.target) for x in node.all_input_nodes if x.op == "get_attr"]
+        if parameters or node.op == "call_module":
+            stack = ["", *module_stack(node)]  # some captures do not name the root
+            last = len(stack) - 1 - stack[::-1].index(module) if module in stack else len(stack) - 2
+            found.update(stack[last + 1 : last + 2] or parameters)
+    start = f"{module}." if module else ""
+    return tuple(sorted(name.removeprefix(start) for name in found))
 
 
 def source_line(node: fx.Node) -> str:
     """``file.py:line`` of the user's code that made the node; ``""`` if the capture does not know."""
-    trace = node.meta.get("stack_trace") or ""
-    frames = [(f, n) for f, n, _ in _FRAME.findall(trace) if not f.startswith(_TORCH)]
+    frames = _frames(node)
     return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
+
+
+def source_lines(node: fx.Node) -> tuple[str, ...]:
+    """``file.py:line`` for each step from the innermost ``forward`` to the node, without folders."""
+    frames = _frames(node)
+    starts = [i for i, (_, _, function) in enumerate(frames) if function == "forward"]
+    return tuple(f"{Path(file).name}:{line}" for file, line, _ in frames[starts[-1] if starts else -1 :])
+
+
+def _frames(node: fx.Node) -> list[tuple[str, str, str]]:
+    """``(file, line, function)`` of the user's code that made the node, outermost first."""
+    return [f for f in _FRAME.findall(node.meta.get("stack_trace") or "") if not f[0].startswith(_TORCH)]
 
 
 def shape(node: Any) -> tuple[Any, ...] | None:

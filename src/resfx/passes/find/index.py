@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from . import operators as ops
 from .graph import dtype, shape
+from .mark import mark_of
 
 _VIEWS = frozenset(
     "view reshape permute transpose swapaxes t squeeze unsqueeze slice expand select narrow unflatten flatten alias"
@@ -83,7 +84,7 @@ class Index:
             self.constant[node] = (
                 all(self.constant[x] for x in resolved)
                 if node.op not in ("placeholder", "get_attr") and name not in _RANDOM
-                else node.op == "get_attr" or node.meta.get("lifted", False)
+                else node.op == "get_attr" or mark_of(node).lifted
             )
             self.parametric[node] = node.op == "get_attr" or (
                 node.op != "placeholder" and bool(resolved) and all(self.parametric[x] for x in resolved)

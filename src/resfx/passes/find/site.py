@@ -12,7 +12,7 @@ from .terms import Term
 FORMS = ("identity", "scaled", "parallel", "projection", "resampled")
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Site:
     """One residual add.
 
@@ -27,20 +27,19 @@ class Site:
         kind: ``attention``, ``mlp``, ``conv`` or ``other``, from the operators of the branch.
         form: ``identity``, ``scaled``, ``parallel``, ``projection`` or ``resampled``.
         line: ``file:line`` in the user's source.
+        lines: ``file:line`` without folders for each step from the owner's ``forward`` to the add.
+        calls: what of the owner its branch calls; with ``lines``, what it is known by in another capture.
         context: what the norm that opens the branch hands on.
         axis: the feature axis, ``-1`` or counted from the front.
         width: size of that axis.
         root: where its stream begins.
+        depth: number of adds before it in its stream.
         lane: which of two coupled streams that began at one tensor (reversible blocks).
         stream: number of the stream it belongs to.
         block: qualified name of the repeated block it belongs to.
         inside: the site whose branch contains this one.
         is_outer: a long skip around whole blocks: its branch holds sites of its own stream, or a stream of several.
             A lone add within a branch (a short convolution, an adapter) does not make one.
-        method: name of the method that rewrote it, ``""`` before.
-        reads: name of the method that reads over depth where its branch starts.
-        result: the node that carries the stream behind the add, once a rewrite has replaced it.
-        mixers: names of the methods that put a mixer before the branch or into it.
     """
 
     node: fx.Node
@@ -52,6 +51,8 @@ class Site:
     form: str
     owner: str
     line: str
+    lines: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
     order: int = 0
     kind: str = "other"
     context: fx.Node | None = None
@@ -64,14 +65,9 @@ class Site:
     block: str = ""
     inside: Site | None = None
     is_outer: bool = False
-    method: str = ""
-    reads: str = ""
-    result: fx.Node | None = None
-    mixers: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        method = f", {self.method}" if self.method else ""
-        return f"Site({self.name}, {self.kind}, {self.form}{method}, stream {self.stream})"
+        return f"Site({self.name}, {self.kind}, {self.form}, stream {self.stream})"
 
     @property
     def name(self) -> str:
@@ -88,9 +84,8 @@ class Site:
         return {
             "name": self.name, "owner": self.owner, "order": self.order, "kind": self.kind, "form": self.form,
             "line": self.line, "stream": self.stream, "block": self.block, "axis": self.axis, "width": self.width,
-            "inside": self.inside.name if self.inside else None, "outer": self.is_outer, "method": self.method,
-            "context": self.context is not None, "mixers": list(self.mixers),
-            "reads": self.reads,
+            "inside": self.inside.name if self.inside else None, "outer": self.is_outer,
+            "context": self.context is not None,
         }  # fmt: skip
 
 
@@ -109,7 +104,7 @@ class Skip:
         return {"owner": self.owner, "line": self.line, "reason": self.reason, "remedy": self.remedy}
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Stream:
     """The depth-ordered sites that carry one residual stream.
 
@@ -118,11 +113,11 @@ class Stream:
     """
 
     number: int
-    sites: list[Site]
-    blocks: list[str]
+    sites: tuple[Site, ...]
+    blocks: tuple[str, ...]
     width: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without graph nodes."""
         return {"number": self.number, "width": self.width, "sites": [s.name for s in self.sites],
-                "blocks": self.blocks}  # fmt: skip
+                "blocks": list(self.blocks)}  # fmt: skip

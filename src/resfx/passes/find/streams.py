@@ -22,14 +22,14 @@ def streams_of(drafts: Sequence[Draft]) -> tuple[list[Site], list[Stream]]:
         by_root.setdefault((draft.root, draft.lane), []).append(draft)
     for number, members in enumerate(by_root.values()):
         _name_blocks(members)
-        for draft in members:
-            draft.stream = number
+        for depth, draft in enumerate(members):
+            draft.stream, draft.depth = number, depth
     sites = freeze(drafts)
     groups: list[list[Site]] = [[] for _ in by_root]
     for site in sites:
         groups[site.stream].append(site)
-    blocks = [list(dict.fromkeys(s.block for s in group)) for group in groups]
-    return sites, [Stream(i, group, blocks[i], group[0].width) for i, group in enumerate(groups)]
+    blocks = [tuple(dict.fromkeys(s.block for s in group)) for group in groups]
+    return sites, [Stream(i, tuple(group), blocks[i], group[0].width) for i, group in enumerate(groups)]
 
 
 def _name_blocks(sites: Sequence[Draft]) -> None:

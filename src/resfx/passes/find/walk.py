@@ -14,7 +14,7 @@ from torch import fx, nn
 from . import operators as ops
 from .draft import Draft
 from .features import describe_site
-from .graph import owner, same_shape, source_line
+from .graph import calls_of, owner, same_shape, source_line, source_lines
 from .index import Index
 from .terms import Reading, Sum
 
@@ -161,9 +161,11 @@ class Walk:
 
     def draft(self, add: Reading, fork: fx.Node, form: str, found: Span, entry: fx.Node | None = None) -> Draft:
         """The site of an add; ``entry`` is what its branch starts from where that is not the fork."""
+        adder = owner(add.node)
         site = Draft(node=add.node, shortcut=add.shortcut.value, branch=add.branch.value,
-                     terms=(add.shortcut, add.branch), joins=add.joins, fork=fork, form=form, owner=owner(add.node),
-                     line=source_line(add.node), inner=found.sites)  # fmt: skip
+                     terms=(add.shortcut, add.branch), joins=add.joins, fork=fork, form=form, owner=adder,
+                     line=source_line(add.node), lines=source_lines(add.node), calls=calls_of(found.nodes, adder),
+                     inner=found.sites)  # fmt: skip
         describe_site(site, found.nodes, self.index, self.root, entry or fork)
         own = self.site_of.get(fork)
         site.lane = own.lane if own is not None else 0

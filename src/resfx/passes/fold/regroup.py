@@ -7,13 +7,14 @@ and the ends of a widened stream stand between blocks, whose code is then equal 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx
 
 from resfx.passes.capture.normalize import enter_grad_mode, exit_grad_mode
+from resfx.passes.find.mark import mark_of
 from resfx.passes.find.site import Site
 
 READ = "~read"
@@ -44,14 +45,13 @@ def block_names(sites: Iterable[Site]) -> list[str]:
     return [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
 
 
-def segments_of(graph: fx.Graph, names: list[str], scopes: Mapping[str, str]) -> list[Segment]:
+def segments_of(graph: fx.Graph, names: list[str]) -> list[Segment]:
     """The segments of a graph in order.
 
     Args:
         names: of the repeated blocks.
-        scopes: scope by the name that a method left on the nodes it made.
     """
-    labels = _labels(graph, names, scopes)
+    labels = _labels(graph, names)
     found: list[Segment] = []
     last: tuple[str, str] | None = None
     for node in graph.nodes:
@@ -72,7 +72,7 @@ def is_free(node: fx.Node, free: set[fx.Node]) -> bool:
     return all(n in free or n.op in ("placeholder", "get_attr") for n in node.all_input_nodes)
 
 
-def _labels(graph: fx.Graph, names: list[str], scopes: Mapping[str, str]) -> dict[fx.Node, tuple[str, str]]:
+def _labels(graph: fx.Graph, names: list[str]) -> dict[fx.Node, tuple[str, str]]:
     """``(block, which call of it)`` of every node that is part of a segment."""
     outside = ("", "")
     labels: dict[fx.Node, tuple[str, str]] = {}
@@ -86,7 +86,7 @@ def _labels(graph: fx.Graph, names: list[str], scopes: Mapping[str, str]) -> dic
         if is_free(node, free):
             free.add(node)
             continue
-        if _stands_apart(node, scopes):
+        if _stands_apart(node):
             labels[node] = (READ, "")
         elif (path := _path(node)) is not None:
             if path not in known:
@@ -118,10 +118,9 @@ def _block_of(path: str, names: list[str]) -> tuple[str, str]:
     return "", ""
 
 
-def _stands_apart(node: fx.Node, scopes: Mapping[str, str]) -> bool:
-    scope = scopes.get(node.meta.get("resfx", ""))
-    ends = node.op == "call_module" and str(node.target).endswith((".expand", ".collapse"))
-    return (scope == "depth" and "resfx_inside" not in node.meta) or (scope == "wide" and ends)
+def _stands_apart(node: fx.Node) -> bool:
+    mark = mark_of(node)
+    return (mark.scope == "depth" and not mark.inside) or (mark.scope == "wide" and mark.role in ("expand", "collapse"))
 
 
 def _close_regions(graph: fx.Graph, labels: dict[fx.Node, tuple[str, str]]) -> None:

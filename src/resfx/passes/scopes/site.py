@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import inspect
-import operator
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from resfx.passes.find.graph import hint
-from resfx.passes.find.operators import is_inplace
+from resfx.passes.find.mark import Mark
 from resfx.passes.find.site import Site
 
+from .insert import dress, inserting_behind, out_of_place
+from .places import place_at
+from .surgery import Turn
 
-def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, method: str) -> fx.Node:
+
+def apply_site(turn: Turn) -> Sequence[Site]:
+    """Scope ``site``: every chosen add is replaced by a module of its own."""
+    tree, method = turn.surgery.tree, turn.application.method
+    for site in turn.chosen:
+        path = turn.module(site, "add", lambda site=site: method.build(place_at(site, tree)))  # type: ignore[misc]
+        result = rewrite_site(turn.surgery.graph, site, tree.get_submodule(path), path, turn.mark("add"))
+        turn.change(site, "replaced", result=result)
+    return turn.chosen
+
+
+def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, mark: Mark) -> fx.Node:
     """Replace one add; returns the node that now carries the stream.
 
     Only this add changes. One that is more than ``x + f`` (``x + alpha * f``, ``addcmul``) stays in the graph and is
@@ -23,12 +36,10 @@ def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, meth
 
     Args:
         module: what will run, for its signature.
-        path: where the module will live in the model's tree.
-        method: the method's name, recorded on every new node.
+        path: where the module lives in the model's tree.
+        mark: of every new node.
     """
-    with graph.inserting_after(site.node):
-        anchor = graph.call_function(_mark)  # everything new goes before this, in order
-    with graph.inserting_before(anchor):
+    with inserting_behind(graph, site.node) as created:
         x, f = (term.emit(graph) for term in site.terms)
         rows = [_to_rows(graph, site, n) for n in (x, f, site.context)]
         kwargs: dict[str, Any] = {}
@@ -37,26 +48,13 @@ def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, meth
             kwargs["total"] = _to_rows(graph, site, site.node)
         call = graph.call_module(path, tuple(rows), kwargs)
         result = _from_rows(graph, site, call)
-    created = list(_between(site.node, anchor))
-    graph.erase_node(anchor)
     for node in created:
-        node.meta = {**{k: v for k, v in site.node.meta.items() if k != "from_node"}, "resfx": method}
+        dress(node, site.node, mark)
     site.node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in created)
     for node in (site.node, *site.joins):
         if not node.users:
             graph.erase_node(node)
     return result
-
-
-def _mark() -> None:
-    """Target of a node that never runs."""
-
-
-def _between(first: fx.Node, last: fx.Node) -> Iterator[fx.Node]:
-    node = first.next
-    while node is not last:
-        yield node
-        node = node.next
 
 
 def _to_rows(graph: fx.Graph, site: Site, node: fx.Node | None) -> fx.Node | None:
@@ -86,17 +84,3 @@ def _memory_order(node: fx.Node) -> list[int]:
     order = sorted((i for i, n in enumerate(sizes) if n != 1), key=lambda i: -steps[i])
     moving = iter(order)
     return [i if n == 1 else next(moving) for i, n in enumerate(sizes)]
-
-
-def out_of_place(node: fx.Node) -> None:
-    """Let an in-place add give a tensor of its own: what it wrote over may be read again."""
-    if not is_inplace(node):
-        return
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        packet = getattr(torch.ops.aten, target._schema.name.split("::")[-1][:-1])
-        node.target = getattr(packet, target._overloadname)
-    elif node.op == "call_method":
-        node.target = str(target)[:-1]
-    else:
-        node.target = operator.add if target is operator.iadd else operator.sub

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from torch import fx
 
+from resfx.passes.find.features import norm_output
 from resfx.passes.find.graph import dtype, same_shape
 from resfx.passes.find.index import Index
 from resfx.passes.find.site import Site, Stream
@@ -43,14 +45,18 @@ class Chain:
     blocks: list[list[Step]] = field(default_factory=list)
 
 
-def chain_of(stream: Stream, index: Index) -> Chain | str:
-    """The chain of a stream, or why it is none."""
+def chain_of(stream: Stream, index: Index, results: Mapping[str, fx.Node | None]) -> Chain | str:
+    """The chain of a stream, or why it is none.
+
+    Args:
+        results: by the name of an add that was replaced, the node that carries the stream behind it.
+    """
     sites = [s for s in stream.sites if not s.is_outer]
     if sites and sites[0].form in ("projection", "resampled"):
         sites = sites[1:]  # the stream begins with the state behind this add
     if not sites:
         return "no sublayer reads a state of this stream"
-    replaced = {s.node: s.result for s in stream.sites if s.result is not None}
+    replaced = {s.node: result for s in stream.sites if (result := results.get(s.name)) is not None}
 
     def current(node: fx.Node) -> fx.Node:
         return replaced.get(node, node)
@@ -118,8 +124,6 @@ def is_alias(user: fx.Node, node: fx.Node, index: Index) -> bool:
 
 
 def _norm_behind(node: fx.Node, index: Index) -> fx.Node:
-    from resfx.passes.find.features import norm_output
-
     for reader in index.nodes:
         if index.role[reader] == "norm" and index.data[reader] and index.strip(index.data[reader][0]) is node:
             return norm_output(reader, index)

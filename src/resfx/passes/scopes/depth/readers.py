@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from torch import fx
 
 from resfx.passes.find import operators as ops
-from resfx.passes.find.attention import _operands
+from resfx.passes.find.attention import attention_operands
 from resfx.passes.find.index import Index
+from resfx.passes.find.mark import mark_of
 from resfx.passes.find.site import Site
 
 from .chain import is_alias
@@ -57,7 +58,7 @@ class Readers:
                     stack.append(x)
         return seen
 
-    def redirect_roles(self, sites: list[Site], new: dict[str, fx.Node]) -> None:
+    def redirect_roles(self, sites: Sequence[Site], new: dict[str, fx.Node]) -> None:
         """``q``, ``k``, ``v`` to the attention's projections and ``r`` to the rest; what is missing keeps the state.
 
         What feeds one projection only is rewired; what feeds several (the norm, a fused projection) is copied.
@@ -85,10 +86,11 @@ class Readers:
         for name, user in others:
             user.replace_input_with(name, new.get("r", name))
 
-    def attention(self, sites: list[Site]) -> dict[fx.Node, str] | str:
+    def attention(self, sites: Sequence[Site]) -> dict[fx.Node, str] | str:
         """The queries, keys and values of the branch that has attention, or why they cannot be told apart."""
         mine = self._dependents(sites)
-        if not any(s.kind == "attention" for s in sites) or (parts := _operands(set(mine), self.index)) is None:
+        parts = attention_operands(set(mine), self.index) if any(s.kind == "attention" for s in sites) else None
+        if parts is None:
             return "the block does not open with attention: there are no q, k and v inputs to tell apart"
         operands = dict(zip(parts[1:4], ROLES, strict=True))
         if len(operands) < 3 or not all(n in mine for n in operands):
@@ -96,11 +98,11 @@ class Readers:
         roles = self._roles(mine, operands)
         if any(ops.is_inplace(n) and found != ["r"] for n, found in roles.items()):
             return "it overwrites tensors in place before attention: they cannot be read from several inputs"
-        if any(n.meta.get("resfx") and n.op == "call_module" and len(found) > 1 for n, found in roles.items()):
+        if any(mark_of(n).method and n.op == "call_module" and len(found) > 1 for n, found in roles.items()):
             return "a token mixer stands before several of q, k and v: it would need a state for each"
         return operands
 
-    def _dependents(self, sites: list[Site]) -> list[fx.Node]:
+    def _dependents(self, sites: Sequence[Site]) -> list[fx.Node]:
         """Nodes of the branches that depend on the state, in order."""
         known, found = set(self.names), []
         for node in sorted(self.region(s.branch for s in sites)):

@@ -7,39 +7,34 @@ method names then read the result. Sums of sources are made once and shared.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
-from resfx.methods.depth.base import DepthMethod
+from resfx.errors import NoSitesError
+from resfx.methods.depth.base import DepthMethod, DepthPlace
 from resfx.passes.find.index import Index
+from resfx.passes.find.mark import Mark
 from resfx.passes.find.site import Site, Stream
-from resfx.passes.scopes.site import out_of_place
+from resfx.passes.scopes.insert import dress, out_of_place
+from resfx.passes.scopes.places import place_at
+from resfx.passes.scopes.surgery import Turn, reasons_of
 
 from .chain import Chain, Step, chain_of
 from .readers import ROLES, Readers
 
 Groups = tuple[tuple[int, ...], ...]
 
-Bank = Callable[[str, Site, dict[str, Any] | None], str]
-"""Makes sure that a module stands in the model's tree: (kind of module, site, facts of the read) -> its path."""
-
 
 class Cursor:
     """Emits nodes in order, each behind everything it uses."""
 
-    def __init__(self, graph: fx.Graph, like: fx.Node, owner: Site, method: str, created: set[fx.Node]) -> None:
+    def __init__(self, graph: fx.Graph, like: fx.Node, owner: Site, mark: Mark, created: set[fx.Node]) -> None:
         self.graph, self.anchor, self.created = graph, like, created
-        skip = ("from_node", "val", "tensor_meta", "example_value")
-        meta = {k: v for k, v in owner.node.meta.items() if k not in skip}
-        self.meta = {**meta, "val": like.meta.get("val"), "resfx": method}
-
-    def inside(self) -> None:
-        """What follows belongs to the block of its site, and does not stand between blocks."""
-        self.meta["resfx_inside"] = True
+        self.owner, self.value, self.mark = owner, like.meta.get("val"), mark
 
     def after(self, nodes: Iterable[fx.Node]) -> None:
         """Go on behind the last of ``nodes``."""
@@ -50,7 +45,8 @@ class Cursor:
         """A new node behind the last one."""
         with self.graph.inserting_after(self.anchor):
             node = self.graph.create_node(op, target, args)
-        node.meta = dict(self.meta)
+        dress(node, self.owner.node, self.mark, "tensor_meta", "example_value")
+        node.meta["val"] = self.value
         self.anchor = node
         self.created.add(node)
         return node
@@ -82,12 +78,10 @@ class Planned:
 class StreamRewriter:
     """Puts the reads of one method into one stream."""
 
-    def __init__(
-        self, graph: fx.Graph, chain: Chain, method: DepthMethod, bank: Bank, index: Index, tree: nn.Module
-    ) -> None:
-        self.graph, self.chain, self.method, self.bank, self.index = graph, chain, method, bank, index
-        self.tree = tree
-        self.name = method.label
+    def __init__(self, turn: Turn, chain: Chain, method: DepthMethod, index: Index) -> None:
+        self.turn, self.chain, self.method, self.index = turn, chain, method, index
+        self.graph, self.tree = turn.surgery.graph, turn.surgery.tree
+        self.replaced = turn.surgery.replaced
         self.sums: dict[tuple[fx.Node, ...], fx.Node] = {}
         self.projected: dict[fx.Node, fx.Node] = {}
         self.created: set[fx.Node] = set()  # nodes of the rewrite itself keep what they read
@@ -135,9 +129,8 @@ class StreamRewriter:
         sources = [[n for j in g for n in elements[j]] for g in read.groups]
         first = len(read.ahead)
         ahead = [self._read_ahead(read, sources[:first])] if first else []
-        cursor = Cursor(self.graph, read.state, read.site, self.name, self.created)
-        if ahead and not read.last:  # such reads are the same in every block
-            cursor.inside()
+        # Reads that are handed sums made ahead are the same in every block.
+        cursor = self._cursor(read.state, read.site, inside=bool(ahead) and not read.last)
         cursor.after([*(n for group in sources[first:] for n in group), *ahead])
         x = self._running_sum(read.state, cursor)
         rows = [self._project(self._sum(group, cursor), cursor) for group in sources[first:]]
@@ -172,22 +165,30 @@ class StreamRewriter:
     def _module(self, read: Planned) -> str:
         """The path of a read's module."""
         assert read.groups is not None
-        facts = {"read": read.number, "sources": len(read.groups), "last": read.last,
+        facts: dict[str, Any] = {"read": read.number, "sources": len(read.groups), "last": read.last,
                  "outputs": len(self.method.targets(read.last)), "sublayers": read.size}  # fmt: skip
-        return self.bank("exit" if read.last else "read", read.site, facts)
+        make = lambda: self.method.build(DepthPlace(**vars(place_at(read.site, self.tree)), **facts))
+        return self.turn.module(read.site, "exit" if read.last else "read", make, facts=facts)
+
+    def _ahead(self, site: Site) -> str:
+        """The path of the module that takes sources in for several reads."""
+        return self.turn.module(site, "ahead", lambda: self.method.build_ahead(place_at(site, self.tree)))
+
+    def _cursor(self, like: fx.Node, owner: Site, inside: bool = False) -> Cursor:
+        return Cursor(self.graph, like, owner, self.turn.mark(inside=inside), self.created)
 
     def _read_ahead(self, read: Planned, sources: list[list[fx.Node]]) -> fx.Node:
         """What one read is handed of the sources that it shares: taken in once, at the first of the reads."""
         members = self.together[read.ahead]
         if read.ahead not in self.ahead:
-            cursor = Cursor(self.graph, read.state, read.site, self.name, self.created)
+            cursor = self._cursor(read.state, read.site)
             cursor.after(n for group in sources for n in group)
             rows = [self._project(self._sum(group, cursor), cursor) for group in sources]
             asks = []
             for path in [self._module(member) for member in members]:
                 names = [n for n, _ in self.tree.get_submodule(path).named_parameters()]
                 asks.append([cursor.emit("get_attr", f"{path}.{name}") for name in names])
-            call = cursor.emit("call_module", self.bank("ahead", read.site, None), rows, asks)
+            call = cursor.emit("call_module", self._ahead(read.site), rows, asks)
             parts = [cursor.emit("call_function", operator.getitem, call, i) for i in range(len(members))]
             for node in (call, *parts):
                 node.meta.pop("val")
@@ -203,9 +204,9 @@ class StreamRewriter:
 
     def _outputs(self, step: Step, site: Site) -> list[fx.Node]:
         """What a step added: its branches, or the difference where another method replaced the add."""
-        if all(s.result is None and s.is_plain for s in step.sites):
+        if all(self.replaced.get(s.name) is None and s.is_plain for s in step.sites):
             return [s.branch for s in step.sites]
-        cursor = Cursor(self.graph, step.after, site, self.name, self.created)
+        cursor = self._cursor(step.after, site)
         return [cursor.emit("call_function", torch.ops.aten.sub.Tensor, step.after, step.into)]
 
     def _sum(self, nodes: list[fx.Node], cursor: Cursor) -> fx.Node:
@@ -223,7 +224,7 @@ class StreamRewriter:
 
     def _project(self, source: fx.Node, cursor: Cursor) -> fx.Node:
         site = self.chain.steps[0].sites[0]
-        path = self.bank("shared", site, None)
+        path = self.turn.module(site, "shared", lambda: self.method.build_source(place_at(site, self.tree)))
         if not path:
             return source
         if source not in self.projected:
@@ -232,22 +233,44 @@ class StreamRewriter:
         return self.projected[source]
 
 
-def rewrite_stream(
-    graph: fx.Graph, stream: Stream, wanted: Collection[Site], method: DepthMethod, bank: Bank, tree: nn.Module
-) -> str | None:
+def apply_depth(turn: Turn) -> Sequence[Site]:
+    """Scope ``depth``: reads at the inputs of the chosen sublayers or blocks, stream by stream."""
+    asked = {site.name for site in turn.chosen}
+    claimed: list[Site] = []
+    for stream in turn.surgery.streams:
+        wanted = [s for s in stream.sites if s.name in asked]
+        if not wanted:
+            continue
+        reason = rewrite_stream(turn, stream, wanted)
+        if reason is None:
+            claimed += wanted
+            for site in wanted:
+                turn.change(site, "read")
+        else:
+            turn.leave(wanted, reason, "exclude= this stream, or take another method")
+    if not claimed:
+        reasons = reasons_of(turn.application.skips)
+        raise NoSitesError(f"no stream to rewrite with {turn.label}", reasons, "another method, or another model")
+    return claimed
+
+
+def rewrite_stream(turn: Turn, stream: Stream, wanted: Collection[Site]) -> str | None:
     """Put a method's reads into one stream; returns the reason where it cannot act on it, and changes nothing then."""
+    surgery, method = turn.surgery, turn.application.method
+    assert isinstance(method, DepthMethod)
     if any(s.axis != -1 for s in stream.sites):
         return "a channel-first stream: depth methods read features on the last axis"
-    index = Index(graph, tree)
-    chain = chain_of(stream, index)
+    index = Index(surgery.graph, surgery.tree)
+    chain = chain_of(stream, index, surgery.replaced)
     if isinstance(chain, str):
         return chain
     if (reason := method.refuse_stream(chain.post_norm)) is not None:
         return reason
     if not {"stream", "input"} & set(method.targets(False)):
         for block in chain.blocks:
-            if isinstance(found := Readers(graph, block[0].state, index, ()).attention(block[0].sites), str):
+            readers = Readers(surgery.graph, block[0].state, index, ())
+            if isinstance(found := readers.attention(block[0].sites), str):
                 return found
-    if not StreamRewriter(graph, chain, method, bank, index, tree).run(wanted):
+    if not StreamRewriter(turn, chain, method, index).run(wanted):
         return "no place in this stream where the method reads"
     return None

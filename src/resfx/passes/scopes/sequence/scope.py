@@ -6,77 +6,81 @@ its own, the attention's shortcut reads the new state, and the new add joins the
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import fx, nn
 
 from resfx.errors import NoSitesError, VariantError
-from resfx.methods.base import Place
+from resfx.methods.base import Method, Place
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.find.attention import NO_ATTENTION, REMEDIES, Attention, branch_region, find_attention
 from resfx.passes.find.branch import NO_MLP, Branch
-from resfx.passes.find.graph import hint, place_module, shape
+from resfx.passes.find.graph import hint, shape
 from resfx.passes.find.index import Index
-from resfx.passes.find.site import Site, Skip, Stream
+from resfx.passes.find.mark import KEY
+from resfx.passes.find.site import Site, Stream
 from resfx.passes.find.terms import Slot, Term
+from resfx.passes.scopes.insert import dress, inserting_behind
+from resfx.passes.scopes.surgery import Surgery, Turn, reasons_of
 
 from .points import Point, points_of
 
 
-def apply_sequence(
-    graph: fx.Graph, chosen: list[Site], streams: list[Stream], application: Any, tree: nn.Module
-) -> list[str]:
+def apply_sequence(turn: Turn) -> Sequence[Site]:
     """Scope ``sequence``: put the method's mixers at their points of every chosen branch that has them."""
-    method, first = application.method, application.claimed is None
-    index = _index(graph, tree)
-    guides = [attention_of(stream, index) for stream in streams]
+    surgery, method = turn.surgery, turn.application.method
+    index = _index(surgery.graph, surgery.tree)
+    guides = [attention_of(stream, index) for stream in surgery.streams]
     plans: list[tuple[Site, Attention, list[Point]]] = []
-    for site in chosen:
-        branch, guide = Branch(site, streams[site.stream], index), guides[site.stream]
+    for site in turn.chosen:
+        branch, guide = Branch(site, surgery.streams[site.stream], index), guides[site.stream]
         points, reasons = points_of(branch, method.points) if guide else ([], [_why_none(branch)])
-        if first:
-            points = _build(application, branch, points, reasons, guide, tree)
+        if turn.first:
+            points = _build(turn, branch, points, reasons, guide)
         else:
-            points = _as_before(application, site, points, reasons, tree)
+            points = _as_before(turn, site, points, reasons)
         if points and guide:
             plans.append((site, guide, points))
     if not plans:
-        found = "; ".join(dict.fromkeys(s.reason for s in application.skips))
-        raise NoSitesError(f"no place for {method.label}", f"{len(chosen)} residual adds, but: {found}",
-                           _remedy((s.reason for s in application.skips),
+        skips = turn.application.skips
+        raise NoSitesError(f"no place for {turn.label}", f"{len(turn.chosen)} residual adds, but: {reasons_of(skips)}",
+                           _remedy((s.reason for s in skips),
                                    "print(resfx.scan(model, ...)) lists every add and its kind"))  # fmt: skip
     for site, guide, points in plans:
         for point in points:
-            path = mixer_path(application, site, point.label)
-            call, result = _insert(graph, site, point, path, method.label, guide)
+            call, result = _insert(turn, site, point, guide)
             if point.residual:
-                _join_stream(site, point, call, result, streams[site.stream], application.key)
-        site.mixers.append(method.label)
-    return [site.name for site, _, _ in plans]
+                mixer = _join_stream(surgery, site, point, call, result, turn.application.key)
+                turn.change(mixer, "mixer")
+        turn.change(site, "mixer")
+    return [site for site, _, _ in plans]
 
 
-def _build(
-    application: Any, branch: Branch, points: list[Point], reasons: list[str], guide: Attention | None, tree: nn.Module
-) -> list[Point]:
+def _build(turn: Turn, branch: Branch, points: list[Point], reasons: list[str], guide: Attention | None) -> list[Point]:
     """Build a mixer for each point that the method takes, and note why there is none elsewhere."""
-    site, method, taken, reasons = branch.site, application.method, [], list(reasons)
+    site, method, taken, reasons = branch.site, turn.application.method, [], list(reasons)
     for point in points:
         assert guide is not None
-        place = place_of(branch, point, guide, tree)
+        place = place_for(branch, point, guide, turn.surgery.tree)
         if (reason := method.refuse(place)) is not None:
             reasons.append(reason)
             continue
-        mixer = method.build(place)
-        mixer.layout = point.layout
-        place_module(tree, mixer_path(application, site, point.label), mixer)
+        turn.module(site, point.label, lambda point=point, place=place: _mixer(method, place, point))  # type: ignore[misc]
         taken.append(point)
     expected = (NO_ATTENTION, NO_MLP) if taken else ()
-    told = [r for r in dict.fromkeys(reasons) if r not in expected]
-    application.skips += [Skip(site.owner, site.line, r, REMEDIES.get(r, ""), node=site.node) for r in told]
+    for reason in dict.fromkeys(reasons):
+        if reason not in expected:
+            turn.leave([site], reason, REMEDIES.get(reason, ""))
     return taken
+
+
+def _mixer(method: Method, place: Place, point: Point) -> nn.Module:
+    mixer = method.build(place)
+    mixer.layout = point.layout  # type: ignore[assignment]
+    return mixer
 
 
 def _index(graph: fx.Graph, tree: nn.Module) -> Index:
@@ -102,18 +106,16 @@ def _why_none(branch: Branch) -> str:
     return branch.attention if isinstance(branch.attention, str) else NO_ATTENTION
 
 
-def _as_before(application: Any, site: Site, points: list[Point], reasons: list[str], tree: nn.Module) -> list[Point]:
+def _as_before(turn: Turn, site: Site, points: list[Point], reasons: list[str]) -> list[Point]:
     """The points of another capture that have mixers: it must offer them all."""
-    bank = tree.get_submodule(mixer_path(application, site, "").rsplit(".", 1)[0])
-    had = {n.removesuffix(f"_{site.order}") for n, m in bank._modules.items()
-           if isinstance(m, Mixer) and n.endswith(f"_{site.order}")}  # fmt: skip
+    had = set(turn.roles(site))
     if lost := had - {p.label for p in points}:
         raise VariantError(
-            f"this call needs another capture, and {application.method.label} cannot act on it as before",
+            f"this call needs another capture, and {turn.label} cannot act on it as before",
             f"at {site.name}: no point for {', '.join(sorted(lost))}; {'; '.join(reasons)}",
             _remedy(reasons, "call the model as it was captured, or rewrite it with args= that match this call"),
         )
-    return [p for p in points if f"{p.label}_{site.order}" in bank._modules]
+    return [p for p in points if p.label in had]
 
 
 def _remedy(reasons: Iterable[str], otherwise: str) -> str:
@@ -121,12 +123,7 @@ def _remedy(reasons: Iterable[str], otherwise: str) -> str:
     return "; ".join(dict.fromkeys(REMEDIES[r] for r in reasons if r in REMEDIES)) or otherwise
 
 
-def mixer_path(application: Any, site: Site, label: str) -> str:
-    """Where a mixer lives in the model's tree."""
-    return ".".join(p for p in ("resfx", application.key, site.owner, f"{label}_{site.order}") if p)
-
-
-def place_of(branch: Branch, point: Point, guide: Attention, tree: nn.Module) -> Place:
+def place_for(branch: Branch, point: Point, guide: Attention, tree: nn.Module) -> Place:
     """What a method may know of a point."""
     site, sizes, value = branch.site, shape(point.node), point.node.meta["val"]
     assert sizes is not None
@@ -142,36 +139,24 @@ def place_of(branch: Branch, point: Point, guide: Attention, tree: nn.Module) ->
     )  # fmt: skip
 
 
-def _insert(
-    graph: fx.Graph, site: Site, point: Point, path: str, method: str, guide: Attention
-) -> tuple[fx.Node, fx.Node]:
+def _insert(turn: Turn, site: Site, point: Point, guide: Attention) -> tuple[fx.Node, fx.Node]:
     """Put a mixer behind a node for some of its readers; returns its call and what the readers get."""
-    node, padding, new = point.node, guide.padding, []
-    kwargs: dict[str, Any] = {}
-    with graph.inserting_after(_behind_inputs(node)):
-        anchor = graph.call_function(_mark)
-    with graph.inserting_before(anchor):
+    graph, node, padding, path = turn.surgery.graph, point.node, guide.padding, turn.path(site, point.label)
+    mask: fx.Node | None = None
+    with inserting_behind(graph, _behind_inputs(node)) as made:
         if padding is not None:
-            kwargs["mask"] = padding
-            if guide.padding_drops:
-                kwargs["mask"] = graph.call_function(torch.ops.aten.eq.Scalar, (padding, 0))
-                kwargs["mask"].meta = {"val": padding.meta["val"].eq(0), "resfx": method}
-        call = result = graph.call_module(path, (node,), kwargs)
-        new.append(call)
+            mask = graph.call_function(torch.ops.aten.eq.Scalar, (padding, 0)) if guide.padding_drops else padding
+        call = result = graph.call_module(path, (node,), {} if mask is None else {"mask": mask})
         if point.residual:
             result = graph.call_function(torch.ops.aten.add.Tensor, (node, call))
-            new.append(result)
-    graph.erase_node(anchor)
-    for made in new:
-        kept = {k: v for k, v in site.node.meta.items() if k != "from_node"}
-        made.meta = {**kept, "val": node.meta["val"], "resfx": method, "longer_keys": guide.longer_keys}
+    for new in made:
+        dress(new, site.node, turn.mark(point.label, longer_keys=guide.longer_keys))
+        new.meta["val"] = node.meta["val"]
+    if mask is not None and mask is not padding:
+        mask.meta = {"val": padding.meta["val"].eq(0), KEY: turn.mark()}  # type: ignore[union-attr]
     for reader in point.readers:
         reader.replace_input_with(node, result)
     return call, result
-
-
-def _mark() -> None:
-    """Target of a node that never runs."""
 
 
 def _behind_inputs(node: fx.Node) -> fx.Node:
@@ -181,23 +166,24 @@ def _behind_inputs(node: fx.Node) -> fx.Node:
     return node
 
 
-def _join_stream(site: Site, point: Point, call: fx.Node, new: fx.Node, stream: Stream, key: str) -> None:
+def _join_stream(surgery: Surgery, site: Site, point: Point, call: fx.Node, new: fx.Node, key: str) -> Site:
     """The mixer's add is one more add of the stream, and the sites that started from the old state read the new."""
+    stream = surgery.streams[site.stream]
+    (site,) = surgery.now([site])
+    owner = f"{site.owner}.{key}".strip(".")
     mixer = Site(
         node=new, shortcut=point.node, branch=call, terms=(Term((Slot(new, 0),)), Term((Slot(new, 1),))), joins=(),
-        fork=point.node, form="mixer",
-        owner=f"{site.owner}.{key}".strip("."), line=site.line, kind="mixer", axis=site.axis,
-        width=site.width, root=site.root, depth=site.depth, stream=site.stream, block=site.block, mixers=[key],
+        fork=point.node, form="mixer", owner=owner, line=site.line,
+        order=sum(s.owner == owner for s in stream.sites), kind="mixer", axis=site.axis, width=site.width,
+        root=site.root, depth=site.depth, stream=site.stream, block=site.block,
     )  # fmt: skip
+    moved = {}
     for reader in stream.sites:
-        if reader.fork is site.fork and new in (*reader.node.all_input_nodes, *_inputs(reader)):
-            reader.shortcut = new if reader.shortcut is point.node else reader.shortcut
-            reader.context = new if reader.context is point.node else reader.context
-            if reader is not site:
-                reader.fork = new
-    site.fork = new
-    stream.sites.insert(stream.sites.index(site), mixer)
-
-
-def _inputs(site: Site) -> list[fx.Node]:
-    return [site.node] if site.form == "parallel" else []
+        adds = reader.fork is site.fork and new in reader.node.all_input_nodes
+        if adds or reader is site:
+            moved[reader.name] = dataclasses.replace(
+                reader, fork=new, shortcut=new if adds and reader.shortcut is point.node else reader.shortcut,
+                context=new if reader.context is point.node else reader.context,
+            )  # fmt: skip
+    surgery.put_before(site, mixer, moved)
+    return mixer

@@ -10,6 +10,7 @@ from torch import fx
 
 from resfx.passes.find.graph import shape
 from resfx.passes.find.index import Index
+from resfx.passes.find.operators import is_inplace, operator_name
 
 # These act on each element, or on the last axis by their arguments, whatever the number of axes before it.
 _NAMES = (
@@ -51,8 +52,6 @@ def _copy(graph: fx.Graph, env: dict[fx.Node, fx.Node], nodes: Sequence[fx.Node]
 
 
 def _acts_on_rows(node: fx.Node, states: set[fx.Node]) -> bool:
-    from resfx.passes.find.operators import is_inplace, operator_name
-
     name = operator_name(node)
     others = [n for n in node.all_input_nodes if n not in states]
     if is_inplace(node) or any((sizes := shape(n)) is None or len(sizes) > 1 for n in others):

@@ -1,6 +1,6 @@
 """Which adds make a wide stream, and how the graph has to be cut: read before it is changed.
 
-A run is a chain of adds that hand one state from one to the next. For each of its adds a :class:`Step` says where
+A run is a chain of adds that hand one state from one to the next. For each of its adds an :class:`Add` says where
 the branch starts, who reads the state there, and what the host does to the state on the way.
 """
 
@@ -30,7 +30,7 @@ REMEDIES = {
 
 
 @dataclass
-class Step:
+class Add:
     """One add of a wide run, as the graph has it now.
 
     Attributes:
@@ -85,30 +85,30 @@ def refusal(site: Site) -> str | None:
     return None if site.is_plain else ALPHA
 
 
-def wide_runs(graph: fx.Graph, tree: nn.Module, sites: Sequence[Site], skips: list[Skip]) -> list[list[Step]]:
+def wide_runs(graph: fx.Graph, tree: nn.Module, sites: Sequence[Site], skips: list[Skip]) -> list[list[Add]]:
     """Maximal chains of adds that hand one state from one to the next, in order. An add left out ends a run.
 
     Args:
         sites: the claimed adds of one stream; those that cannot be widened are added to ``skips``.
     """
     index = Index(graph, tree)
-    runs: list[list[Step]] = []
+    runs: list[list[Add]] = []
     for site in sites:
         reason = refusal(site)
         last = runs[-1][-1] if runs else None
-        step = _step(site, last, index) if reason is None else None
-        if step is None:
+        add = _add(site, last, index) if reason is None else None
+        if add is None:
             reason = reason or PARTNER
             skips.append(Skip(site.owner, site.line, reason, REMEDIES[reason], node=site.node))
             continue
-        if step.before or step.parallel or (last is not None and step.entry is last.site.node):
-            runs[-1].append(step)
+        if add.before or add.parallel or (last is not None and add.entry is last.site.node):
+            runs[-1].append(add)
         else:
-            runs.append([step])
+            runs.append([add])
     return runs
 
 
-def _step(site: Site, last: Step | None, index: Index) -> Step | None:
+def _add(site: Site, last: Add | None, index: Index) -> Add | None:
     shortcut, branch = (term.value for term in site.terms)
     trail = _trail(shortcut, index, last.site.node if last is not None else None)
     if site.form == "parallel":
@@ -117,7 +117,7 @@ def _step(site: Site, last: Step | None, index: Index) -> Step | None:
         above = _above(branch, index.position[last.entry], index)
         last.readers += [u for u in last.entry.users if u in above and u not in last.readers]
         context = _context(site, last.entry, index)
-        return Step(site, branch, last.entry, after=trail[1:], context=context, parallel=True)
+        return Add(site, branch, last.entry, after=trail[1:], context=context, parallel=True)
     above = _above(branch, index.position[trail[0]], index)
     start = 0
     while start + 1 < len(trail) and all(u is trail[start + 1] or u not in above for u in trail[start].users):
@@ -126,7 +126,7 @@ def _step(site: Site, last: Step | None, index: Index) -> Step | None:
     readers = [u for u in entry.users if u in above]
     before = _between(last.site.node, entry, index) if last is not None else None
     context = _context(site, entry, index)
-    return Step(site, branch, entry, readers, before or [], trail[start + 1 :], context)
+    return Add(site, branch, entry, readers, before or [], trail[start + 1 :], context)
 
 
 def _context(site: Site, entry: fx.Node, index: Index) -> fx.Node | None:

@@ -8,79 +8,124 @@ whatever follows the last add get a collapsed state.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 
+from resfx.errors import NoSitesError, VariantError
 from resfx.methods.sequence.mixer import Mixer
-from resfx.passes.capture.normalize import resolves
-from resfx.passes.find.graph import place_module
+from resfx.methods.wide.base import WideStream
+from resfx.passes.find.site import Site, Skip
+from resfx.passes.scopes.insert import dress, inserting_behind
+from resfx.passes.scopes.places import place_at
+from resfx.passes.scopes.surgery import Turn, reasons_of, remedies_of
 
 from .channels import carry
-from .plan import Step, TokenAxis
+from .plan import Add, TokenAxis, token_axis, wide_runs
 
 
-def widen(
-    graph: fx.Graph, run: Sequence[Step], paths: Sequence[str], tree: nn.Module, method: str, tokens: TokenAxis
-) -> None:
-    """Make one run of adds a wide stream.
+def apply_wide(turn: Turn) -> Sequence[Site]:
+    """Scope ``wide``: every run of consecutive adds becomes a stream of several channels."""
+    surgery, wanted = turn.surgery, set(turn.chosen)
+    graph, tree, skips = surgery.graph, surgery.tree, list[Skip]()
+    runs: list[tuple[list[Add], TokenAxis]] = []
+    for stream in surgery.streams:
+        # A mixer over positions that was put between two adds is one more branch of the stream.
+        members = [s for s in stream.sites if s in wanted or s.form == "mixer"]
+        if wanted & set(members):
+            tokens = token_axis(graph, tree, stream)
+            runs += [(run, tokens) for run in wide_runs(graph, tree, members, skips) if wanted & {a.site for a in run}]
+    if turn.first:
+        turn.application.skips += skips
+    if not runs:
+        raise NoSitesError(f"no residual add to rewrite with {turn.label}", reasons_of(skips), remedies_of(skips))
+    for run, tokens in runs:
+        if turn.first:
+            _build(turn, run)
+        _require(turn, run)
+        results = Widening(turn, run, tokens).run()
+        for add, result in zip(run, results, strict=True):
+            turn.change(add.site, "replaced", "read", result=result)
+    return [add.site for run, _ in runs for add in run if add.site in wanted]
 
-    Args:
-        paths: per step, where its modules live in ``tree``: ``.read`` and ``.write``, ``.expand`` at the first and
-            ``.collapse`` at the last. A step without a read module shares the one before.
-        method: the method's name, recorded on every new node.
-    """
-    Widening(graph, run, paths, tree, method, tokens).run()
+
+def _build(turn: Turn, run: Sequence[Add]) -> None:
+    """Build the modules of one stream: ``read`` and ``write`` at its adds, ``expand`` at the first, ``collapse`` at the
+    last. An add without a ``read`` shares the one before."""
+    tree = turn.surgery.tree
+    places = [dataclasses.replace(place_at(a.site, tree), depth=i, parallel=a.parallel) for i, a in enumerate(run)]
+    stream: WideStream = turn.application.method.build_stream(places)
+    turn.module(run[0].site, "expand", lambda: stream.expand)
+    for add, read, write in zip(run, stream.reads, stream.writes, strict=True):
+        turn.module(add.site, "read", lambda read=read: read)  # type: ignore[misc]
+        turn.module(add.site, "write", lambda write=write: write)  # type: ignore[misc]
+    turn.module(run[-1].site, "collapse", lambda: stream.collapse)
+
+
+def _require(turn: Turn, run: Sequence[Add]) -> None:
+    """Refuse a capture in which a stream begins or ends elsewhere than where its modules stand."""
+    needed = [(run[0].site, "expand"), *((a.site, "write") for a in run), (run[-1].site, "collapse")]
+    if missing := [f"{site.name}: no {role}" for site, role in needed if not turn.path(site, role)]:
+        raise VariantError(
+            f"the stream that {turn.label} widened is cut elsewhere in this capture", missing[0],
+            "name a mixer over positions before it, in one call: mode=[mixer, method]; else call as it was captured",
+        )  # fmt: skip
 
 
 class Widening:
-    """The surgery on one run. ``wide`` is the node that carries the state, ``cursor`` the last node made."""
+    """The surgery on one run; ``x`` and ``memo`` are what the last read gave."""
 
-    def __init__(
-        self, graph: fx.Graph, run: Sequence[Step], paths: Sequence[str], tree: nn.Module, method: str,
-        tokens: TokenAxis,
-    ) -> None:  # fmt: skip
-        self.graph, self.steps, self.paths, self.tree, self.method = graph, run, paths, tree, method
-        self.tokens = tokens
-        self.channels = int(tree.get_submodule(f"{paths[0]}.expand").channels)  # type: ignore[arg-type]
-        self.modules = {n for n, _ in tree.named_modules()}
-        self.read_path = ""
+    def __init__(self, turn: Turn, run: Sequence[Add], tokens: TokenAxis) -> None:
+        self.turn, self.adds, self.tokens = turn, run, tokens
+        self.graph, self.tree = turn.surgery.graph, turn.surgery.tree
+        self.channels = int(cast(Any, self._module(run[0].site, "expand")).channels)
+        self.reads = run[0].site  # the site whose read module reads
         self.x: fx.Node
         self.memo: fx.Node
 
-    def run(self) -> None:
-        """Expand, read and write at each add, collapse; then drop what the host's adds leave behind."""
+    def run(self) -> list[fx.Node | None]:
+        """Expand, read and write at each add, collapse; then drop what the host's adds leave behind.
+
+        Returns:
+            for each add the node that carries the stream as one tensor behind it, where something still reads it.
+        """
         states: list[fx.Node] = []
         wide: fx.Node | None = None
-        for step, path in zip(self.steps, self.paths, strict=True):
+        for add in self.adds:
             at_entry = wide
-            if not step.parallel:
-                at_entry = self._read(step, path, wide)
+            if not add.parallel:
+                at_entry = self._read(add, wide)
             assert at_entry is not None
-            wide = self._write(step, path, at_entry)
+            wide = self._write(add, at_entry)
             states.append(wide)
-        for step, path, state in list(zip(self.steps, self.paths, states, strict=True))[::-1]:
-            self._retire(step, path, state)
+        retired = [self._retire(add, state) for add, state in list(zip(self.adds, states, strict=True))[::-1]]
+        return retired[::-1]
 
-    def _new(self, after: fx.Node, like: fx.Node, make: Callable[[], fx.Node], narrow: bool = False) -> fx.Node:
-        with self.graph.inserting_after(after):
-            mark = self.graph.call_function(_mark)
-        with self.graph.inserting_before(mark):
+    def _module(self, site: Site, role: str) -> nn.Module:
+        return self.tree.get_submodule(self.turn.path(site, role))
+
+    def _new(
+        self, after: fx.Node, like: fx.Node, make: Callable[[], fx.Node], role: str = "", narrow: bool = False,
+        longer_keys: bool = False,
+    ) -> fx.Node:  # fmt: skip
+        """What ``make`` makes goes behind ``after``; its last node has the type of ``like`` where it is ``narrow``."""
+        with inserting_behind(self.graph, after) as made:
             last = make()
-        node = after.next
-        while node is not mark:
-            dropped = {"from_node"} if node is last and narrow else {"from_node", "val"}
-            node.meta = {**{k: v for k, v in like.meta.items() if k not in dropped}, "resfx": self.method}
-            node = node.next
-        self.graph.erase_node(mark)
+        mark = self.turn.mark(role, longer_keys=longer_keys)
+        for node in made:
+            dress(node, like, mark, *(() if node is last and narrow else ("val",)))
         return last
 
-    def _call(self, after: fx.Node, like: fx.Node, path: str, *args: fx.Node | None, narrow: bool = False) -> fx.Node:
-        return self._new(after, like, lambda: self.graph.call_module(path, args), narrow)
+    def _call(
+        self, after: fx.Node, like: fx.Node, site: Site, role: str, *args: fx.Node | None, narrow: bool = False
+    ) -> fx.Node:
+        path = self.turn.path(site, role)
+        return self._new(after, like, lambda: self.graph.call_module(path, args), role, narrow)
 
-    def _read(self, step: Step, path: str, wide: fx.Node | None) -> fx.Node:
+    def _read(self, step: Add, wide: fx.Node | None) -> fx.Node:
         """The state at the branch's entry; the branch then reads the collapsed ``self.x``."""
         entry, graph = step.entry, self.graph
         first, at_add = wide is None, wide is not None and not step.before
@@ -91,87 +136,88 @@ class Widening:
         elif step.before:
             here, nodes = wide, step.before
             wide = self._new(entry, entry, lambda: carry(graph, here, self._source(step), nodes, self.channels))
-        if f"{path}.read" in self.modules:
-            self.read_path = f"{path}.read"
-        both = self._call(wide, entry, self.read_path, wide)
+        if self.turn.path(step.site, "read"):
+            self.reads = step.site
+        both = self._call(wide, entry, self.reads, "read", wide)
         self.x = self._new(both, entry, lambda: graph.call_function(operator.getitem, (both, 0)), narrow=True)
         self.memo = self._new(self.x, step.site.node, lambda: graph.call_function(operator.getitem, (both, 1)))
-        mixed = self._over_tokens(self.x, entry, self.read_path, f"{path}.read_tokens", after=self.memo)
+        source = self._module(self.reads, "read")
+        mixed = self._over_tokens(self.x, entry, source, step.site, "read_tokens", after=self.memo)
         for node in (both, self.x, self.memo, mixed):  # the module that reads is theirs, not the one that added last
             node.meta["nn_module_stack"] = step.readers[0].meta.get("nn_module_stack")
         self.x = mixed
         for user in step.readers:
             user.replace_input_with(entry, self.x)
         if others and not first and not at_add:
-            narrow = self._collapse(wide, entry, f"{path}.entry_tokens")
+            narrow = self._collapse(wide, entry, step.site, "entry_tokens")
             for user in others:
                 user.replace_input_with(entry, narrow)
         return wide
 
-    def _write(self, step: Step, path: str, wide: fx.Node) -> fx.Node:
+    def _write(self, step: Add, wide: fx.Node) -> fx.Node:
         add = step.site.node
         if step.after:
             source = step.after[0].all_input_nodes
-            origin = next(n for n in source if n is step.entry or n in self._adds())
+            origin = next(n for n in source if n is step.entry or n in self._nodes())
             here = wide
             wide = self._new(add, add, lambda: carry(self.graph, here, origin, step.after, self.channels))
         context = self.x if step.context is step.entry else step.context
         after = wide if step.after else add
-        return self._call(after, add, f"{path}.write", wide, step.branch, self.x, context, self.memo)
+        return self._call(after, add, step.site, "write", wide, step.branch, self.x, context, self.memo)
 
     def _expand(self, entry: fx.Node) -> fx.Node:
-        path = f"{self.paths[0]}.expand"
-        module = self.tree.get_submodule(path)
+        site = self.adds[0].site
+        module = self._module(site, "expand")
         if not isinstance(module, Mixer):
-            return self._call(entry, entry, path, entry)
+            return self._call(entry, entry, site, "expand", entry)
         if "streams" not in vars(module):
             module.streams = module.streams if self.tokens.streaming else 0
-        return self._call_mixer(entry, entry, path)
+        return self._call_mixer(entry, entry, site, "expand")
 
-    def _collapse(self, state: fx.Node, like: fx.Node, tokens: str) -> fx.Node:
-        path = f"{self.paths[-1]}.collapse"
-        narrow = self._call(state, like, path, state, narrow=True)
-        return self._over_tokens(narrow, like, path, tokens)
+    def _collapse(self, state: fx.Node, like: fx.Node, site: Site, tokens: str) -> fx.Node:
+        last = self.adds[-1].site
+        narrow = self._call(state, like, last, "collapse", state, narrow=True)
+        return self._over_tokens(narrow, like, self._module(last, "collapse"), site, tokens)
 
-    def _over_tokens(self, x: fx.Node, like: fx.Node, source: str, path: str, after: fx.Node | None = None) -> fx.Node:
+    def _over_tokens(
+        self, x: fx.Node, like: fx.Node, source: nn.Module, site: Site, role: str, after: fx.Node | None = None
+    ) -> fx.Node:
         """Behind a module that reads earlier tokens: what it found for later ones is added there, one mixer for each
         of its calls, since each has a past of its own."""
-        make = getattr(self.tree.get_submodule(source), "over_tokens", None)
-        mixer = make() if make is not None else None
-        if mixer is None:
-            return x
-        if not resolves(self.tree, path):
-            mixer.streams = mixer.streams if self.tokens.streaming else 0
-            place_module(self.tree, path, mixer)
-        return self._call_mixer(after or x, like, path, x)
 
-    def _call_mixer(self, after: fx.Node, like: fx.Node, path: str, x: fx.Node | None = None) -> fx.Node:
+        def make() -> nn.Module | None:
+            mixer = cast(Any, source).over_tokens() if hasattr(source, "over_tokens") else None
+            if mixer is not None and not self.tokens.streaming:
+                mixer.streams = 0
+            return mixer
+
+        path = self.turn.module(site, role, make, late=True)
+        return self._call_mixer(after or x, like, site, role, x) if path else x
+
+    def _call_mixer(self, after: fx.Node, like: fx.Node, site: Site, role: str, x: fx.Node | None = None) -> fx.Node:
+        path = self.turn.path(site, role)
+
         def make() -> fx.Node:
             mask, kwargs = self.tokens.mask, dict[str, Any]()
             if mask is not None:
                 kwargs["mask"] = self.graph.call_function(operator.eq, (mask, 0)) if self.tokens.drops else mask
             return self.graph.call_module(path, (x or after,), kwargs)
 
-        node = self._new(after, like, make, narrow=x is not None)
-        node.meta["longer_keys"] = self.tokens.longer_keys
-        return node
+        return self._new(after, like, make, role, narrow=x is not None, longer_keys=self.tokens.longer_keys)
 
-    def _retire(self, step: Step, path: str, state: fx.Node) -> None:
+    def _retire(self, step: Add, state: fx.Node) -> fx.Node | None:
         """Drop an add that was replaced; whoever still reads it gets the collapsed state."""
-        add = step.site.node
+        add, result = step.site.node, None
         if add.users:
-            step.site.result = self._collapse(state, add, f"{path}.exit_tokens")
-            add.replace_all_uses_with(step.site.result)
+            result = self._collapse(state, add, step.site, "exit_tokens")
+            add.replace_all_uses_with(result)
         for node in [add, *step.site.joins, *reversed(step.after), *reversed(step.before)]:
             if not node.users:
                 self.graph.erase_node(node)
+        return result
 
-    def _source(self, step: Step) -> fx.Node:
-        return self.steps[[s is step for s in self.steps].index(True) - 1].site.node
+    def _source(self, step: Add) -> fx.Node:
+        return self.adds[[a is step for a in self.adds].index(True) - 1].site.node
 
-    def _adds(self) -> set[fx.Node]:
-        return {s.site.node for s in self.steps}
-
-
-def _mark() -> None:
-    """Target of a node that never runs."""
+    def _nodes(self) -> set[fx.Node]:
+        return {a.site.node for a in self.adds}

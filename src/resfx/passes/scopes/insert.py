@@ -1,0 +1,56 @@
+"""Putting new nodes into a graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import fx
+
+from resfx.passes.find.mark import KEY, Mark
+from resfx.passes.find.operators import is_inplace
+
+
+@contextmanager
+def inserting_behind(graph: fx.Graph, node: fx.Node) -> Iterator[list[fx.Node]]:
+    """New nodes go behind ``node`` in the order in which they are made; afterwards the list has them all."""
+    made: list[fx.Node] = []
+    with graph.inserting_after(node):
+        anchor = graph.call_function(_never_run)
+    try:
+        with graph.inserting_before(anchor):
+            yield made
+        step = node.next
+        while step is not anchor:
+            made.append(step)
+            step = step.next
+    finally:
+        graph.erase_node(anchor)
+
+
+def _never_run() -> None:
+    """Target of the node before which others are put."""
+
+
+def dress(node: fx.Node, like: fx.Node, mark: Mark, *dropped: str) -> None:
+    """Give a new node what is known of another (its module, its source line, its type), without some, and a mark.
+    Only a call of a module has a role."""
+    node.meta = {k: v for k, v in like.meta.items() if k != "from_node" and k not in dropped}
+    node.meta[KEY] = mark if node.op == "call_module" else dataclasses.replace(mark, role="")
+
+
+def out_of_place(node: fx.Node) -> None:
+    """Make an in-place add write a tensor of its own: what it overwrote is still to be read."""
+    if not is_inplace(node):
+        return
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        packet = getattr(torch.ops.aten, target._schema.name.split("::")[-1].removesuffix("_"))
+        node.target = getattr(packet, target._overloadname)
+    elif node.op == "call_method":
+        node.target = str(target).removesuffix("_")
+    else:
+        node.target = operator.add if target is operator.iadd else operator.sub

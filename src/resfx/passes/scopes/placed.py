@@ -1,0 +1,39 @@
+"""The new modules of a rewrite: what each is to its method, at which add, and where it stands in the model's tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+BANK = "resfx"
+"""The submodule of a rewritten model that holds all new modules."""
+
+# The last parts of a module's path, by the scope of its method.
+_LAST = {"site": "{role}{order}", "depth": "{role}{order}", "wide": "add{order}.{role}", "sequence": "{role}_{order}"}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One new module.
+
+    Attributes:
+        application: key of the application that built it.
+        site: name of the add it stands at, as it was when the module was built.
+        role: what it is to its method: ``add``; ``read``, ``exit``, ``shared``, ``ahead``; ``expand``, ``read``,
+            ``write``, ``collapse``, ...; or the label of a mixer's point.
+        path: where it is in the model's tree.
+        facts: what it was built for beside its site, and only fits.
+    """
+
+    application: str
+    site: str
+    role: str
+    path: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def path_of(scope: str, key: str, owner: str, order: int, role: str) -> str:
+    """Where a new module lives in the model's tree."""
+    last = _LAST[scope].format(role=role, order=order)
+    return ".".join(part for part in (BANK, key, owner, last) if part)
