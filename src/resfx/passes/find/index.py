@@ -264,6 +264,18 @@ class Index:
                     found.append(user)
         return found
 
+    def leads(self, start: fx.Node, end: fx.Node, avoiding: fx.Node) -> bool:
+        """Whether ``end`` is computed from ``start`` on a way that avoids a node."""
+        stack, seen = [end], {end, avoiding}
+        while stack:
+            for x in self.data[stack.pop()]:
+                if x is start:
+                    return True
+                if x not in seen and self.position[x] > self.position[start]:
+                    seen.add(x)
+                    stack.append(x)
+        return False
+
     def rank(self, node: fx.Node) -> int | None:
         """Number of dimensions, if known."""
         sizes = shape(node)

@@ -155,10 +155,6 @@ class Walk:
         others = [x for x in self.index.data[node] if x not in reaches and not self.index.constant[x]]
         return self.index.name[node] == "add" and any(same_shape(x, node) is not False for x in others)
 
-    def is_fork(self, node: fx.Node) -> bool:
-        """Whether an add found so far takes a node's value for its shortcut."""
-        return node in self.forks
-
     def draft(self, add: Reading, fork: fx.Node, form: str, found: Span, entry: fx.Node | None = None) -> Draft:
         """The site of an add; ``entry`` is what its branch starts from where that is not the fork."""
         adder = owner(add.node)

@@ -79,7 +79,7 @@ def only_opens(walk: Walk, site: Draft, outer: Draft) -> bool:
     does whose values have no positions) and no other add goes on from it.
     """
     index = walk.index
-    if site.fork is outer.fork and not walk.is_fork(site.node) and _reads_past(walk, site, outer):
+    if _is_term(walk, site, outer):
         return True
     readers = index.onward(site.node)
     norms = [n for n in readers if index.role[n] == "norm"]
@@ -94,14 +94,10 @@ def only_opens(walk: Walk, site: Draft, outer: Draft) -> bool:
     return all(n in seen for n in readers)
 
 
-def _reads_past(walk: Walk, site: Draft, outer: Draft) -> bool:
-    """Whether the fork's value reaches the branch of ``outer`` on a way that avoids ``site``."""
-    index, stack, seen = walk.index, [outer.branch], {outer.branch, site.node}
-    while stack:
-        for x in index.data[stack.pop()]:
-            if x is outer.fork:
-                return True
-            if x not in seen and index.position[x] > index.position[outer.fork]:
-                seen.add(x)
-                stack.append(x)
-    return False
+def _is_term(walk: Walk, site: Draft, outer: Draft) -> bool:
+    """Whether the branch of ``outer`` reads the state with ``site`` and without, and nothing else reads ``site``."""
+    index, fork = walk.index, outer.fork
+    if site.fork is not fork or site.node in walk.forks:
+        return False
+    past = index.leads(fork, outer.branch, avoiding=site.node)
+    return past and not index.leads(site.node, outer.shortcut, avoiding=fork)
