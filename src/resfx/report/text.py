@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -150,8 +151,15 @@ def _stream(report: Facts, stream: Stream, places: dict[str, str]) -> str:
     width = f"width {stream.width}" if stream.width is not None else "width unknown"
     mixers = sum(s.form == "mixer" for s in stream.sites)
     count = plural(len(stream.sites) - mixers, "site") + (f" and {plural(mixers, 'mixer')}" if mixers else "")
-    title = f"stream {stream.number}: {count}, {width}"
+    title = f"stream {stream.number}: {count}, {width}" + _runs(stream)
     return title + "\n" + table(rows, ("owner", "kind", "form", "source", "method", "note", ""), indent=2)
+
+
+def _runs(stream: Stream) -> str:
+    """That layers run several times a call, if they do: then each run has adds, and new modules, of its own."""
+    runs = Counter((s.owner, s.lines, s.calls) for s in stream.sites if s.lines)
+    most = max(runs.values(), default=1)
+    return f"; its layers run up to {most} times a call, each time with new modules of their own" if most > 1 else ""
 
 
 def note(site: Site) -> str:

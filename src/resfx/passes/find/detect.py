@@ -30,12 +30,18 @@ from .reasons import (
     MERGED,
     NO_PATH,
     OVERWRITTEN,
+    QUANTISED,
+    REINJECTED,
     REMEDIES,
+    REVERSED,
+    SPELLED_OTHERWISE,
     explain,
 )
 from .settle import misleading, order_sites
 from .site import Site, Skip, Stream
 from .streams import streams_of
+from .sums import sum_of
+from .terms import Sum
 from .walk import Walk
 
 
@@ -71,60 +77,71 @@ class Detector:
     def run(self) -> Detector:
         """Visit every add in order, then settle what only the whole graph can tell."""
         for node in self.index.nodes:
-            if self.index.name[node] == "add" and len(self.walk.operands(node)) == 2:
-                self._visit(node)
+            if (found := sum_of(node, self.index)) is not None:
+                self.walk.sums[node] = found
+                self._visit(found)
         for node, reason in (dropped := misleading(self.drafts, self.walk)).items():
             self._refuse(node, reason)
         self.drafts = order_sites([s for s in self.drafts if s.node not in dropped], self.walk)
         self.skips.sort(key=lambda s: self.index.position[s.node])  # type: ignore[index]
         return self
 
-    def _visit(self, node: fx.Node) -> None:
-        found = self._implausible(node) or self._form(node)
+    def _visit(self, add: Sum) -> None:
+        found = self._implausible(add) or self._form(add)
         if isinstance(found, Draft):
             self._accept(found)
-        else:
-            self._refuse(node, explain(node, self.walk.operands(node), found, self.index))
+        elif self.index.name[add.node] == "add" and add.terms:
+            self._refuse(add.node, explain(add.node, add.values, found, self.index))
+        elif found in SPELLED_OTHERWISE:
+            self._refuse(add.node, found)
+            if found is QUANTISED:  # what is left of a state is no longer its code's
+                self.index.data[add.node] = self.index.data[add.node][:1]
 
-    def _implausible(self, node: fx.Node) -> str | None:
-        kind, index = dtype(node), self.index
+    def _implausible(self, add: Sum) -> str | None:
+        node, kind, index = add.node, dtype(add.node), self.index
         if node not in index.alive:
             return DEAD
-        left, right = self.walk.operands(node)
         if kind is not None and not kind.is_floating_point and kind is not torch.complex64:
             return INTEGER
-        if same_shape(left, right) is False or same_shape(left, node) is False:
+        if any(same_shape(term.value, node) is False for term in add.terms if term.product is None):
             return BROADCAST
         if (rank := index.rank(node)) is not None and rank < 2:
             return BROADCAST
         return OVERWRITTEN if node in index.observed else None
 
-    def _form(self, node: fx.Node) -> Draft | str:
+    def _form(self, add: Sum) -> Draft | str:
         """The site of an add in the first form that fits, or why none does."""
-        walk = self.walk
-        left, right = walk.operands(node)
-        orders = ((left, right), (right, left))
+        walk, readings = self.walk, add.readings()
         reasons: set[str] = set()
         for scaled in (False, True):
-            for shortcut, branch in orders:
-                plain = plain_form(walk, node, shortcut, branch, scaled)
-                if isinstance(plain, Draft) or plain is MERGED:
-                    return plain
-                if plain is not None:
-                    reasons.add(plain)
-        for shortcut, branch in orders:
-            if (parallel := parallel_form(walk, node, shortcut, branch)) is not None:
+            for reading in readings:
+                found = plain_form(walk, reading, scaled)
+                if isinstance(found, Draft) or found in (MERGED, QUANTISED, REINJECTED):
+                    return REVERSED if reading.shortcut.weight < 0 else found
+                if found is not None:
+                    reasons.add(found)
+        if add.reason:
+            apart = any(self._is_residual(x, f) for x, f in add.pairs)
+            return add.reason if apart else NO_PATH
+        readings = [r for r in readings if r.shortcut.weight > 0]
+        for reading in readings:
+            if (parallel := parallel_form(walk, reading)) is not None:
                 return parallel
-        for shortcut, branch in orders:
-            if FOREIGN in reasons and (coupled := coupled_form(walk, node, shortcut, branch)) is not None:
+        for reading in readings:
+            if FOREIGN in reasons and (coupled := coupled_form(walk, reading)) is not None:
                 return coupled
-            if (joined := joined_form(walk, node, shortcut, branch)) is not None:
+            if (joined := joined_form(walk, reading)) is not None:
                 return joined
-        for shortcut, branch in orders:
-            if (projected := projection_form(walk, node, shortcut, branch)) is not None:
+        for reading in readings:
+            if (projected := projection_form(walk, reading)) is not None:
                 return projected
         closer = next((r for r in (ELEMENTWISE, FOREIGN) if r in reasons), None)
-        return closer or (CONSTANT if self.index.constant[left] or self.index.constant[right] else NO_PATH)
+        return closer or (CONSTANT if any(self.index.constant[x] for x in add.values) else NO_PATH)
+
+    def _is_residual(self, shortcut: fx.Node, branch: fx.Node) -> bool:
+        """Whether two terms that cannot be taken apart are a shortcut and its branch."""
+        span = self.walk.between(self.index.strip_scaled(shortcut)[0], branch)
+        return span.reached and span.weighted
 
     def _accept(self, site: Draft) -> None:
         if (first := first_of_pair(self.walk, site)) is not None:
@@ -137,40 +154,19 @@ class Detector:
         index, chain = self.index, self.walk.chain
         self.drafts.append(site)
         self.walk.site_of[site.node] = site
+        self.walk.forks.add(site.fork)
         start = index.read(site.node, site.shortcut)
         rows, whole = index.rows(start), index.strip(start)
         if rows is not None or (index.name[whole] == "cat" and whole is not site.fork and site.form == "identity"):
             chain[site.node] = (rows or whole, 1)  # some tokens of a state, or more of them: a stream of its own
             return
         state = site.fork if site.form != "parallel" else index.strip(site.shortcut)
-        root, depth = self._origin(state)
+        root, depth = self.walk.stream_at(state) or (state, 0)
         if site.form in ("projection", "resampled"):
             root, depth = site.node, -1
         else:
             chain.setdefault(site.fork, (root, depth))
         chain[site.node] = (root, depth + 1)
-
-    def _origin(self, state: fx.Node) -> tuple[fx.Node, int]:
-        """The stream a state belongs to: through norms, activations and masks to the last add, else a new stream."""
-        found = self._carried(state, 12)
-        return found if found is not None else (state, 0)
-
-    def _carried(self, node: fx.Node, turns: int) -> tuple[fx.Node, int] | None:
-        index, chain = self.index, self.walk.chain
-        while node not in chain:
-            inputs = [x for x in index.data[node] if not index.constant[x]] or index.data[node]
-            role = index.role[node]
-            if role == "norm":
-                inputs = inputs[:1]
-            keeps = role in ("pass", "norm", "act", "scale") or (index.name[node] == "add" and len(inputs) == 1)
-            if not keeps or not inputs:
-                return None
-            if len(inputs) > 1:
-                # A product of two states belongs to neither stream; one with a mask or a gate to the state's.
-                found = {f for x in inputs if turns and (f := self._carried(x, turns // 2)) is not None}
-                return found.pop() if role == "scale" and len(found) == 1 else None
-            node = inputs[0]
-        return chain[node]
 
     def _refuse(self, node: fx.Node, reason: str) -> None:
         self.skips.append(Skip(owner(node), source_line(node), reason, REMEDIES.get(reason, ""), node=node))

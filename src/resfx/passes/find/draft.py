@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from torch import fx
 
 from .site import Site
+from .terms import Term
 
 
 @dataclass(eq=False)
@@ -22,6 +23,8 @@ class Draft:
     node: fx.Node
     shortcut: fx.Node
     branch: fx.Node
+    terms: tuple[Term, Term]
+    joins: tuple[fx.Node, ...]
     fork: fx.Node
     form: str
     owner: str
@@ -32,10 +35,8 @@ class Draft:
     order: int = 0
     kind: str = "other"
     context: fx.Node | None = None
-    shortcut_index: int = 0
     axis: int = -1
     width: int | None = None
-    alpha: float = 1
     root: fx.Node | None = None
     depth: int = 0
     lane: int = 0

@@ -23,13 +23,9 @@ def describe_site(site: Draft, region: list[fx.Node], index: Index, root: nn.Mod
     Args:
         entry: what the branch starts from: the fork, unless the branch reads another stream's state.
     """
-    site.kind = _kind(region, index)
-    site.axis, site.width = feature_axis(site.branch, index, root)
+    site.kind = _kind(region if site.terms[1].product is None else [*region, site.node], index)
+    site.axis, site.width = feature_axis(site.branch if site.terms[1].product is None else site.node, index, root)
     site.context = _context(site, region, index, entry)
-    operands = [*site.node.args, *site.node.kwargs.values()]
-    site.shortcut_index = operands.index(site.shortcut)
-    alpha = site.node.kwargs.get("alpha", 1)
-    site.alpha = alpha if isinstance(alpha, (int, float)) else 1
 
 
 def _kind(region: list[fx.Node], index: Index) -> str:

@@ -8,13 +8,16 @@ import torch
 from torch import fx, nn
 
 from . import operators as ops
-from .graph import shape
+from .graph import dtype, shape
 from .mark import mark_of
 
 _VIEWS = frozenset(
     "view reshape permute transpose swapaxes t squeeze unsqueeze slice expand select narrow unflatten flatten alias"
     " getitem chunk split unbind detach movedim".split()
 )
+
+_ZEROS = frozenset("zeros zeros_like new_zeros".split())
+_RANDOM = frozenset("randn randn_like rand rand_like normal bernoulli".split())
 
 
 @dataclass
@@ -25,7 +28,7 @@ class Index:
         position: place in the graph.
         name: see :func:`operators.operator_name`.
         data: operands whose *values* reach the node, newest in-place write applied.
-        constant: the node depends on no user input (parameters, positions, literals).
+        constant: the node depends on no user input and no chance (parameters, positions, literals).
         role: ``weight``, ``norm``, ``pool``, ``upsample``, ``matmul``, ``pass``, ``part``, ``act``,
             ``scale`` or ``""``. A part is one piece of a split tensor: the pieces are different tensors.
         newest: operands that an in-place write had changed by the time a node read them, as ``(reader, operand)``,
@@ -68,16 +71,19 @@ class Index:
                     resolved.append(x)
             if name == "sub" and len(resolved) == 2 and self._averaged(resolved[1], resolved[0]):
                 resolved = resolved[:1]  # a state less its own average is that state, centred
+            if name == "add" and len(resolved) == 2 and any(self.name[x] in _ZEROS for x in resolved):
+                resolved = [x for x in resolved if self.name[x] not in _ZEROS]
             self.data[node] = resolved
             if name in _VIEWS and inputs:
                 base[node] = base.get(inputs[0], inputs[0])
             if ops.is_inplace(node) and inputs:
-                target = base.get(inputs[0], inputs[0])
-                newest[target] = node
-                base[node] = target
+                written = inputs[:1] if not isinstance(node.args[0], (list, tuple)) else list(node.args[0])
+                for x in written:  # a list of tensors is written by the operators on lists
+                    newest[base.get(x, x)] = node
+                base[node] = base.get(inputs[0], inputs[0])
             self.constant[node] = (
                 all(self.constant[x] for x in resolved)
-                if node.op not in ("placeholder", "get_attr")
+                if node.op not in ("placeholder", "get_attr") and name not in _RANDOM
                 else node.op == "get_attr" or mark_of(node).lifted
             )
             self.parametric[node] = node.op == "get_attr" or (
@@ -157,6 +163,10 @@ class Index:
     def _role(self, node: fx.Node, name: str, inputs: list[fx.Node]) -> str:
         if name == "getitem" and inputs and self.name[inputs[0]] in ops.PARTS:
             return "part"
+        if name == "getitem" and inputs and self.name[inputs[0]] in ("_foreach_add", "_foreach_sub"):
+            return ""  # one of the sums
+        if name == "add" and len(inputs) == 1 and self._adds_nothing(node):
+            return "pass"  # 0 + x, as Python's sum begins
         if name in ops.PASS or (name == "index" and inputs and not self.constant[inputs[0]]):
             return "pass"
         if name in ops.WEIGHTED or name == "weighted_module":
@@ -175,9 +185,31 @@ class Index:
             return "act"
         return "scale" if name in ops.SCALE else ""
 
+    def _adds_nothing(self, node: fx.Node) -> bool:
+        """Whether an add of one tensor has zero for its other operand."""
+        return any(self.name[a] in _ZEROS if isinstance(a, fx.Node) else a == 0 for a in node.args)
+
     def is_weighted(self, node: fx.Node) -> bool:
         """Whether the node mixes features with learned weights, normalises with them, pools or transforms."""
         return self.role[node] in ("weight", "norm", "pool")
+
+    def is_attention(self, node: fx.Node, scored: bool) -> bool:
+        """Whether the node mixes positions by scores.
+
+        Args:
+            scored: an operand was computed from a softmax.
+        """
+        return self.name[node] in ops.ATTENTION or (scored and self.role[node] == "matmul")
+
+    def carries(self, node: fx.Node) -> bool:
+        """Whether a value comes through the node, and not only a position, a choice or a comparison."""
+        kind = dtype(node)
+        return kind is None or kind.is_floating_point or kind.is_complex
+
+    def chooses(self, node: fx.Node) -> bool:
+        """Whether the node gives places, as ``argmin`` does."""
+        kind = dtype(node)
+        return kind is not None and kind is not torch.bool and not self.carries(node)
 
     def strip(self, node: fx.Node) -> fx.Node:
         """Up through operators that only rearrange, cast or drop, to the node that carries the value."""
@@ -220,6 +252,29 @@ class Index:
             ):
                 return node, scaled
             node, scaled = varying[0], True
+
+    def onward(self, node: fx.Node) -> list[fx.Node]:
+        """The operators that read a value, through those that only rearrange or cast it."""
+        found, stack = [], [node]
+        while stack:
+            for user in stack.pop().users:
+                if user in self.alive and self.role.get(user) == "pass":
+                    stack.append(user)
+                elif user in self.alive:
+                    found.append(user)
+        return found
+
+    def leads(self, start: fx.Node, end: fx.Node, avoiding: fx.Node) -> bool:
+        """Whether ``end`` is computed from ``start`` on a way that avoids a node."""
+        stack, seen = [end], {end, avoiding}
+        while stack:
+            for x in self.data[stack.pop()]:
+                if x is start:
+                    return True
+                if x not in seen and self.position[x] > self.position[start]:
+                    seen.add(x)
+                    stack.append(x)
+        return False
 
     def rank(self, node: fx.Node) -> int | None:
         """Number of dimensions, if known."""

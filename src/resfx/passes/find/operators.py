@@ -38,6 +38,7 @@ UPSAMPLE = frozenset(
     "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d interpolate pixel_shuffle upsample upsample_nearest1d"
     " upsample_linear1d upsample_trilinear3d upsample_nearest3d _upsample_bilinear2d_aa".split()
 )
+SOFTMAX = frozenset("softmax _softmax".split())
 ATTENTION = frozenset("scaled_dot_product_attention multi_head_attention_forward flex_attention".split())
 ACTIVATION = frozenset(
     "relu gelu silu tanh sigmoid hardswish hardsigmoid hardtanh leaky_relu elu selu celu mish softplus relu6 glu"

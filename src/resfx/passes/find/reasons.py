@@ -22,16 +22,49 @@ BRANCHES = "a sum of branches of one tensor: experts, parallel convolutions or q
 NO_PATH = "neither operand was computed from the other: a sum of branches"
 ELEMENTWISE = "the branch is elementwise: a polynomial, a gate or a recurrent update"
 FOREIGN = "the shortcut only reaches the branch through another stream: a shared term added to it"
-REINJECTED = "the first state of the stream, added again"
-OPENS = "a term of the branch's input: only the norm that opens the branch reads the sum"
+REINJECTED = "a state of before, added again to what a branch or a loop reads"
+OPENS = "a term of a branch's input: the stream goes on without it"
 MERGED = "several plain convolutions of one tensor, summed: re-parameterised as one"
 NESTED_SCALED = "a scaled term inside another branch"
 DEAD = "its value reaches no output"
 OVERWRITTEN = "an in-place add whose overwritten operand is read again"
+REVERSED = "the shortcut is subtracted: f(x) - x"
+QUANTISED = "what a quantiser leaves over: x less its nearest code"
+CELL = "one of the sums that a cell of a searched network concatenates"
+MANY = "a shortcut and several branches in one sum"
+JOINED = "states joined and summed with weights, or with more in one step: their terms cannot be told apart"
+ROWS = "an add into some places of the state"
+FUSED = "an add in one step with a product that stands in no tensor of its own"
+LISTED = "an in-place add to a list of tensors"
+FACTOR = "an add with a factor that is computed"
+LERP = "an interpolation by a tensor: a gate"
 
 REMEDIES = {
     NO_PATH: "if it is residual, check that the branch starts from the same tensor as the shortcut",
     OVERWRITTEN: "write x = x + f instead of x += f",
+    REVERSED: "write x - f(x), or let the branch carry the sign",
+    MANY: "write x + f + g, or x + (f + g)",
+    JOINED: "write a * x + b * f",
+    ROWS: "write x + f, with f zero in the other places",
+    FUSED: "compute the product, then add it: f = a @ b; x + f",
+    LISTED: "write x + f for each",
+    FACTOR: "write x + factor * f",
+    LERP: "write x + w * (f - x)",
+}
+# Most differences, interpolations and products are no residual adds: a skip only where one looks like it.
+SPELLED_OTHERWISE = {
+    REVERSED,
+    QUANTISED,
+    MANY,
+    JOINED,
+    ROWS,
+    FUSED,
+    LISTED,
+    FACTOR,
+    LERP,
+    OVERWRITTEN,
+    MERGED,
+    ELEMENTWISE,
 }
 _ONWARD = frozenset("add mul div where masked_fill sub maximum".split())
 

@@ -11,7 +11,7 @@ from resfx.passes.find.forms.coupled import only_opens
 
 from .draft import Draft
 from .features import opening_norm, settle_axes
-from .reasons import NESTED_SCALED, OPENS, REINJECTED
+from .reasons import CELL, NESTED_SCALED, OPENS, REINJECTED
 from .walk import Walk
 
 
@@ -19,7 +19,7 @@ def misleading(drafts: Sequence[Draft], walk: Walk) -> dict[fx.Node, str]:
     """The adds that are none after all, each with the reason."""
     bare: dict[fx.Node, list[Draft]] = {}
     for site in drafts:
-        if site.inner and walk.index.strip_scaled(site.branch)[0] in walk.site_of:
+        if site.inner and walk.stream_at(walk.index.strip_scaled(site.branch)[0]) is not None:
             bare.setdefault(site.fork, []).append(site)
     dropped = {s.node: REINJECTED for group in bare.values() if len(group) > 1 for s in group}
     for site in drafts:
@@ -30,7 +30,20 @@ def misleading(drafts: Sequence[Draft], walk: Walk) -> dict[fx.Node, str]:
                 dropped[inner.node] = OPENS
                 nodes = walk.between(site.fork, site.branch).nodes
                 site.context = site.context or opening_norm(nodes, inner.node, walk.index)
+    for site in drafts:
+        if site.node not in dropped and _in_cell(site, walk):
+            dropped[site.node] = CELL
     return dropped
+
+
+def _in_cell(site: Draft, walk: Walk) -> bool:
+    """Whether nothing reads the add but a concatenation of sums, most of which are no residual adds."""
+    readers = walk.index.onward(site.node)
+    for reader in readers:
+        sums = [x for x in walk.index.data[reader] if x in walk.sums] if walk.index.name[reader] == "cat" else []
+        if len(sums) < 3 or 2 * sum(x in walk.site_of for x in sums) >= len(sums):
+            return False
+    return bool(readers)
 
 
 def order_sites(drafts: Sequence[Draft], walk: Walk) -> list[Draft]:

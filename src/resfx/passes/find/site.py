@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import fx
 
+from .terms import Term
+
 FORMS = ("identity", "scaled", "parallel", "projection", "resampled")
 
 
@@ -16,7 +18,9 @@ class Site:
 
     Attributes:
         node: the add itself.
-        shortcut, branch: its operands.
+        shortcut, branch: what its two terms take.
+        terms: the shortcut's and the branch's: where they stand, and with which factors they are added.
+        joins: operators that join the terms for the add, as ``stack`` does for a sum; the last one first.
         fork: the state that both were computed from.
         owner: qualified name of the module whose ``forward`` adds; ``""`` for the root.
         order: which add of its owner it is; ``(owner, order)`` names a site within a capture.
@@ -26,10 +30,8 @@ class Site:
         lines: ``file:line`` without folders for each step from the owner's ``forward`` to the add.
         calls: what of the owner its branch calls; with ``lines``, what it is known by in another capture.
         context: what the norm that opens the branch hands on.
-        shortcut_index: which operand of the add the shortcut is.
         axis: the feature axis, ``-1`` or counted from the front.
         width: size of that axis.
-        alpha: factor of the add's second operand.
         root: where its stream begins.
         depth: number of adds before it in its stream.
         lane: which of two coupled streams that began at one tensor (reversible blocks).
@@ -43,6 +45,8 @@ class Site:
     node: fx.Node
     shortcut: fx.Node
     branch: fx.Node
+    terms: tuple[Term, Term]
+    joins: tuple[fx.Node, ...]
     fork: fx.Node
     form: str
     owner: str
@@ -52,10 +56,8 @@ class Site:
     order: int = 0
     kind: str = "other"
     context: fx.Node | None = None
-    shortcut_index: int = 0
     axis: int = -1
     width: int | None = None
-    alpha: float = 1
     root: fx.Node | None = None
     depth: int = 0
     lane: int = 0
@@ -71,6 +73,11 @@ class Site:
     def name(self) -> str:
         """``owner`` and, where an owner adds more than once, the number of the add."""
         return f"{self.owner or '(root)'}:{self.order}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the add is ``shortcut + branch``, without a factor and with a tensor for each."""
+        return all(term.is_plain for term in self.terms)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without graph nodes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ import torch
 from torch import fx
 
 from resfx.passes.find.mark import KEY, Mark
+from resfx.passes.find.operators import is_inplace
 
 
 @contextmanager
@@ -42,7 +44,13 @@ def dress(node: fx.Node, like: fx.Node, mark: Mark, *dropped: str) -> None:
 
 def out_of_place(node: fx.Node) -> None:
     """Make an in-place add write a tensor of its own: what it overwrote is still to be read."""
-    if node.target is torch.ops.aten.add_.Tensor:
-        node.target = torch.ops.aten.add.Tensor
-    elif node.op == "call_method" and node.target == "add_":
-        node.target = "add"
+    if not is_inplace(node):
+        return
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        packet = getattr(torch.ops.aten, target._schema.name.split("::")[-1].removesuffix("_"))
+        node.target = getattr(packet, target._overloadname)
+    elif node.op == "call_method":
+        node.target = str(target).removesuffix("_")
+    else:
+        node.target = operator.add if target is operator.iadd else operator.sub

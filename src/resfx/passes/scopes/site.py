@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,21 +31,19 @@ def apply_site(turn: Turn) -> Sequence[Site]:
 def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, mark: Mark) -> fx.Node:
     """Replace one add; returns the node that now carries the stream.
 
-    Only this add changes. ``x + alpha * f`` stays in the graph and is handed to the module as ``total``: it rounds
-    once, which two operators would not.
+    Only this add changes. One that is more than ``x + f`` (``x + alpha * f``, ``addcmul``) stays in the graph and is
+    handed to the module as ``total``: it rounds once, which two operators would not.
 
     Args:
         module: what will run, for its signature.
         path: where the module lives in the model's tree.
         mark: of every new node.
     """
-    shortcut, branch = operands_now(site)
-    plain = site.alpha == 1
     with inserting_behind(graph, site.node) as created:
-        x, f = _weigh(graph, site, shortcut, branch)
+        x, f = (term.emit(graph) for term in site.terms)
         rows = [_to_rows(graph, site, n) for n in (x, f, site.context)]
         kwargs: dict[str, Any] = {}
-        if not plain and "total" in inspect.signature(module.forward).parameters:
+        if not site.is_plain and "total" in inspect.signature(module.forward).parameters:
             out_of_place(site.node)
             kwargs["total"] = _to_rows(graph, site, site.node)
         call = graph.call_module(path, tuple(rows), kwargs)
@@ -54,23 +51,10 @@ def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, mark
     for node in created:
         dress(node, site.node, mark)
     site.node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in created)
-    if not site.node.users:
-        graph.erase_node(site.node)
+    for node in (site.node, *site.joins):
+        if not node.users:
+            graph.erase_node(node)
     return result
-
-
-def operands_now(site: Site) -> tuple[Any, Any]:
-    """Shortcut and branch as the add takes them now; an earlier rewrite may have replaced either."""
-    args = [*site.node.args, *site.node.kwargs.values()]
-    return args[site.shortcut_index], args[1 - site.shortcut_index]
-
-
-def _weigh(graph: fx.Graph, site: Site, x: Any, f: Any) -> tuple[Any, Any]:
-    if site.alpha == 1:
-        return x, f
-    if site.shortcut_index == 1:
-        return graph.call_function(operator.mul, (x, site.alpha)), f
-    return x, graph.call_function(operator.mul, (f, site.alpha))
 
 
 def _to_rows(graph: fx.Graph, site: Site, node: fx.Node | None) -> fx.Node | None:

@@ -8,18 +8,16 @@ shortcut; that is how it is told from an add that merely takes in another stream
 
 from __future__ import annotations
 
-from torch import fx
-
 from resfx.passes.find.draft import Draft
 from resfx.passes.find.features import opening_norm
 from resfx.passes.find.graph import same_shape
-from resfx.passes.find.index import Index
+from resfx.passes.find.terms import Reading
 from resfx.passes.find.walk import Walk
 
 
-def coupled_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Draft | None:
+def coupled_form(walk: Walk, add: Reading) -> Draft | None:
     """``z1 = y1 + f(y2)`` where the last add of ``y2`` was computed from ``y1``."""
-    state = walk.index.strip(shortcut)
+    state, branch = walk.index.strip(add.shortcut.value), add.branch.value
     own = walk.site_of.get(state)
     if own is None:
         return None
@@ -30,7 +28,7 @@ def coupled_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Node) 
     there, here = walk.between(state, other.branch), walk.between(other.node, branch)
     if not (there.is_plain and here.is_plain):
         return None
-    site = walk.draft(node, shortcut, branch, state, "identity", here, entry=other.node)
+    site = walk.draft(add, state, "identity", here, entry=other.node)
     site.lane = own.lane
     if walk.chain[other.node][0] is walk.chain[own.node][0] and other.lane == own.lane:
         other.lane = own.lane + 1  # both began at one tensor: x1 and x2 were the same
@@ -47,22 +45,21 @@ def first_of_pair(walk: Walk, second: Draft) -> Draft | None:
         return None
     whole = index.data[start][0]
     for node in walk.between(start, second.branch).nodes:
-        operands = walk.operands(node) if index.name[node] == "add" and node not in walk.site_of else []
-        for shortcut, branch in zip(operands, operands[::-1], strict=True):
-            state = index.strip(shortcut)
-            if len(operands) != 2 or index.role[state] != "part" or index.data[state][0] is not whole or state is start:
+        for add in walk.sums[node].readings() if node in walk.sums and node not in walk.site_of else ():
+            state = index.strip(add.shortcut.value)
+            if index.role[state] != "part" or index.data[state][0] is not whole or state is start:
                 continue
-            found, rest = walk.between(start, branch), walk.between(node, second.branch)
-            if found.is_plain and rest.is_plain and len(onward(node, index)) > 1:
+            found, rest = walk.between(start, add.branch.value), walk.between(node, second.branch)
+            if found.is_plain and rest.is_plain and len(index.onward(node)) > 1:
                 second.context = second.context or opening_norm(rest.nodes, node, index)
-                return walk.draft(node, shortcut, branch, state, "identity", found, entry=start)
+                return walk.draft(add, state, "identity", found, entry=start)
     return None
 
 
-def joined_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Draft | None:
+def joined_form(walk: Walk, add: Reading) -> Draft | None:
     """``cat(x1, x2) + cat(f1, f2)``: pieces of a state and what was computed from each, joined before the add."""
     index = walk.index
-    states, results = index.strip(shortcut), index.strip(branch)
+    states, results = index.strip(add.shortcut.value), index.strip(add.branch.value)
     if index.name[states] != "cat" or index.name[results] != "cat" or states.args[1:] != results.args[1:]:
         return None
     lefts, rights = (list(n.args[0]) for n in (states, results))  # type: ignore[arg-type]
@@ -72,13 +69,19 @@ def joined_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -
     if not all(f.reached and f.weighted for f in found):
         return None
     last = max(range(len(lefts)), key=lambda i: index.position[index.strip(lefts[i])])
-    return walk.draft(node, shortcut, branch, index.strip(lefts[last]), "identity", found[last])
+    return walk.draft(add, index.strip(lefts[last]), "identity", found[last])
 
 
 def only_opens(walk: Walk, site: Draft, outer: Draft) -> bool:
-    """Whether nothing but the norm that opens the branch of ``outer`` reads ``site``: a term of the branch's input."""
+    """Whether ``site`` is a term of what the branch of ``outer`` reads, and no state of the stream.
+
+    Nothing but the norm that opens the branch reads it, or the branch reads the state without it too (as attention
+    does whose values have no positions) and no other add goes on from it.
+    """
     index = walk.index
-    readers = onward(site.node, index)
+    if _is_term(walk, site, outer):
+        return True
+    readers = index.onward(site.node)
     norms = [n for n in readers if index.role[n] == "norm"]
     if site.fork is not outer.fork or len(norms) != 1 or len(outer.inner) != 1:
         return False
@@ -91,13 +94,10 @@ def only_opens(walk: Walk, site: Draft, outer: Draft) -> bool:
     return all(n in seen for n in readers)
 
 
-def onward(node: fx.Node, index: Index) -> list[fx.Node]:
-    """The operators that read a value, through those that only rearrange or cast it."""
-    found, stack = [], [node]
-    while stack:
-        for user in stack.pop().users:
-            if user in index.alive and index.role.get(user) == "pass":
-                stack.append(user)
-            elif user in index.alive:
-                found.append(user)
-    return found
+def _is_term(walk: Walk, site: Draft, outer: Draft) -> bool:
+    """Whether the branch of ``outer`` reads the state with ``site`` and without, and nothing else reads ``site``."""
+    index, fork = walk.index, outer.fork
+    if site.fork is not fork or site.node in walk.forks:
+        return False
+    past = index.leads(fork, outer.branch, avoiding=site.node)
+    return past and not index.leads(site.node, outer.shortcut, avoiding=fork)

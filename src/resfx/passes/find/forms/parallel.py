@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from torch import fx
-
 from resfx.passes.find.draft import Draft
+from resfx.passes.find.terms import Reading
 from resfx.passes.find.walk import Walk
 
 
-def parallel_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Draft | None:
+def parallel_form(walk: Walk, add: Reading) -> Draft | None:
     """The site of an add whose branch starts at the fork of the add, or of the adds, before it."""
-    state = walk.index.strip(shortcut)
+    state = walk.index.strip(add.shortcut.value)
     for _ in range(3):
         site = walk.site_of.get(state)
         if site is None or site.form in ("projection", "resampled"):
             return None
-        found = walk.between(site.fork, branch)
+        found = walk.between(site.fork, add.branch.value)
         if found.is_plain:
-            return walk.draft(node, shortcut, branch, site.fork, "parallel", found)
+            return walk.draft(add, site.fork, "parallel", found)
         state = site.fork
     return None

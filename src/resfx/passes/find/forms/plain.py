@@ -7,31 +7,47 @@ from torch import fx
 from resfx.passes.find import operators as ops
 from resfx.passes.find.draft import Draft
 from resfx.passes.find.index import Index
-from resfx.passes.find.reasons import ELEMENTWISE, FOREIGN, MERGED, NO_PATH
+from resfx.passes.find.reasons import ELEMENTWISE, FOREIGN, MERGED, NO_PATH, QUANTISED, REINJECTED
+from resfx.passes.find.terms import Reading
 from resfx.passes.find.walk import Span, Walk
 
 
-def plain_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Node, scaled: bool) -> Draft | str | None:
+def plain_form(walk: Walk, add: Reading, scaled: bool) -> Draft | str | None:
     """The site of an add, or why it is none; ``None`` where there is nothing to look at.
 
     Args:
         scaled: look behind the factor of the shortcut.
     """
-    index = walk.index
-    state = index.read(node, shortcut)
+    index, branch = walk.index, add.branch.value
+    state = index.read(add.shortcut.parts[0].holder, add.shortcut.value)
     fork = index.strip(state)
     if scaled:
         fork, was_scaled = index.strip_scaled(state)
         if not was_scaled:
             return None
     found = walk.between(fork, branch)
-    if found.reached and found.weighted:
+    if found.reached and (found.weighted or add.mixes):
         if not scaled and _merged(walk, fork, branch):
             return MERGED
         if _other_slice(index, state, fork, found):
             return None
-        return walk.draft(node, shortcut, branch, fork, "scaled" if scaled else "identity", found)
+        if _goes_on_elsewhere(walk, add):
+            return REINJECTED
+        if found.chosen and add.branch.weight < 0:
+            return QUANTISED
+        return walk.draft(add, fork, "scaled" if scaled else "identity", found)
     return ELEMENTWISE if found.reached else FOREIGN if found.foreign else NO_PATH
+
+
+def _goes_on_elsewhere(walk: Walk, add: Reading) -> bool:
+    """Whether the branch is a state whose stream goes on without this add: another state joins it for one branch only,
+    and a later sum takes it up as it is."""
+    index, state = walk.index, walk.index.strip(add.branch.value)
+    if walk.stream_at(state) is None:
+        return False
+    after = index.position[add.node]
+    sums = [r for r in index.onward(state) if index.name[r] == "add" and r is not add.node]
+    return any(index.position[x] > after for r in sums for x in index.data[r])
 
 
 def _other_slice(index: Index, shortcut: fx.Node, fork: fx.Node, found: Span) -> bool:

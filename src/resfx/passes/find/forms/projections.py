@@ -7,13 +7,14 @@ from torch import fx
 from resfx.passes.find import operators as ops
 from resfx.passes.find.draft import Draft
 from resfx.passes.find.index import Index
+from resfx.passes.find.terms import Reading
 from resfx.passes.find.walk import Span, Walk
 
 
-def projection_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Node) -> Draft | None:
+def projection_form(walk: Walk, add: Reading) -> Draft | None:
     """A shortcut with weights, pooling or padding of its own, beside a branch that has more and bends."""
-    index = walk.index
-    fork, path = _strip_projection(shortcut, index)
+    index, branch = walk.index, add.branch.value
+    fork, path = _strip_projection(add.shortcut.value, index)
     if not path:
         return None
     found = walk.between(fork, branch)
@@ -25,13 +26,15 @@ def projection_form(walk: Walk, node: fx.Node, shortcut: fx.Node, branch: fx.Nod
             break
     weights = sum(index.role[n] == "weight" for n in path)
     resampled = any(index.role[n] == "pool" or index.name[n] in ops.REDUCE | ops.RESAMPLE for n in path)
-    if not (weights or resampled) or not (found.reached and found.weighted) or found.sites:
+    if not (weights or resampled) or not (found.reached and found.weighted):
         return None
+    if any(s.fork is fork or walk.chain[s.node][1] > 1 for s in found.sites):
+        return None  # a way around several adds, not a block with one inside
     count = sum(index.role[n] == "weight" for n in found.nodes)
     bends = any(index.role[n] in ("act", "matmul") for n in found.nodes)
-    if not bends or count <= weights or _only_upsampled(fork, branch, found, index) or _in_cell(node, index):
+    if not bends or count <= weights or _only_upsampled(fork, branch, found, index) or _in_cell(add.node, index):
         return None
-    return walk.draft(node, shortcut, branch, fork, "projection" if weights else "resampled", found)
+    return walk.draft(add, fork, "projection" if weights else "resampled", found)
 
 
 def _in_cell(node: fx.Node, index: Index) -> bool:

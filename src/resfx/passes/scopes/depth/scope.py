@@ -154,7 +154,8 @@ class StreamRewriter:
         if "stream" in results:
             readers.redirect_all(results["stream"])
         elif "input" in results:
-            readers.redirect_branch([s.branch for s in step.sites], results["input"])
+            ends = [part.read() for s in step.sites for part in s.terms[1].parts]
+            readers.redirect_branch(ends, results["input"])
             if "shortcut" in results:
                 readers.redirect_all(results["shortcut"])
         else:
@@ -207,7 +208,7 @@ class StreamRewriter:
 
     def _outputs(self, step: Step, site: Site) -> list[fx.Node]:
         """What a step added: its branches, or the difference where another method replaced the add."""
-        if all(self.replaced.get(s.name) is None and s.alpha == 1 for s in step.sites):
+        if all(self.replaced.get(s.name) is None and s.is_plain for s in step.sites):
             return [s.branch for s in step.sites]
         cursor = self._cursor(step.after, site)
         return [cursor.emit("call_function", torch.ops.aten.sub.Tensor, step.after, step.into)]

@@ -22,6 +22,7 @@ from resfx.passes.find.graph import hint, shape
 from resfx.passes.find.index import Index
 from resfx.passes.find.mark import KEY
 from resfx.passes.find.site import Site, Stream
+from resfx.passes.find.terms import Slot, Term
 from resfx.passes.scopes.insert import dress, inserting_behind
 from resfx.passes.scopes.surgery import Surgery, Turn, reasons_of
 
@@ -171,7 +172,8 @@ def _join_stream(surgery: Surgery, site: Site, point: Point, call: fx.Node, new:
     (site,) = surgery.now([site])
     owner = f"{site.owner}.{key}".strip(".")
     mixer = Site(
-        node=new, shortcut=point.node, branch=call, fork=point.node, form="mixer", owner=owner, line=site.line,
+        node=new, shortcut=point.node, branch=call, terms=(Term((Slot(new, 0),)), Term((Slot(new, 1),))), joins=(),
+        fork=point.node, form="mixer", owner=owner, line=site.line,
         order=sum(s.owner == owner for s in stream.sites), kind="mixer", axis=site.axis, width=site.width,
         root=site.root, depth=site.depth, stream=site.stream, block=site.block,
     )  # fmt: skip

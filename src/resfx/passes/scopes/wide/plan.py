@@ -14,11 +14,10 @@ from torch import fx, nn
 from resfx.passes.find.index import Index
 from resfx.passes.find.site import Site, Skip, Stream
 from resfx.passes.scopes.sequence.scope import attention_of
-from resfx.passes.scopes.site import operands_now
 
 from .channels import is_carriable
 
-ALPHA = "an add with a factor rounds once: its terms cannot be told apart"
+ALPHA = "an add with a factor or a product in it rounds once: its terms cannot be told apart"
 CHANNEL_AXIS = "the features are not on the last axis"
 OWN_BASIS = "the shortcut changes the state's basis: a wide stream can only begin after it"
 PARTNER = "its branch starts before the add ahead of it, which is not part of the wide stream"
@@ -83,7 +82,7 @@ def refusal(site: Site) -> str | None:
         return CHANNEL_AXIS
     if site.form in ("projection", "resampled"):
         return OWN_BASIS
-    return ALPHA if site.alpha != 1 else None
+    return None if site.is_plain else ALPHA
 
 
 def wide_runs(graph: fx.Graph, tree: nn.Module, sites: Sequence[Site], skips: list[Skip]) -> list[list[Add]]:
@@ -110,8 +109,7 @@ def wide_runs(graph: fx.Graph, tree: nn.Module, sites: Sequence[Site], skips: li
 
 
 def _add(site: Site, last: Add | None, index: Index) -> Add | None:
-    shortcut, branch = operands_now(site)
-    assert isinstance(shortcut, fx.Node) and isinstance(branch, fx.Node)
+    shortcut, branch = (term.value for term in site.terms)
     trail = _trail(shortcut, index, last.site.node if last is not None else None)
     if site.form == "parallel":
         if last is None or trail[0] is not last.site.node:

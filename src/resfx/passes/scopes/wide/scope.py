@@ -133,7 +133,8 @@ class Widening:
         """The state at the branch's entry; the branch then reads the collapsed ``self.x``."""
         entry, graph = step.entry, self.graph
         first, at_add = wide is None, wide is not None and not step.before
-        others = [u for u in entry.users if u not in step.readers and u not in step.after and u is not step.site.node]
+        known = {*step.readers, *step.after, step.site.node, *step.site.joins}
+        others = [u for u in entry.users if u not in known]
         if wide is None:
             wide = self._expand(entry)
         elif step.before:
@@ -214,7 +215,7 @@ class Widening:
         if add.users:
             result = self._collapse(state, add, step.site, "exit_tokens")
             add.replace_all_uses_with(result)
-        for node in [add, *reversed(step.after), *reversed(step.before)]:
+        for node in [add, *step.site.joins, *reversed(step.after), *reversed(step.before)]:
             if not node.users:
                 self.graph.erase_node(node)
         return result
