@@ -7,6 +7,7 @@ stops working without it, and ``docs/versions.md`` says which of the supported v
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._ops import OpOverload  # the operators that graphs are made of
+from torch._ops import OpOverload, OpOverloadPacket  # the operators that graphs are made of
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP  # what guards call, by name
 from torch.utils import _pytree as pytree  # arguments and results as trees: torch has no promised name for it
 from torch.utils._python_dispatch import TorchDispatchMode  # sees every operator that runs
@@ -75,6 +76,26 @@ _HOOKS = frozenset(k for k in vars(nn.Module()) if "hooks" in k)
 def hook_names(attributes: dict[str, Any]) -> list[str]:
     """Of a module's ``__dict__``, the keys that hold hooks or say how they are called."""
     return [k for k in attributes if k in _HOOKS]
+
+
+def hook_keys() -> frozenset[str]:
+    """The keys of a module's ``__dict__`` that hold hooks or say how they are called."""
+    return frozenset(hook_names(vars(nn.Module())))
+
+
+def pre_hooks(module: nn.Module) -> list[Any]:
+    """What runs before a module's forward."""
+    return list(module._forward_pre_hooks.values())
+
+
+def call_with_hooks(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What calling a module does when nothing was compiled: its hooks and its forward."""
+    return module._call_impl(*args, **kwargs)
+
+
+def set_compiled_call(module: nn.Module, call: Callable[..., Any]) -> None:
+    """Let calls of a module run ``call``, as ``nn.Module.compile`` does."""
+    module._compiled_call_impl = call  # type: ignore[assignment]
 
 
 def compiled_from(module: nn.Module) -> nn.Module | None:
@@ -141,6 +162,34 @@ def fake_mode() -> Any:
 def exporter_log() -> logging.Logger:
     """Where ``torch.onnx.export`` complains of operators that it could not register."""
     return logging.getLogger("torch.onnx._internal.exporter._registration")
+
+
+@contextlib.contextmanager
+def outside_of_traces() -> Iterator[None]:
+    """Inside, whatever traces, transforms or records the call at hand sees nothing: for a trace of its own."""
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes(), temporarily_clear_interpreter_stack(), torch.inference_mode(False):
+        yield
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has a shape and a type but no values."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
+@contextlib.contextmanager
+def printing_nothing() -> Iterator[None]:
+    """Inside, ``torch.export`` does not print the graph so far on the error stream when it fails."""
+    exporter: Any = importlib.import_module("torch.export._trace")
+    try:
+        exporter.print = lambda *_, **__: None
+        yield
+    finally:
+        vars(exporter).pop("print", None)
 
 
 # -- compiling -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from resfx.errors import CaptureError, ResfxError, require
+from resfx.runtime.huggingface import base_class, from_config
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _config(path: Path, batch: int, length: int) -> Target:
         if any(file.parent.glob("*.safetensors")):
             model = cls.from_pretrained(str(file.parent), local_files_only=True)
         else:
-            model = cls._from_config(config)
+            model = from_config(cls, config)
     except ResfxError:
         raise
     except Exception as error:
@@ -144,8 +145,7 @@ def _class(transformers: Any, config: Any, file: Path) -> tuple[Any, str]:
             f"cannot build a model from {file}", f"this transformers has no {' or '.join(named)}",
             "another version of transformers, or package.module:factory for code of your own",
         )  # fmt: skip
-    base = transformers.AutoModel._model_mapping[type(config)]
-    base = base[0] if isinstance(base, (tuple, list)) else base
+    base = base_class(config)
     stem = base.__name__.removesuffix("Model")
     heads = sorted(n for n in dir(transformers) if n.startswith((f"{stem}For", f"{stem}LMHead")))
     remedy = f'; for one with a head add "architectures": ["..."] to it: {_few(heads)}' if heads else ""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resfx._torch import held_parameters
 from resfx.ops.inductor import row_product
 
 Draw = Callable[[Tensor], Any]
@@ -55,7 +56,7 @@ class Learned(nn.Module):
 
         Here: single numbers were scalars. Modules that changed more say so.
         """
-        for name, parameter in self._parameters.items():
+        for name, parameter in held_parameters(self).items():
             saved = state.get(prefix + name)
             if parameter is not None and saved is not None and saved.ndim == 0:
                 state[prefix + name] = saved.reshape(1)
@@ -147,11 +148,11 @@ class CopiedNorm:
     def reset_parameters(self: Any) -> None:
         """The values of the host's norm, whatever they are by now."""
         for name, parameter in self._original[0].named_parameters(recurse=False):
-            set_values(self._parameters[name], parameter)
+            set_values(held_parameters(self)[name], parameter)
         self._mark()
 
     def _mark(self: Any) -> None:
-        for parameter in self._parameters.values():
+        for parameter in held_parameters(self).values():
             if parameter is not None:
                 parameter._is_hf_initialized = True
 

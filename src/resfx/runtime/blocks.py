@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from resfx._torch import call_with_hooks, set_compiled_call
+
 from .module import rewriting_of
 
 
@@ -52,7 +54,7 @@ def compile_blocks(module: Any, **options: Any) -> Any:
         )
         if key not in groups:
             groups[key] = torch.compile(_own_call(len(groups)), **options)
-        block._compiled_call_impl = functools.partial(groups[key], block)
+        set_compiled_call(block, functools.partial(groups[key], block))
     return module
 
 
@@ -101,9 +103,9 @@ class Recomputed:
 
 
 def _own_call(number: int) -> Any:
-    """``nn.Module._call_impl`` as a function of its own: compiled code is kept per code object, up to a limit."""
+    """A call of a block as a function of its own: compiled code is kept per code object, up to a limit."""
 
     def call(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return block._call_impl(*args, **kwargs)
+        return call_with_hooks(block, *args, **kwargs)
 
     return FunctionType(call.__code__.replace(co_name=f"block_{number}"), call.__globals__)

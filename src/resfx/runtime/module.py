@@ -133,8 +133,7 @@ def hand_back(tree: nn.Module, rewriting: Rewriting, original: nn.Module) -> Any
     cls = type(tree)
     if not issubclass(cls, Rewritten):
         own: Any = getattr(cls, "_resfx_before", cls)
-        taken = {n for n in _ACCESS if hasattr(own, n) or n in tree._modules or n in vars(tree) or n in tree._buffers
-                 or n in tree._parameters}  # fmt: skip
+        taken = {n for n in _ACCESS if hasattr(own, n) or n in vars(tree) or hasattr(tree, n)}  # fmt: skip
         body: dict[str, Any] = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__,
                                 "_resfx_before": own}  # fmt: skip
         body |= {n: _access(n) for n in _ACCESS if n not in taken}

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 import linecache
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.utils._python_dispatch import _disable_current_modes
 
+from resfx._torch import held_modules, hold_modules, outside_of_traces
 from resfx.errors import VariantError
 from resfx.passes.capture.calls import Call, bind, flatten_call
 from resfx.passes.capture.clone import TRACING, class_before
@@ -68,7 +67,7 @@ class Rewriting:
             CaptureError: if the call cannot be traced.
             VariantError: if the rewrite cannot be repeated on it.
         """
-        with TRACING, _plain_torch():
+        with TRACING, outside_of_traces():
             given = module._resfx_bind(*args, **kwargs)  # type: ignore[operator]
             for guard, code in unit.variants:  # another thread may have made it
                 if guard.fits(module, given):
@@ -190,13 +189,6 @@ def parameters_of(module: nn.Module) -> list[inspect.Parameter]:
     return list(inspect.signature(class_before(module).forward).parameters.values())[1:]
 
 
-@contextlib.contextmanager
-def _plain_torch() -> Iterator[None]:
-    """Outside of whatever traces, transforms or records the call at hand: a capture is its own trace."""
-    with _disable_current_modes(), temporarily_clear_interpreter_stack(), torch.inference_mode(False):
-        yield
-
-
 def _example(leaf: torch.Tensor) -> torch.Tensor:
     """A tensor of the same kind to trace with; nothing looks at its numbers."""
     sizes = [hint(size) for size in leaf.shape]
@@ -217,7 +209,7 @@ def _part(module: nn.Module, unit: Unit) -> nn.Module:
     for key, new in _bank(module).named_children():
         with contextlib.suppress(AttributeError):
             bank.add_module(key, new.get_submodule(unit.path))
-    view.__dict__["_modules"] = {**module._modules, "resfx": bank}
+    hold_modules(view, {**held_modules(module), "resfx": bank})
     return view
 
 

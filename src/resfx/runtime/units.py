@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx.passes.fold.code import Code
+from resfx.passes.fold.function import Code
 from resfx.passes.fold.guard import Always, Guard
 from resfx.passes.fold.values import Handed
 
@@ -92,7 +92,7 @@ def forward_of_unit(self: Any, *args: Any, resfx: Handed | None = None, **kwargs
 def look_below(bank: nn.Module, way: tuple[str, ...]) -> Any:
     """A new module by the way from the model's ``resfx``."""
     for name in way:
-        bank = bank._modules[name]  # type: ignore[assignment]
+        bank = getattr(bank, name)
     return bank
 
 
@@ -132,8 +132,9 @@ def unit_class(cls: Hashable) -> type:
 
 def make_unit(module: nn.Module, path: str, recipe: Any, bank: nn.Module) -> Unit:
     """Let a module run generated code."""
-    if not hasattr(type(module), "_resfx_bind"):
-        module.__class__ = unit_class(type(module))
+    cls: Any = type(module)
+    if not hasattr(cls, "_resfx_bind"):
+        module.__class__ = unit_class(cls)
     unit = module.__dict__.get("_resfx_unit")
     if unit is None or unit.recipe is not recipe:
         unit = module.__dict__["_resfx_unit"] = Unit(path, recipe)

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from resfx._torch import held_buffers, held_parameters, hook_keys, pre_hooks
+
 TRACING = threading.RLock()
 """Held while anything is traced: ``torch.export`` and what surrounds it keep global state."""
 
-_HOOKS = frozenset(k for k in vars(nn.Module()) if k.endswith("_hooks") or "_hooks_" in k)
+_HOOKS = hook_keys()
 _KEPT_AS_IS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Tensor,
                types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # fmt: skip
 
@@ -56,7 +58,7 @@ def _copied(modules: list[nn.Module], cls: Callable[[nn.Module], type], for_a_tr
     for module in modules:
         twin: nn.Module = object.__new__(cls(module))
         memo[id(module)] = twin
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
+        for tensor in (*held_parameters(module).values(), *held_buffers(module).values()):
             if tensor is not None and id(tensor) not in memo:
                 own = not for_a_trace and not isinstance(tensor, nn.Parameter)
                 memo[id(tensor)] = tensor.detach().clone() if own else tensor
@@ -79,7 +81,7 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], for_a_trace:
             state[name] = type(value)()
         else:
             state[name] = _own(value, memo)
-    for hook in module._forward_pre_hooks.values() if for_a_trace else ():
+    for hook in pre_hooks(module) if for_a_trace else ():
         if _makes_weights(hook):
             twin.register_forward_pre_hook(hook)
 

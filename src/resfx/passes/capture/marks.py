@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
+
+from resfx._torch import pytree
 
 from .objects import fields_of, fill
 from .record import CallRecord, MethodOf, Passed, enter, leave

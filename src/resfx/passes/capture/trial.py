@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
+from resfx._torch import is_fake
 from resfx.errors import CaptureError, InputError
 
 from .calls import Call, spelling, unbind
@@ -34,7 +34,7 @@ def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Cal
     """
     refuse_no_rows(cls, call)
     held = [*tree.parameters(), *tree.buffers()]
-    if any(t.is_meta for t in held) or any(isinstance(t, FakeTensor) for t in [*call.leaves, *held]):
+    if any(t.is_meta for t in held) or any(is_fake(t) for t in [*call.leaves, *held]):
         return
     leaves = [leaf.detach().clone() for leaf in call.leaves]
     given = call.arguments(leaves)

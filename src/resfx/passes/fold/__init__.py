@@ -10,7 +10,8 @@ from resfx.errors import VariantError
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.find.graph import Capture
 
-from .code import Code, NotExpressible, Shared, Writer
+from .code import Writer
+from .function import Code, NotExpressible, Shared
 from .plan import Plan, Region, from_function, only_handed_on
 
 __all__ = ["Code", "Plan", "Region", "Shared", "fold", "from_function", "only_handed_on"]

@@ -14,13 +14,12 @@ from __future__ import annotations
 import inspect
 import linecache
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from resfx._torch import OpOverload, overload_name, schema_of
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.clone import class_before
 from resfx.passes.capture.record import enter, leave
@@ -28,47 +27,13 @@ from resfx.passes.capture.structure import Template
 from resfx.passes.find.operators import operator_name
 
 from . import values
+from .function import Code, NotExpressible, Shared
 from .plan import Plan, Region, is_size, known_in
 from .text import Text
 
 _SIGNS = {torch.ops.aten.add.Tensor: "+", torch.ops.aten.sub.Tensor: "-", torch.ops.aten.mul.Tensor: "*",
           torch.ops.aten.div.Tensor: "/", operator.add: "+", operator.sub: "-", operator.mul: "*",
           operator.truediv: "/", operator.floordiv: "//", operator.mod: "%", operator.eq: "=="}  # fmt: skip
-
-
-class NotExpressible(Exception):
-    """A call cannot be made with what is at hand where it stands.
-
-    Attributes:
-        region: the call; its operators can join the code around it.
-    """
-
-    def __init__(self, what: str, region: Region | None = None) -> None:
-        super().__init__(what)
-        self.region = region
-
-
-@dataclass(eq=False)
-class Code:
-    """The code of one call.
-
-    Attributes:
-        function: ``forward(self, new, handed, ...)``, shared by all calls of the same text.
-        new: paths of the modules it calls, below ``resfx`` in the tree.
-        source: its text.
-    """
-
-    function: Callable[..., Any]
-    new: tuple[str, ...]
-    source: str
-    parts: tuple[tuple[str, ...], ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.parts = tuple(tuple(p.split(".")) for p in self.new)
-
-
-class Shared(dict[Any, Callable[..., Any]]):
-    """Generated functions by their text and the objects it names."""
 
 
 class Writer(Text):
@@ -262,9 +227,9 @@ class Writer(Text):
             return f"({args[0]} {_SIGNS[target]} {args[1]})"  # type: ignore[index]
         if target is operator.getitem:
             return f"{args[0]}[{args[1]}]"
-        if isinstance(target, torch._ops.OpOverload):
-            space, name = target._schema.name.split("::")
-            return f"torch.ops.{space}.{name}.{target._overloadname}({', '.join(given)})"
+        if isinstance(target, OpOverload):
+            space, name = schema_of(target).name.split("::")
+            return f"torch.ops.{space}.{name}.{overload_name(target)}({', '.join(given)})"
         name = getattr(target, "__name__", "function")
         return f"{self._global(target, name)}({', '.join(given)})"
 
@@ -321,7 +286,8 @@ class Writer(Text):
             crossing = [self._text(n) for n in inner.taken] + [self._object(n) for n in inner.held]
             handed = self._set(f"handed_{name}", f"Handed({code}, [{', '.join(crossing)}])")
             given.append(f"resfx={handed}")
-        used = any(n.users for n in inner.leaves.values()) or inner.handed or list(known_in(inner.call.result))
+        returns_object = any(True for _ in known_in(inner.call.result))
+        used = any(n.users for n in inner.leaves.values()) or bool(inner.handed) or returns_object
         call = f"{text}({', '.join(given)})"
         if not used:
             self.lines.append(call)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
+from resfx._torch import pytree
 from resfx.passes.capture.objects import fields_of
 from resfx.passes.capture.structure import Flattener, Template, varied
 

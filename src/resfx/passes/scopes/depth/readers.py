@@ -9,7 +9,7 @@ from torch import fx
 
 from resfx.passes.capture.record import enter
 from resfx.passes.find import operators as ops
-from resfx.passes.find.attention import attention_operands
+from resfx.passes.find.branches.attention import attention_operands
 from resfx.passes.find.index import Index
 from resfx.passes.find.mark import mark_of
 from resfx.passes.find.site import Site

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfx.passes.find.graph import hint, outermost, owner, shape
+from resfx.passes.find.index import Index
+from resfx.passes.find.site import Site, Stream
+
 from .attention import Attention, branch_region, find_attention
 from .features import is_norm_output, norm_output
-from .graph import hint, outermost, owner, shape
-from .index import Index
-from .site import Site, Stream
 
 NO_MLP = "no MLP in this branch"
 
