@@ -148,13 +148,13 @@ class CopiedNorm:
     def reset_parameters(self: Any) -> None:
         """The values of the host's norm, whatever they are by now."""
         for name, parameter in self._original[0].named_parameters(recurse=False):
-            set_values(held_parameters(self)[name], parameter)
+            set_values(getattr(self, name), parameter)
         self._mark()
 
     def _mark(self: Any) -> None:
         for parameter in held_parameters(self).values():
             if parameter is not None:
-                parameter._is_hf_initialized = True
+                parameter._is_hf_initialized = True  # type: ignore[attr-defined]
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         applied = super()._apply(*args, **kwargs)  # type: ignore[misc]  # may make new parameters

@@ -17,6 +17,8 @@ from resfx.methods.sequence.mixer import Mixer
 
 from .huggingface import CACHE_LAYERS, ShortState
 
+_PENDING = "_resfx_pending"
+
 
 def remembering(mixer: Mixer, name: str, cache: Any) -> Callable[..., Any]:
     """The mixer as a function that goes on where the cache says it stopped, and leaves its new state there.
@@ -47,12 +49,20 @@ def remembering(mixer: Mixer, name: str, cache: Any) -> Callable[..., Any]:
         state = {"state": tuple(own.tensors)} if own is not None and own.tensors else {}
         result, kept = mixer(x, keep=True, **given, **state)
         if own is None:
-            layers.append(ShortState(name, list(kept)))
+            cache.__dict__.setdefault(_PENDING, []).append(ShortState(name, list(kept)))
         else:
             own.tensors = list(kept)
         return result
 
     return run
+
+
+def settle(cache: Any) -> None:
+    """Let the states of mixers that a call met for the first time join the cache's layers, behind all of the host's:
+    some caches get theirs one by one, and know them by number."""
+    layers = layers_of(cache) if cache is not None else None
+    if layers is not None:
+        layers += cache.__dict__.pop(_PENDING, [])
 
 
 def layers_of(cache: Any) -> list[Any] | None:

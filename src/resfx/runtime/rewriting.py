@@ -85,10 +85,14 @@ class Rewriting:
             rewrite_capture(capture, tree, self._within(unit.path))
             self._fold(capture, tree, unit.path, module)
             self.captures.append(unit.path)
-            if not unit.variants or not unit.variants[-1][0].fits(module, given):
+            made = unit.variants[-1][0] if unit.variants else None
+            if not isinstance(made, Guard) or (unlike := made.differs(module, given)):
+                found = (
+                    f"the {unlike} that was traced is another" if made is not None else "nothing of it was rewritten"
+                )
                 raise VariantError(
-                    f"a capture of {unit.path or type(module).__name__} does not fit the call it was made for",
-                    "it computes otherwise while it is traced", "report it, with the call",
+                    f"a capture of {unit.path or type(module).__name__} does not fit the call it was made for", found,
+                    "report it, with the call",
                 )  # fmt: skip
             return unit.variants[-1][1]
 
@@ -167,9 +171,10 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, source: Source) -> G
     own = tuple(region.path.split(".")) if region.path else ()
     generated = [r for r in region.below() if r.generated]
     reads = {w[len(own) :]: v for r in generated for w, v in r.call.reads.items() if w[: len(own)] == own}
-    handed_on = {slot for slot, mark in region.enters.items() if only_handed_on(plan, mark)}
-    used = [(i, region.enters[i].meta["val"]) for i in sorted(set(region.enters) - handed_on)]
-    tensors = {i: v for i, v in used if isinstance(v, torch.Tensor)}
+    free = frozenset(i for i, m in region.enters.items() if only_handed_on(plan, m) and from_function(plan, m))
+    # The code's Python may have looked at the sizes of whatever it was handed, though its graph does not show it.
+    given = [(i, region.enters[i].meta["val"]) for i in sorted(set(region.enters) - free)]
+    tensors = {i: v for i, v in given if isinstance(v, torch.Tensor)}
     place = {leaf: (o.number, i) for o in plan.capture.objects for i, leaf in enumerate(o.leaves)}
     inside = {place[x]: x for r in generated for n in r.nodes for x in n.all_input_nodes if x in place}
     looked = {n for r in generated for n in r.call.looked_into} | {number for number, _ in inside}
@@ -177,7 +182,7 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, source: Source) -> G
     return Guard(
         arguments=bound(region.call.given, parameters_of(module)),
         objects={o.number: (o.cls, o.first if o.number in looked else None) for o in plan.capture.objects},
-        free=frozenset(i for i in handed_on if from_function(plan, region.enters[i])),
+        free=free,
         used=(*tensors, *inside), kinds=tuple((v.dtype, v.device) for v in values),
         shapes=shape_guard(values, plan.capture.known), reads=tuple(reads.items()), autocast=autocast_state(),
         grad=plan.capture.grad, varying=source.varying,

@@ -23,6 +23,7 @@ TRACING = threading.RLock()
 """Held while anything is traced: ``torch.export`` and what surrounds it keep global state."""
 
 _HOOKS = hook_keys()
+_ORDINARY = (torch.Tensor, nn.Parameter, nn.Buffer)
 _KEPT_AS_IS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Tensor,
                types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # fmt: skip
 
@@ -61,7 +62,7 @@ def _copied(modules: list[nn.Module], cls: Callable[[nn.Module], type], for_a_tr
         for tensor in (*held_parameters(module).values(), *held_buffers(module).values()):
             if tensor is not None and id(tensor) not in memo:
                 own = not for_a_trace and not isinstance(tensor, nn.Parameter)
-                memo[id(tensor)] = tensor.detach().clone() if own else tensor
+                memo[id(tensor)] = tensor.detach().clone() if own else _to_trace(tensor) if for_a_trace else tensor
     for module in modules:
         _fill(memo[id(module)], module, memo, for_a_trace)
     return memo[id(modules[0])]
@@ -84,6 +85,14 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], for_a_trace:
     for hook in pre_hooks(module) if for_a_trace else ():
         if _makes_weights(hook):
             twin.register_forward_pre_hook(hook)
+
+
+def _to_trace(tensor: torch.Tensor) -> torch.Tensor:
+    """A shard, a quantised weight and the like stand for a plain tensor; nobody looks at its numbers."""
+    if type(tensor) in _ORDINARY or tensor.is_meta:
+        return tensor
+    plain = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return nn.Parameter(plain, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else plain
 
 
 def _makes_weights(hook: Any) -> bool:

@@ -39,7 +39,7 @@ class Watch:
             return True
         cls = type(value)
         try:
-            value.__class__ = _telling(cls)
+            value.__class__ = _telling(cls)  # type: ignore[arg-type]
         except TypeError:  # slots, or a class of a C extension
             return False
         value.__dict__["_resfx_watch"] = (self, key)

@@ -31,11 +31,11 @@ def fold(capture: Capture, tree: nn.Module, prefix: str, shared: Shared) -> tupl
         VariantError: where the code of the whole call cannot be written.
     """
 
-    def remembers(node: fx.Node) -> bool:
+    def mixer(node: fx.Node) -> Mixer | None:
         module = tree.get_submodule(str(node.target)) if node.op == "call_module" else None
-        return isinstance(module, Mixer) and bool(module.streams)
+        return module if isinstance(module, Mixer) else None
 
-    plan = Plan(capture, remembers)
+    plan = Plan(capture, lambda n: mixer(n) is not None, lambda n: bool((m := mixer(n)) and m.streams))
     while True:
         codes: dict[Region, Code] = {}
         try:

@@ -24,6 +24,7 @@ from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.clone import class_before
 from resfx.passes.capture.record import enter, leave
 from resfx.passes.capture.structure import Template
+from resfx.passes.find.mark import mark_of
 from resfx.passes.find.operators import operator_name
 
 from . import values
@@ -166,6 +167,9 @@ class Writer(Text):
             return self._size(node)
         if node.op == "get_attr":
             return self._attribute(str(node.target))
+        if mark_of(node).lifted:
+            inputs = [n for n in self.plan.graph.nodes if n.op == "placeholder" and mark_of(n).lifted]
+            return self._global(self.plan.capture.constants[inputs.index(node)], "constant")
         if (node.target is leave and node in self.owner) or node in self.owner:
             self._do(self.owner[node])
         elif self.plan.home[node] is self.region and node.target not in (enter, leave):
@@ -329,6 +333,8 @@ class Writer(Text):
         text = self._compose(result, leaf)
         if handed:
             self.lines.append(f"handed.made = [{', '.join(handed)}]")
+        if self.region is self.plan.root and self.plan.mixing and self.plan.cache is not None:
+            self.lines.append(f"settle({self._object(self.plan.cache)})")
         return f"return {text}"
 
     def _owned(self, paths: tuple[str, ...]) -> str:

@@ -71,23 +71,29 @@ class Guard:
 
     def fits(self, module: nn.Module, given: dict[str, Any]) -> bool:
         """Whether a call, its arguments by name, is like the one that the code was made for."""
-        if self.autocast != autocast_state() or not (self.grad or not torch.is_grad_enabled()):
-            return False
+        return not self.differs(module, given)
+
+    def differs(self, module: nn.Module, given: dict[str, Any]) -> str:
+        """In what a call is unlike the one that the code was made for; nothing where it is like it."""
+        if self.autocast != autocast_state():
+            return "autocast"
+        if not self.grad and torch.is_grad_enabled():
+            return "gradients"
         found: dict[Any, Any] = {}
         for name, template in self.arguments.items():
             if not self._like(template, given[name], found):
-                return False
+                return f"argument {name!r}"
         tensors = [found[i] for i in self.used]
         for tensor, kind in zip(tensors, self.kinds, strict=True):
             if (tensor.dtype, tensor.device) != kind:
-                return False
+                return "types"
         if not self.shapes(tensors):
-            return False
+            return "sizes"
         for way, value in self.reads:
             now = look_up(module, way)
             if type(now) is not type(value) or now != value:
-                return False
-        return True
+                return f"attribute {'.'.join(way)!r}"
+        return ""
 
     def _like(self, template: Any, value: Any, found: dict[Any, Any]) -> bool:
         if isinstance(template, dict):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from resfx.passes.capture.record import CallRecord, Passed, enter, leave
+from resfx.passes.capture.record import CallRecord, MethodOf, Passed, enter, leave
 from resfx.passes.capture.structure import COMPOUND, Template
 from resfx.passes.find.graph import Capture
 from resfx.passes.find.mark import mark_of
@@ -84,8 +84,12 @@ class Plan:
     """The regions of one rewritten capture. ``root`` is the whole call; ``uses`` says what a node's operands are called
     where it reads them."""
 
-    def __init__(self, capture: Capture, remembers: Callable[[fx.Node], bool] = lambda node: False) -> None:
-        self.capture, self.graph, self.remembers = capture, capture.graph, remembers
+    def __init__(
+        self, capture: Capture, mixes: Callable[[fx.Node], bool] = lambda node: False,
+        remembers: Callable[[fx.Node], bool] = lambda node: False,
+    ) -> None:  # fmt: skip
+        self.capture, self.graph, self.mixes, self.remembers = capture, capture.graph, mixes, remembers
+        self.mixing: set[Region] = set()
         self.calls = {c.number: c for c in capture.calls}
         self.region: dict[CallRecord, Region] = {}
         self.home: dict[fx.Node, Region] = {}
@@ -99,6 +103,7 @@ class Plan:
         self._cross()
         self._pass_cache_on()
         self._generate()
+        self._open_functions()
 
     def _of(self, call: CallRecord) -> Region:
         if call not in self.region:
@@ -246,6 +251,8 @@ class Plan:
         """Settle which regions run code of their own: those that were changed, and those that must pass values on."""
         waiting = [*self.changed, *(self.home[n] for n in self.graph.nodes if is_new(n))]
         waiting += [r for r in self.region.values() if not r.closed]
+        # Which positions are padding is told to the whole model: what mixes them is run from there.
+        self.mixing = {r for n in self.graph.nodes if self.mixes(n) for r in self.home[n].around()}
         waiting += [r.outer for r in self.region.values() if r.call in self.copies and r.outer is not None]
         by_path: dict[str, list[Region]] = {}
         for region in self.region.values():
@@ -259,15 +266,24 @@ class Plan:
                 continue
             region.generated = True
             repeated = len(by_path.get(region.path or "", ())) > 1
-            wide = any(m.meta.get("wide") for m in (*region.enters.values(), *region.leaves.values()))
-            region.passed_on = (
-                repeated or wide or not region.closed
-            )  # a state of several channels stays with its stream
+            marks = (*region.enters.values(), *region.leaves.values())
+            wide = region in self.mixing or any(m.meta.get("wide") for m in marks)
+            # A state of several channels stays with its stream: the call that holds all of it hands it on.
+            region.passed_on = region.outer is not None and (repeated or wide or not region.closed)
             if region.passed_on and region.outer is not None:
                 waiting.append(region.outer)
         for node in self.graph.nodes:
             if self.home[node].generated and node.op not in ("placeholder", "get_attr", "output"):
                 self.home[node].nodes.append(node)
+
+    def _open_functions(self) -> None:
+        """A function that may give something else at run time (no mask where the trace had one) is kept whole only where
+        its result is handed on: generated code that computes with it was traced with what the trace had."""
+        for region in list(self.region.values()):
+            kept = region.path is None and not isinstance(region.call.target, MethodOf)
+            if kept and region.outer is not None and region.outer.generated:
+                if not all(only_handed_on(self, mark) for mark in region.leaves.values()):
+                    self.dissolve(region)
 
     def dissolve(self, region: Region) -> None:
         """Take a call's operators into the code around it, where the call itself cannot be made."""

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from resfx.passes.capture.structure import Template, build
-from resfx.runtime.memory import remembering
+from resfx.runtime.memory import remembering, settle
 
 from . import values
 
 _PLAIN = (type(None), bool, int, float, str)
 _SCOPE = {"torch": torch, "build": build, "held": values.held, "part": values.part, "Handed": values.Handed,
-          "remembering": remembering}  # fmt: skip
+          "remembering": remembering, "settle": settle}  # fmt: skip
 
 
 class Text:
