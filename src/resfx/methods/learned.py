@@ -55,9 +55,9 @@ class Learned(nn.Module):
 
         Here: single numbers were scalars. Modules that changed more say so.
         """
-        for name, parameter in self._parameters.items():
+        for name, _ in self.named_parameters(recurse=False):
             saved = state.get(prefix + name)
-            if parameter is not None and saved is not None and saved.ndim == 0:
+            if saved is not None and saved.ndim == 0:
                 state[prefix + name] = saved.reshape(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -147,13 +147,12 @@ class CopiedNorm:
     def reset_parameters(self: Any) -> None:
         """The values of the host's norm, whatever they are by now."""
         for name, parameter in self._original[0].named_parameters(recurse=False):
-            set_values(self._parameters[name], parameter)
+            set_values(self.get_parameter(name), parameter)
         self._mark()
 
     def _mark(self: Any) -> None:
-        for parameter in self._parameters.values():
-            if parameter is not None:
-                parameter._is_hf_initialized = True
+        for parameter in self.parameters(recurse=False):
+            parameter._is_hf_initialized = True
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         applied = super()._apply(*args, **kwargs)  # type: ignore[misc]  # may make new parameters
