@@ -146,6 +146,27 @@ def test_scalars_of_older_saves_are_taken():
     assert torch.equal(site.mix.detach(), torch.tensor([0.7]))
 
 
+def test_a_folder_with_scalars_loads(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.layer = nn.LayerNorm(4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return x + torch.tanh(self.layer(self.norm(x)))
+
+    model, x = Net(), torch.randn(2, 3, 4)
+    new = resfx.rewrite(model, "ddl", args=(x,))
+    with torch.no_grad():
+        new.get_parameter("resfx.ddl.add0.mix").fill_(0.7)
+    resfx.save(new, tmp_path / "saved")
+    (file,) = (tmp_path / "saved").glob("*.safetensors")
+    save_file({k: v.squeeze() if k.endswith("mix") else v for k, v in load_file(file).items()}, file)
+    torch.testing.assert_close(resfx.load(tmp_path / "saved", model, args=(x,))(x), new(x))
+
+
 def test_values_are_set_in_shards_too(tmp_path):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resfx._torch import held_parameters
 from resfx.ops.inductor import row_product
 
 Draw = Callable[[Tensor], Any]
@@ -56,9 +55,9 @@ class Learned(nn.Module):
 
         Here: single numbers were scalars. Modules that changed more say so.
         """
-        for name, parameter in held_parameters(self).items():
+        for name, _ in self.named_parameters(recurse=False):
             saved = state.get(prefix + name)
-            if parameter is not None and saved is not None and saved.ndim == 0:
+            if saved is not None and saved.ndim == 0:
                 state[prefix + name] = saved.reshape(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -148,13 +147,12 @@ class CopiedNorm:
     def reset_parameters(self: Any) -> None:
         """The values of the host's norm, whatever they are by now."""
         for name, parameter in self._original[0].named_parameters(recurse=False):
-            set_values(getattr(self, name), parameter)
+            set_values(self.get_parameter(name), parameter)
         self._mark()
 
     def _mark(self: Any) -> None:
-        for parameter in held_parameters(self).values():
-            if parameter is not None:
-                parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+        for parameter in self.parameters(recurse=False):
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         applied = super()._apply(*args, **kwargs)  # type: ignore[misc]  # may make new parameters

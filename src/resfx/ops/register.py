@@ -46,7 +46,7 @@ def one_node(name: str, formula: Callable[..., Tensor], result: Callable[..., Te
     """Register ``torch.ops.resfx.<name>``, which is there to be one node of an exported program; no gradients.
 
     Args:
-        name: of the operator; its ONNX record is in ``onnx.py`` of its folder.
+        name: of the operator; its ONNX record is in ``record.py`` of its folder.
         formula: plain torch, with annotations that ``torch.library.infer_schema`` reads.
         result: an empty tensor like the result, of the formula's arguments: it decides nothing by sizes, so a trace
             keeps them all open, as the formula's blocks and pads may not.

@@ -170,13 +170,13 @@ class Writer(Text):
         if mark_of(node).lifted:
             inputs = [n for n in self.plan.graph.nodes if n.op == "placeholder" and mark_of(n).lifted]
             return self._global(self.plan.capture.constants[inputs.index(node)], "constant")
-        if (node.target is leave and node in self.owner) or node in self.owner:
+        if node in self.owner:
             self._do(self.owner[node])
-        elif self.plan.home[node] is self.region and node.target not in (enter, leave):
-            self._do(node)
         elif (number := self.plan.objects.get(node)) is not None and number in self.objects:
             held = self.plan.capture.objects[number]
             self.env[node] = self._set("tensor", f"held({self.objects[number]})[{held.leaves.index(node)}]")
+        elif self.plan.home[node] is self.region and node.op.startswith("call") and node.target not in (enter, leave):
+            self._do(node)
         if node not in self.env:
             raise NotExpressible(f"{node} of {self.plan.home[node].call.name or 'the model'}")
         return self.env[node]

@@ -277,13 +277,16 @@ class Plan:
                 self.home[node].nodes.append(node)
 
     def _open_functions(self) -> None:
-        """A function that may give something else at run time (no mask where the trace had one) is kept whole only where
-        its result is handed on: generated code that computes with it was traced with what the trace had."""
+        """Keep a function whole only where its result is handed on.
+
+        It may give something else at run time (no mask where the trace had one), and generated code that computes with
+        its result was traced with what the trace had.
+        """
         for region in list(self.region.values()):
-            kept = region.path is None and not isinstance(region.call.target, MethodOf)
-            if kept and region.outer is not None and region.outer.generated:
-                if not all(only_handed_on(self, mark) for mark in region.leaves.values()):
-                    self.dissolve(region)
+            mine = region.outer is not None and region.outer.generated
+            whole = all(only_handed_on(self, mark) for mark in region.leaves.values())
+            if region.path is None and mine and not whole and not isinstance(region.call.target, MethodOf):
+                self.dissolve(region)
 
     def dissolve(self, region: Region) -> None:
         """Take a call's operators into the code around it, where the call itself cannot be made."""

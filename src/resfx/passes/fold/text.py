@@ -46,6 +46,8 @@ class Text:
             return repr(value)
         if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
             return str(value)
+        if isinstance(value, torch.device):
+            return f"torch.device({str(value)!r})"
         return self._global(value, name)
 
     def _global(self, value: Any, name: str) -> str:
