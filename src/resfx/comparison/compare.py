@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from resfx.errors import CaptureError, ExportError, OptionError, ResfxError
-from resfx.passes.capture.inputs import Example, Named, Positional, example_of
+from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
 from resfx.passes.capture.source import source_of
 from resfx.runtime.folder import refuse_unwritable
 from resfx.runtime.module import Rewritten
@@ -28,6 +28,7 @@ BACKENDS = ("eager", "compiled", "onnxruntime")
 MODES = ("forward", "train")
 
 
+@outside_inference_mode()
 def compare(
     before: nn.Module,
     after: nn.Module,

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from resfx.errors import ExportError, ResfxError, require
-from resfx.passes.capture.inputs import Named, Positional
+from resfx.passes.capture.inputs import Named, Positional, outside_inference_mode
 from resfx.runtime.folder import refuse_unwritable, replacing
 
 from . import builtin
@@ -54,6 +54,7 @@ class Exported:
     notes: tuple[str, ...] = ()
 
 
+@outside_inference_mode()
 def to_onnx(
     new: Any,
     path: str | os.PathLike[str],

@@ -91,17 +91,22 @@ def model_error(cls: type, error: BaseException, given: Sequence[str], hint: str
 def quiet_tracing() -> Iterator[None]:
     """Inside, torch's tracer logs no advice and prints no graph of its own: what matters of it is in the error."""
     loggers = [logging.getLogger(name) for name in _TALKERS]
-    levels = [logger.level for logger in loggers]
+    mute = _Mute()  # one of our own: another thread may be tracing too
     exporter: Any = importlib.import_module("torch.export._trace")
     try:
         for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
+            logger.addFilter(mute)
         exporter.print = lambda *_, **__: None  # the whole graph so far, on the error stream
         yield
     finally:
         vars(exporter).pop("print", None)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger in loggers:
+            logger.removeFilter(mute)
+
+
+class _Mute(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return False
 
 
 def _brief(error: BaseException) -> str:
