@@ -73,8 +73,10 @@ def compare(
         if file is not None:
             refuse_unwritable(file)
     args, kwargs = _example(before, after, args, kwargs)
-    for model in (before, after):
-        _try_out(model, args, kwargs)
+    with preserved(before, after):
+        for model in (before, after):
+            set_training(model, "forward" not in modes)
+            _try_out(model, args, kwargs)
     device = _device(before, args, kwargs)
     say = _teller(progress)
     setting = {
