@@ -81,7 +81,7 @@ class Source:
                 return self._captured(tree, call)
             except CaptureError:
                 if call is not None:
-                    try_call(tree, self.cls, self.signature, call)
+                    try_call(tree, self.cls, self.signature, call, torch.is_grad_enabled())
                 raise
 
     def _captured(self, tree: nn.Module, call: Call | None) -> Capture:

@@ -21,8 +21,8 @@ from .export import shell_of
 from .structure import COMPOUND, Flattener, Template, describe, named_parts
 
 
-def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Call) -> None:
-    """Run one call of ``cls.forward`` over ``tree`` without gradients; nothing of it is kept.
+def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Call, grad: bool = False) -> None:
+    """Run one call of ``cls.forward`` over ``tree``, with gradients or without; nothing of it is kept.
 
     Arguments are copies. Buffers, attributes and random number generators are put back. Nothing is run where the
     model is on the meta device.
@@ -39,7 +39,7 @@ def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Cal
     leaves = [leaf.detach().clone() for leaf in call.leaves]
     given = call.arguments(leaves)
     args, kwargs = unbind(signature, given)
-    with left_as_it_was(tree), torch.no_grad():
+    with left_as_it_was(tree), torch.set_grad_enabled(grad):
         shell = shell_of(tree, cls)
         try:
             shell(*args, **kwargs)
