@@ -22,10 +22,13 @@ from .structure import COMPOUND, Flattener, Template, describe, named_parts
 
 
 def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Call, grad: bool = False) -> None:
-    """Run one call of ``cls.forward`` over ``tree``, with gradients or without; nothing of it is kept.
+    """Run one call of ``cls.forward`` over ``tree``; nothing of it is kept.
 
     Arguments are copies. Buffers, attributes and random number generators are put back. Nothing is run where the
     model is on the meta device.
+
+    Args:
+        grad: record gradients: for a model that is known to run without.
 
     Raises:
         ModelError: if the model raises.
@@ -45,7 +48,8 @@ def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Cal
             shell(*args, **kwargs)
         except Exception as error:
             names = [n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
-            raise model_error(cls, error, _inputs(call), spelling(names, kwargs)) from error
+            hint = "call it under torch.no_grad(), and rewrite with check=False" if grad else spelling(names, kwargs)
+            raise model_error(cls, error, _inputs(call), hint) from error
         _refuse_written(cls, call, leaves, given)
 
 
