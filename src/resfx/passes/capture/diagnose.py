@@ -41,6 +41,7 @@ _MISTAKES = (
     (r"tensor for argument #1 'indices'|scalar types? Long", "ids are whole numbers: pass ids.long()"),
     (r"same dtype|expected (m1|mat1|scalar type)|Input type .* weight type|expected .* dtype|but found",
      "cast floating inputs to the model's type: x.to(next(model.parameters()).dtype)"),
+    (r"Guard failed", "a captured program: export it with dynamic_shapes for the sizes that vary, or pass the model"),
     (r"index out of range|out of bounds",
      "ids must be smaller than the table they look up (the vocabulary, the positions)"),
     (r"shapes? cannot be multiplied|size of tensor|normalized_shape|expected .* channels|must match|dimension",
