@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pickle
+import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,3 +87,10 @@ def test_arguments_of_rewrite(options, words):
 def test_globs_that_do_something():
     for options in ({"forms": "identity"}, {"include": ["blocks.1", "blocks.[0-9]"]}, {"exclude": ["blocks.0", "out"]}):
         assert resfx.rewrite(net(), args=batch(), check=False, **options).report.changed
+
+
+def test_what_an_editor_completes_is_what_rewrite_takes():
+    want = [n for n in inspect.signature(resfx.rewrite).parameters if n != "unknown"]
+    forms = typing.get_overloads(resfx.rewrite)
+    assert len(forms) == 2 and all(list(inspect.signature(form).parameters) == want for form in forms)
+    assert inspect.signature(forms[0]).return_annotation == "Model" == inspect.signature(resfx.load).return_annotation

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from resfx.errors import CaptureError, ExportError, OptionError, ResfxError
-from resfx.passes.capture.inputs import Example, Named, Positional, example_of
+from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
 from resfx.passes.capture.source import source_of
 from resfx.passes.preserve import preserved
 from resfx.report.progress import duration
@@ -30,6 +30,7 @@ BACKENDS = ("eager", "compiled", "onnxruntime")
 MODES = ("forward", "train")
 
 
+@outside_inference_mode()
 def compare(
     before: nn.Module,
     after: nn.Module,
@@ -74,8 +75,10 @@ def compare(
         if file is not None:
             refuse_unwritable(file)
     args, kwargs = _example(before, after, args, kwargs)
-    for model in (before, after):
-        _try_out(model, args, kwargs)
+    with preserved(before, after):
+        for model in (before, after):
+            set_training(model, "forward" not in modes)
+            _try_out(model, args, kwargs)
     device = _device(before, args, kwargs)
     say = _teller(progress)
     setting = {

@@ -18,7 +18,7 @@ from resfx._torch import exporter_log
 from resfx.errors import ExportError, ResfxError, require
 from resfx.ops.onnx import RUNTIME
 from resfx.ops.record import DOMAIN, operators
-from resfx.passes.capture.inputs import Named, Positional
+from resfx.passes.capture.inputs import Named, Positional, outside_inference_mode
 from resfx.report.progress import step
 from resfx.runtime.folder import refuse_unwritable, replacing
 
@@ -67,6 +67,7 @@ class Exported:
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 
+@outside_inference_mode()
 @step("exporting to {path}")
 def to_onnx(
     new: Any,

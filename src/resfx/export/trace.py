@@ -90,10 +90,10 @@ def flatten_model(model: Any, args: Positional | None, kwargs: Named | None, fus
             f"cannot export {type(model).__name__} without example inputs", "the model was captured without any",
             "pass args=(...) or kwargs={...} as its forward takes them",
         )  # fmt: skip
-    source.try_out(model if rewritten else source.model, *example)
     tree = copy_sharing_parameters(model if rewritten else source.model)
     if not source.frozen:
         tree.eval()
+    source.try_out(tree, *example)
     call = source.call(*example)
     call.leaves = _two_rows(call.leaves)
     if isinstance(tree, Rewritten) and source.as_eager:

@@ -70,12 +70,16 @@ def test_every_entry_takes_one_tensor_and_refuses_a_dict(tmp_path):
     assert isinstance(ModelError("a"), CaptureError)
 
 
-def test_tensors_of_inference_mode_and_a_rewrite_inside_it():
+def test_tensors_of_inference_mode_and_a_rewrite_inside_it(tmp_path):
     model = net()
     with torch.inference_mode():
         x = batch() + 0
         new = resfx.rewrite(model, "ddl", x)
         assert torch.equal(new(x), model(x)) and torch.equal(new(x[:1]), model(x[:1]))
+        made = resfx.export.to_onnx(new, tmp_path / "m.onnx", x, check="onnxruntime")
+        assert made.differences["onnxruntime"] < 1e-5
+        rows = resfx.compare(model, new, x, backends=["eager"], repeats=1, progress=False).rows
+        assert [row.reason for row in rows] == ["", ""]
     assert not any(p.is_inference() for p in new.parameters())
     new(batch()).sum().backward()
     assert torch.equal(resfx.rewrite(model, "ddl", x)(batch()), model(batch()))

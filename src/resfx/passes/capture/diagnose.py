@@ -40,6 +40,7 @@ _MISTAKES = (
     (r"tensor for argument #1 'indices'|scalar types? Long", "ids are whole numbers: pass ids.long()"),
     (r"same dtype|expected (m1|mat1|scalar type)|Input type .* weight type|expected .* dtype|but found",
      "cast floating inputs to the model's type: x.to(next(model.parameters()).dtype)"),
+    (r"Guard failed", "a captured program: export it with dynamic_shapes for the sizes that vary, or pass the model"),
     (r"index out of range|out of bounds",
      "ids must be smaller than the table they look up (the vocabulary, the positions)"),
     (r"shapes? cannot be multiplied|size of tensor|normalized_shape|expected .* channels|must match|dimension",
@@ -90,15 +91,20 @@ def model_error(cls: type, error: BaseException, given: Sequence[str], hint: str
 def quiet_tracing() -> Iterator[None]:
     """Inside, torch's tracer logs no advice and prints no graph of its own: what matters of it is in the error."""
     loggers = [logging.getLogger(name) for name in _TALKERS]
-    levels = [logger.level for logger in loggers]
+    mute = _Mute()  # one of our own: another thread may be tracing too
     try:
         for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
+            logger.addFilter(mute)
         with printing_nothing():
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger in loggers:
+            logger.removeFilter(mute)
+
+
+class _Mute(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return False
 
 
 def _brief(error: BaseException) -> str:

@@ -135,23 +135,30 @@ def empty(cls: type) -> Any:
 
 def fill(value: Any, fields: dict[Any, Any]) -> None:
     """Give an object these attributes and items and no others. Lists and dicts it holds stay the same objects."""
+    layout = layout_of(type(value))
+    if layout.base is object and not layout.slots:
+        _fill_attributes(value.__dict__, fields)
+        return
     items = {k.key: v for k, v in fields.items() if isinstance(k, Item)}
     named = {k: v for k, v in fields.items() if not isinstance(k, Item)}
-    aside = {n: named.pop(n) for n in (*layout_of(type(value)).slots, "default_factory", "__dict__") if n in named}
-    if not isinstance(value, defaultdict) and "default_factory" in aside:
-        named["default_factory"] = aside.pop("default_factory")
+    own = ("default_factory",) if isinstance(value, defaultdict) else ()
+    aside = {n: named.pop(n) for n in (*layout.slots, *own, "__dict__") if n in named}
     attributes = getattr(value, "__dict__", None)
     if attributes is not None and attributes is not value and "__dict__" not in aside:
-        for name in [n for n in attributes if n not in named]:
-            del attributes[name]
-        for name, new in named.items():
-            attributes[name] = renew(attributes.get(name), new)
+        _fill_attributes(attributes, named)
     if isinstance(value, dict):
         _fill_dict(value, items)
     elif isinstance(value, list):
         _fill_list(value, list(items.values()))
     for name, new in aside.items():
         object.__setattr__(value, name, renew(getattr(value, name, None), new))
+
+
+def _fill_attributes(attributes: dict[str, Any], named: dict[str, Any]) -> None:
+    for name in [n for n in attributes if n not in named]:
+        del attributes[name]
+    for name, new in named.items():
+        attributes[name] = renew(attributes.get(name), new)
 
 
 def renew(old: Any, new: Any) -> Any:

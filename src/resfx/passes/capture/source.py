@@ -85,7 +85,8 @@ class Source:
                 return self._captured(tree, call)
             except CaptureError:
                 if call is not None:
-                    try_call(tree, self.cls, self.signature, call)
+                    for grad in (False, True)[: 1 + torch.is_grad_enabled()]:
+                        try_call(tree, self.cls, self.signature, call, grad)
                 raise
 
     def _captured(self, tree: nn.Module, call: Call | None) -> Capture:

@@ -21,11 +21,14 @@ from .diagnose import model_error
 from .structure import COMPOUND, Flattener, Template, describe, named_parts
 
 
-def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Call) -> None:
-    """Run one call of ``cls.forward`` over ``tree`` without gradients; nothing of it is kept.
+def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Call, grad: bool = False) -> None:
+    """Run one call of ``cls.forward`` over ``tree``; nothing of it is kept.
 
     Arguments are copies. Buffers, attributes and random number generators are put back. Nothing is run where the
     model is on the meta device.
+
+    Args:
+        grad: record gradients: for a model that is known to run without.
 
     Raises:
         ModelError: if the model raises.
@@ -39,13 +42,14 @@ def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Cal
     leaves = [leaf.detach().clone() for leaf in call.leaves]
     given = call.arguments(leaves)
     args, kwargs = unbind(signature, given)
-    with left_as_it_was(tree), torch.no_grad():
+    with left_as_it_was(tree), torch.set_grad_enabled(grad):
         shell = clone_tree(tree)
         try:
             shell(*args, **kwargs)
         except Exception as error:
             names = [n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
-            raise model_error(cls, error, _inputs(call), spelling(names, kwargs)) from error
+            hint = "call it under torch.no_grad(), and rewrite with check=False" if grad else spelling(names, kwargs)
+            raise model_error(cls, error, _inputs(call), hint) from error
         _refuse_written(cls, call, leaves, given)
 
 
