@@ -12,7 +12,7 @@ from torch import nn
 
 import resfx
 from resfx.passes.find.mark import KEY, mark_of
-from resfx.passes.scopes.placed import BANK
+from resfx.passes.scopes.bank import BANK
 
 MODES = {
     "site": ["ddl"], "depth": ["denseformer"], "shared": [resfx.DepthRead(window=None, shared=True)],

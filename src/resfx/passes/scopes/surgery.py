@@ -16,8 +16,8 @@ from resfx.passes.find.site import Site, Skip, Stream
 from resfx.passes.find.standing import Standing
 
 from .application import Application
+from .bank import Placed, path_of
 from .change import Change
-from .placed import Placed, path_of
 
 
 @dataclass(eq=False)
