@@ -158,9 +158,11 @@ def _rewritten(model: nn.Module, recipe: Recipe, args: Any, kwargs: Any, path: P
         source.as_eager = recipe.as_eager
         with outside_inference_mode():
             new = rewrite_by(source, source.model, list(recipe.applications), source.example, check=False)
-    except (ResfxError, TypeError) as error:
-        found = f"its {'example or ' if own else ''}applications do not fit this model: {error}"
-        raise SaveError(f"cannot load {path}", f"{RECIPE}: {found}", remedy) from error
+    except Exception as error:  # a file may ask for anything: more memory than there is, arguments nobody takes
+        known = isinstance(error, ResfxError)
+        reason = f"{error.asked}: {error.found}" if known else f"{type(error).__name__}: {error}"  # type: ignore[attr-defined]
+        found = f"{RECIPE}: its {'example or ' if own else ''}applications do not fit this model: {reason}"
+        raise SaveError(f"cannot load {path}", found, remedy) from error
     for names, application in zip(recipe.names, new._resfx.applications, strict=True):
         if [place.name for place in application.claimed] != list(names):
             raise SaveError(f"cannot load {path}", "the residual adds found differ from those it was saved with",

@@ -36,13 +36,13 @@ def apply_method(surgery: Surgery, sites: Sequence[Site], application: Applicati
     first = not application.is_built
     if first and sites and application.claimed is None:
         refuse_idle_globs(application.include, application.exclude, [s.owner for s in sites], surgery.tree)
-    found = claim(sites, application)
-    claims = {site.name: place for site, place in found}
-    turn = Turn(surgery, application, surgery.now(site for site, _ in found), claims, first)
+    chosen, known = claim(sites, application)
+    places = {site.name: place for site, place in known.items()}
+    turn = Turn(surgery, application, surgery.now(chosen), places, first)
     _forbid_claimed(turn)
     done = SCOPES[application.method.scope](turn)
     if first:
-        application.claimed = tuple(claims[site.name] for site in done)
+        application.claimed = tuple(places[site.name] for site in done)
 
 
 def _forbid_claimed(turn: Turn) -> None:

@@ -14,12 +14,12 @@ from .application import Application
 from .places import place_at
 from .surgery import reasons_of, remedies_of
 
-Claims = list[tuple[Site, Standing]]
+Places = dict[Site, Standing]
 """Sites of this capture, each with the place under which the application knows it."""
 
 
-def claim(sites: Sequence[Site], application: Application) -> Claims:
-    """The sites of one capture that an application acts on.
+def claim(sites: Sequence[Site], application: Application) -> tuple[list[Site], Places]:
+    """The sites of one capture that an application acts on, and all that it knows.
 
     Args:
         sites: all of the capture, as they were found.
@@ -29,14 +29,14 @@ def claim(sites: Sequence[Site], application: Application) -> Claims:
         VariantError: if adds that the application claimed are not found again, or not for sure.
     """
     if application.claimed is None:
-        places = dict(zip(sites, standings_of(sites), strict=True))
-        application.seen = tuple(places.values())
-        return [(site, places[site]) for site in choose(sites, application)]
-    if not application.is_built:
-        return _find_saved(sites, application, application.claimed)
-    found = _find_again(sites, application, application.claimed)
-    _warn_of_new(sites, application)
-    return found
+        chosen, places = choose(sites, application), dict(zip(sites, standings_of(sites), strict=True))
+    elif not application.is_built:
+        chosen, places = _find_saved(sites, application, application.claimed)
+    else:
+        chosen, places = _find_again(sites, application, application.claimed)
+        _warn_of_new([s for s in sites if s not in places], application)
+    application.seen = application.seen or tuple(places.values())
+    return chosen, places
 
 
 def choose(sites: Sequence[Site], application: Application) -> list[Site]:
@@ -91,12 +91,14 @@ def _refusal(site: Site, application: Application) -> tuple[str, str] | None:
     return None if reason is None else (reason, "see the method's options")
 
 
-def _find_again(sites: Sequence[Site], application: Application, claimed: Sequence[Standing]) -> Claims:
+def _find_again(
+    sites: Sequence[Site], application: Application, claimed: Sequence[Standing]
+) -> tuple[list[Site], Places]:
     """The adds that an earlier capture claimed; those of modules that this one does not call at all may be missing."""
     sought = Sought(sites)
     found = {place: sought.find(place) for place in claimed}
     lost = [p.name for p, site in found.items() if site is None and p.owner in sought.owners]
-    there = [(site, place) for place, site in found.items() if site is not None]
+    there = [site for site in found.values() if site is not None]
     if lost or not there:
         raise VariantError(
             f"this call needs another capture, and {application.method.label} cannot act on it as before",
@@ -104,14 +106,12 @@ def _find_again(sites: Sequence[Site], application: Application, claimed: Sequen
             f" {', '.join((lost or [p.name for p in claimed])[:4])}",
             "call the model as it was captured, or rewrite it with args= that match this call",
         )
-    return there
+    return there, {site: place for place in application.seen if (site := sought.find(place)) is not None}
 
 
 def _warn_of_new(sites: Sequence[Site], application: Application) -> None:
     """Say so where a call runs adds that the method would have taken, had the first capture shown them."""
-    sought = Sought(sites)
-    known = {sought.find(place) for place in application.seen}
-    fresh = [s for s in sites if s not in known and _matches(s.owner, application) and _refusal(s, application) is None]
+    fresh = [s for s in sites if _matches(s.owner, application) and _refusal(s, application) is None]
     if fresh:
         warnings.warn(
             f"this call runs residual adds that were not there when {application.method.label} was applied: they stay"
@@ -120,7 +120,9 @@ def _warn_of_new(sites: Sequence[Site], application: Application) -> None:
         )
 
 
-def _find_saved(sites: Sequence[Site], application: Application, claimed: Sequence[Standing]) -> Claims:
+def _find_saved(
+    sites: Sequence[Site], application: Application, claimed: Sequence[Standing]
+) -> tuple[list[Site], Places]:
     """The adds that a recipe names, in a source that may have moved since it was saved."""
     found = Sought(sites).find_moved(claimed)
     lost = [p.name for p, site in found.items() if site is None]
@@ -131,6 +133,12 @@ def _find_saved(sites: Sequence[Site], application: Application, claimed: Sequen
             "load with args= of the call it was rewritten with, and the model's library as it was",
         )
     _sift([s for s in sites if _matches(s.owner, application)], application)
-    places = dict(zip(sites, standings_of(sites), strict=True))
-    application.seen = tuple(places.values())
-    return [(site, places[site].known_as(place)) for place, site in found.items() if site is not None]
+    known = {site: place for place, site in found.items() if site is not None}
+    taken = {place.name for place in claimed}
+    places = {}
+    for site, place in zip(sites, standings_of(sites), strict=True):
+        if site in known:
+            places[site] = place.known_as(known[site])
+        elif place.name not in taken:  # the number of another add, where adds came since
+            places[site] = place
+    return list(known), places
