@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx._torch import forward_mode, is_legacy_batchedtensor, pytree, transforming
+from resfx._torch import forward_mode, is_exporting, is_legacy_batchedtensor, pytree, transforming
 
 KERNEL_DEVICES = {"cuda"}  # the tests add "cpu", where kernels are interpreted
 KERNEL_TYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -127,7 +127,7 @@ class _Stored(torch.autograd.Function):
 
 def _for_inductor(x: Tensor) -> bool:
     """Whether this is traced for code that Inductor writes for a CPU."""
-    return x.device.type == "cpu" and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+    return x.device.type == "cpu" and torch.compiler.is_dynamo_compiling() and not is_exporting()
 
 
 def fused(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resfx._torch import transforming
+from resfx._torch import is_exporting, transforming
 
 from .register import accumulator, column_sum
 
@@ -23,7 +23,7 @@ class RowLinear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
+        if not torch.compiler.is_dynamo_compiling() or is_exporting():
             return super().forward(x)
         wide = accumulator(x.dtype)
         product = _RowProduct.apply if x.dtype == wide and not transforming() else _row_product

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from resfx._torch import transforming
+from resfx._torch import is_exporting, transforming
 from resfx.methods.base import Method, Place
 from resfx.ops.attention_read.grouped import grouped_read
 from resfx.ops.chunks import chunked_sums, cut, is_cut, run_chunk, with_chunks
@@ -119,7 +119,7 @@ class Read(nn.Module):
         self, sources: list[Tensor], x: Tensor, *ahead: Any, recomputed: bool = False
     ) -> Tensor | tuple[Tensor, ...]:
         given = (sources, x, *ahead)
-        if recomputed or not self.config.recompute or not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        if recomputed or not self.config.recompute or not torch.is_grad_enabled() or is_exporting():
             return self.read(*given)
         # Parameters are passed, not looked up again: a recomputation may run outside the call that swapped them.
         parameters = dict(self.named_parameters())
@@ -225,7 +225,7 @@ def _open_read(
     sources: Sequence[Tensor], query: Tensor, base: Tensor | None, gate: Tensor | None, eps: float, relative: bool
 ) -> Tensor:
     """:func:`attention_read` in plain torch: compiled with gradients in closed form, many sources in groups."""
-    compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and not transforming()
+    compiling = torch.compiler.is_dynamo_compiling() and not is_exporting() and not transforming()
     if (compiling or is_cut(sources)) and _alike(sources, base):
         read = grouped_read(sources, query, eps, relative)
         if gate is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx._torch import transforming
+from resfx._torch import is_exporting, transforming
 from resfx.ops.register import accumulator, at_kernels, fused, keeps_one_node, one_node
 
 
@@ -293,7 +293,7 @@ def total(terms: Sequence[Tensor]) -> Tensor:
 
 def _is_open() -> bool:
     """Whether to write the plain formula into the graph: transforms see through it, and exporters know it."""
-    return transforming() or torch.compiler.is_exporting()
+    return transforming() or is_exporting()
 
 
 _wide_combine = fused("wide_combine", _combine_beyond, kernels="channels.triton_combine")
