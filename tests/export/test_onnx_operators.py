@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 
+import onnx
 import pytest
 import torch
 from hosts.onnx_nodes import DTYPES, FLOAT, node, reference, run, tolerance
+from packaging.version import Version
 
 from resfx.export.operators import fused_operators
 
+RECENT = Version(onnx.__version__) >= Version("1.23")  # its reference evaluator refused bfloat16 in MatMul before
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -19,7 +22,9 @@ def held(tmp_path, library, op: str, given, want, dtype, bound: float = 4.0, **a
     stash = {"stash_type": FLOAT[torch.float64 if dtype == torch.float64 else torch.float32]}
     feeds = node(path, op, given, dtype, **attributes, **stash)
     assert set(attributes) | set(stash) == set(record.schema.attributes)
-    results = {"kernel": run(path, feeds, kernels=library)[0], "reference": reference(path, feeds)[0]}
+    results = {"kernel": run(path, feeds, kernels=library)[0]}
+    if dtype != torch.bfloat16 or op != "WindowedAttention" or RECENT:
+        results["reference"] = reference(path, feeds)[0]
     if dtype != torch.bfloat16:  # the runtime's CPU has few bfloat16 kernels
         results["body"] = run(path, feeds, kernels=False)[0]
     for name, got in results.items():
