@@ -142,7 +142,7 @@ TABLE = [
     _on_operators("_schema", "schema_of", "names of operators: finding any residual add"),
     _on_operators("_overloadname", "overload_name", "models that write over a result that autograd keeps"),
     Borrowed("torch.fx.Graph._codegen", "share_codegen", "captured programs", _has(fx.Graph, "_codegen")),
-    Borrowed("torch.compiler._is_exporting_flag", "denying", "models that ask whether they are exported"),
+    Borrowed("torch.compiler._is_exporting_flag", "is_exporting", "operators compiled, operators exported"),
     Borrowed("torch.compiler._is_compiling_flag", "denying", "models that ask whether they are compiled"),
     Borrowed("torch.export.ExportedProgram._guards_code", "guards_of", _GUARDS, _has(_program, "_guards_code")),
     Borrowed("torch._subclasses.fake_tensor.FakeTensorMode", "fake_mode", "fx graphs without shapes"),

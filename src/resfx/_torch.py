@@ -38,6 +38,11 @@ def transforming() -> bool:
     return _functorch_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+def is_exporting() -> bool:
+    """``torch.compiler.is_exporting()``, which Dynamo of torch 2.11 takes for true in whatever it compiles."""
+    return torch.compiler._is_exporting_flag
+
+
 # -- modules -------------------------------------------------------------------------------------------------------
 
 ConvNd, NormBase = nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase  # what all convolutions, all norms are

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resfx._torch import has_hooks
+from resfx._torch import has_hooks, is_exporting
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Linear, zeros
 from resfx.ops.register import accumulator
@@ -128,7 +128,7 @@ class ShortWindow(Mixer):
         """
         parts = (self.q, self.k, self.v)
         narrow = 4 * self.o.in_features <= self.o.out_features
-        if narrow and c.requires_grad and not torch.compiler.is_exporting() and all(untouched(p) for p in parts):
+        if narrow and c.requires_grad and not is_exporting() and all(untouched(p) for p in parts):
             return F.linear(c, torch.cat([p.weight for p in parts])).chunk(3, -1)
         return [p(c) for p in parts]
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from resfx.passes.scopes.application import Application
-from resfx.passes.scopes.placed import BANK
+from resfx.passes.scopes.bank import BANK
 
 from .values import same
 
