@@ -144,7 +144,7 @@ def _class(transformers: Any, config: Any, file: Path) -> tuple[Any, str]:
             f"cannot build a model from {file}", f"this transformers has no {' or '.join(named)}",
             "another version of transformers, or package.module:factory for code of your own",
         )  # fmt: skip
-    base = transformers.AutoModel._model_mapping[type(config)]
+    base = transformers.MODEL_MAPPING[type(config)]
     base = base[0] if isinstance(base, (tuple, list)) else base
     stem = base.__name__.removesuffix("Model")
     heads = sorted(n for n in dir(transformers) if n.startswith((f"{stem}For", f"{stem}LMHead")))
