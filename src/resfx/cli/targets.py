@@ -145,7 +145,8 @@ def _class(transformers: Any, config: Any, file: Path) -> tuple[Any, str]:
             f"cannot build a model from {file}", f"this transformers has no {' or '.join(named)}",
             "another version of transformers, or package.module:factory for code of your own",
         )  # fmt: skip
-    base = base_class(config)
+    base = transformers.MODEL_MAPPING[type(config)]
+    base = base[0] if isinstance(base, (tuple, list)) else base
     stem = base.__name__.removesuffix("Model")
     heads = sorted(n for n in dir(transformers) if n.startswith((f"{stem}For", f"{stem}LMHead")))
     remedy = f'; for one with a head add "architectures": ["..."] to it: {_few(heads)}' if heads else ""

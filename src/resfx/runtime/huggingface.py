@@ -46,14 +46,6 @@ def from_config(cls: Any, config: Any) -> nn.Module:
     return cls._from_config(config)
 
 
-def base_class(config: Any) -> Any:
-    """The model without a head that a config is for."""
-    import transformers
-
-    base = transformers.AutoModel._model_mapping[type(config)]
-    return base[0] if isinstance(base, (tuple, list)) else base
-
-
 class ShortState:
     """A layer of a cache that holds what one mixer keeps: the last few tokens, batch first.
 

@@ -35,7 +35,7 @@ def check_rewrite(
     numbers of Python and numpy), and the same gradients of the original's parameters. Where a training call of the
     original does what a graph may lose and the call at hand does not (a backward written by hand, a tensor hook,
     random numbers of Python or numpy), the same of a training call: a second capture. At any start: a gradient for
-    every new parameter, now or after one step, wherever one arrives.
+    every new parameter, now or after one step; a warning where only the example or the model keeps it away.
 
     Costs three forward and one backward pass of the original; of the rewritten model two and one, and two or more
     of each where a new parameter learns only after a step. Memory: the gradients of up to 2**28 parameters, twice. No

@@ -1,4 +1,4 @@
-"""New parameters learn: each gets a gradient at the start or after a step, wherever the example lets one arrive."""
+"""New parameters learn: each gets a gradient at the start or after a step, or at least could get one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
 from resfx.errors import CheckError
@@ -20,10 +21,10 @@ Run = Callable[[Values], list[torch.Tensor]]  # a forward pass with some paramet
 
 
 def check_learning(new: Any, run: Run, start: Values, first: Gradients | None) -> None:
-    """Raise where a new parameter gets no gradient although one arrives at the module that owns it.
+    """Raise where a new parameter gets no gradient and could not get one, whatever its module is given.
 
-    Where none arrives the example is to blame (a branch that it does not take, a part that the model computes without
-    gradients, weights that happen to cancel), not the rewrite: that is a warning with the parameters' names.
+    Where it could, the example is to blame or the model (a branch that is not taken, a part computed without
+    gradients, a stream that is zero there), not the rewrite: that is a warning with the parameters' names.
 
     Args:
         run: forward of ``new``.
@@ -43,16 +44,16 @@ def check_learning(new: Any, run: Run, start: Values, first: Gradients | None) -
     silent = sorted(set(start) - alive)
     if not silent:
         return
-    broken = _reached(new, run, start, silent)
+    broken = _unable(new, run, start, silent)
     if broken:
         raise CheckError(
             f"{len(broken)} of {len(start)} new parameters get no gradient, at the start or after a step",
-            f"{names(broken)}; one arrives at the module that owns them",
+            f"{names(broken)}; nor from noise in place of the module's inputs",
             "exclude= those sites, or check=False; in a method of your own, see that its output depends on them",
         )
     warn(
-        f"{len(silent)} of {len(start)} new parameters of {type(new).__name__} get no gradient on this example, for"
-        f" none arrives where they stand: {names(silent)}. An example that reaches those places would tell more."
+        f"{len(silent)} of {len(start)} new parameters of {type(new).__name__} get no gradient on this example,"
+        f" though they can learn: {names(silent)}. What the model does there may be nothing, or not reach its output."
     )
 
 
@@ -81,30 +82,38 @@ def _size(values: torch.Tensor) -> float:
     return float(values.abs().max()) or 1.0
 
 
-def _reached(new: Any, run: Run, start: Values, silent: Sequence[str]) -> list[str]:
-    """Those of some new parameters whose module is given rows and has an output that a gradient arrives at."""
-    outputs: dict[str, list[torch.Tensor]] = {}
-    idle: dict[str, bool] = {}
+def _unable(new: Any, run: Run, start: Values, silent: Sequence[str]) -> list[str]:
+    """Those of some new parameters that get no gradient from any input: their module is called once more on noise."""
+    calls: dict[str, tuple[Any, Any]] = {}
+    idle: set[str] = set()
 
     def record(name: str) -> Any:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
-            rows = any(t.numel() for t in tensors_of(given)[:1])
-            idle[name] = idle.get(name, True) and not rows
-            outputs.setdefault(name, []).extend(t for t in tensors_of(output) if t.requires_grad)
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            rows = all(t.numel() for t in tensors_of((args, kwargs)))
+            (calls.setdefault(name, (args, kwargs)) if rows else idle.add(name))
 
         return hook
 
     hooks: list[RemovableHandle] = []
     for name, module in new.get_submodule("resfx").named_modules(prefix="resfx"):
         if any(key.startswith(f"{name}.") for key in silent):
-            hooks.append(module.register_forward_hook(record(name)))
+            hooks.append(module.register_forward_pre_hook(record(name), with_kwargs=True))
     try:
-        results = run({n: v.clone().requires_grad_() for n, v in start.items()})
+        run({n: v.clone().requires_grad_() for n, v in start.items()})
     finally:
         for hook in hooks:
             hook.remove()
-    numbered = {f"{name}#{i}": t for name, made in outputs.items() for i, t in enumerate(made)}
-    grads = backward(results, numbered) or {}
-    arrived = tuple({f"{k.partition('#')[0]}." for k, g in grads.items() if g is not None and bool(g.ne(0).any())})
-    unused = tuple(f"{name}." for name, nothing in idle.items() if nothing)
-    return [n for n in silent if n.startswith(arrived) and not n.startswith(unused)]
+    able = {key for name, call in calls.items() for key in _taught(new.get_submodule(name), name, call)}
+    unused = tuple(f"{name}." for name in idle - set(calls))
+    return [n for n in silent if n not in able and not n.startswith(unused)]
+
+
+def _taught(module: nn.Module, name: str, call: tuple[Any, Any]) -> set[str]:
+    """The parameters of a module that get a gradient from noise in the form of a call, each moved off its value."""
+    noise = lambda t: torch.randn_like(t) if t.is_floating_point() else t
+    args, kwargs = tree_map_only(torch.Tensor, lambda t: noise(t.detach()), call)
+    values = {n: (p.detach() + 0.3 * torch.randn_like(p)).requires_grad_() for n, p in module.named_parameters()}
+    with torch.enable_grad():
+        outputs = tensors_of(torch.func.functional_call(module, values, args, kwargs))
+    grads = backward(outputs, values) or {}
+    return {f"{name}.{n}" for n, g in grads.items() if g is not None and bool(g.ne(0).any())}

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from resfx.report.progress import log
+
 from .gradients import Gradients, backward, compared
 from .learning import Values
 from .values import pairs, tensors_of
@@ -54,7 +56,7 @@ class Outcome:
         results: the output, the arguments after the call, buffers by name.
         states: of the random number generators of Python and numpy.
         grads: of the original's parameters, where they were asked for.
-        seen: what it does that a graph may lose, where it was watched.
+        seen: what it does that a graph may lose, where it was watched and has gradients.
     """
 
     results: Any
@@ -89,9 +91,12 @@ class Trial:
             outcome = self.run(self.before)
         outputs = tensors_of(outcome.results[0])
         seen.functions = functions_behind(outputs)
-        outcome.seen = seen
-        outcome.grads = backward(outputs, {n: self.before.get_parameter(n) for n in self.names})
         self.shape = outcome.results
+        try:
+            outcome.grads = backward(outputs, {n: self.before.get_parameter(n) for n in self.names})
+            outcome.seen = seen
+        except Exception as error:  # some backward passes written by hand refuse to run but in training
+            log.info("%s has no gradients to compare, its own backward fails: %s", type(self.new).__name__, error)
         return outcome
 
     def forward(self, values: Values) -> list[torch.Tensor]:
