@@ -278,7 +278,7 @@ def test_foreign_and_damaged_folders(tmp_path):
         (json.dumps({**json.loads(recipe), "version": 99}), "version 99"),
         (json.dumps({k: v for k, v in json.loads(recipe).items() if k != "applications"}), "lacks"),
         (recipe.replace('"beta_init": 1.0', '"beta_init": 7.0'), "damaged method"),
-        (recipe.replace("transformer.h.0:0", "transformer.h.9:0"), "differ"),
+        (recipe.replace('"owner": "transformer.h.0"', '"owner": "transformer.h.9"'), "not found again"),
     ):  # fmt: skip
         (folder / "recipe.json").write_text(text)
         refuses(match)

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from resfx.errors import CheckError
 from resfx.passes.capture.structure import Flattener
 from resfx.passes.scopes.application import Application
-from resfx.passes.scopes.placed import BANK
+from resfx.passes.scopes.bank import BANK
 
 
 class GraphDiffers(Exception):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,9 @@ from torch import nn
 
 from resfx.errors import SaveError
 from resfx.methods.base import Method
+
+LARGEST = 2**31
+"""Whole numbers are smaller unless said otherwise."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Field:
         """True or false."""
         return self.value if isinstance(self.value, bool) else self._want("true or false")
 
-    def number(self, low: int, high: int = 2**31) -> int:
+    def number(self, low: int, high: int = LARGEST) -> int:
         """A whole number within bounds."""
         if type(self.value) is not int or not low <= self.value <= high:
             self._want(f"a whole number from {low} to {high}")
@@ -146,7 +149,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (tuple, list):
         return isinstance(value, list) and all(_fits(v, args[0]) for v in value)
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    if hint in (bool, int, str):
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    if hint is int:
+        return type(value) is int and abs(value) < LARGEST
+    if hint in (bool, str):
         return type(value) is hint
     return value is None if hint is type(None) else True

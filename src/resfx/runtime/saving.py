@@ -116,9 +116,11 @@ def _rewritten(model: nn.Module, recipe: Recipe, args: Any, kwargs: Any, path: P
         source = source_of(model, args, kwargs)
         source.as_eager = recipe.as_eager
         new = rewrite_by(source, source.model, list(recipe.applications), source.example, check=False)
-    except (ResfxError, TypeError) as error:
-        found = f"its {'example or ' if own else ''}applications do not fit this model: {error}"
-        raise SaveError(f"cannot load {path}", f"{RECIPE}: {found}", remedy) from error
+    except Exception as error:  # a file may ask for anything: more memory than there is, arguments nobody takes
+        known = isinstance(error, ResfxError)
+        reason = f"{error.asked}: {error.found}" if known else f"{type(error).__name__}: {error}"  # type: ignore[attr-defined]
+        found = f"{RECIPE}: its {'example or ' if own else ''}applications do not fit this model: {reason}"
+        raise SaveError(f"cannot load {path}", found, remedy) from error
     for names, application in zip(recipe.names, new._resfx.applications, strict=True):
         if [place.name for place in application.claimed] != list(names):
             raise SaveError(f"cannot load {path}", "the residual adds found differ from those it was saved with",
@@ -177,6 +179,9 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 def _fill(new: nn.Module, tensors: dict[str, torch.Tensor], weights: str, path: Path) -> None:
     state = new.state_dict()
     want = {k for k in state if weights == "all" or k.startswith("resfx.")}
+    for name in want & set(tensors):
+        if tensors[name].dim() == 0 and state[name].shape == (1,):  # version 1 had numbers where vectors of one are now
+            tensors[name] = tensors[name].reshape(1)
     shapes = {k: tuple(tensors[k].shape) for k in want & set(tensors)}
     wrong = sorted(want ^ set(tensors)) or [k for k, s in shapes.items() if s != tuple(state[k].shape)]
     if wrong:

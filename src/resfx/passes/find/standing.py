@@ -87,10 +87,9 @@ class Sought:
 
     def find(self, place: Standing) -> Site | None:
         """The add at a place, from the same source; ``None`` where it is not there, or which one it is is not sure."""
+        if (same := self._by_lines(place)) is not None:
+            return same
         here = self._on_lines.get((place.owner, place.lines), [])
-        same = [s for s in here if s.calls == place.calls]
-        if len(same) == place.same[1]:
-            return same[place.same[0]]
         return here[0] if len(here) == place.on_lines == 1 else None  # the one add there, with another branch
 
     def find_moved(self, places: Iterable[Standing]) -> dict[Standing, Site | None]:
@@ -100,11 +99,15 @@ class Sought:
         number among as many as there were. ``None`` where neither is sure, or the two disagree.
         """
         places = list(places)
-        exact = {place: self.find(place) for place in places}
+        exact = {place: self._by_lines(place) for place in places}
         numbered = {place: self._by_number(place) for place in places}
         if None in exact.values():
             return numbered
         return {p: s if numbered[p] in (s, None) else None for p, s in exact.items()}
+
+    def _by_lines(self, place: Standing) -> Site | None:
+        same = [s for s in self._on_lines.get((place.owner, place.lines), []) if s.calls == place.calls]
+        return same[place.same[0]] if len(same) == place.same[1] else None
 
     def _by_number(self, place: Standing) -> Site | None:
         alike = self._alike.get((place.owner, place.calls), [])

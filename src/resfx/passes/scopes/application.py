@@ -9,7 +9,7 @@ from resfx.methods.base import Method
 from resfx.passes.find.site import Skip
 from resfx.passes.find.standing import Standing
 
-from .placed import Placed, path_of
+from .bank import Placed, path_of
 
 DEFAULT_FORMS = ("identity", "scaled", "parallel", "projection")
 

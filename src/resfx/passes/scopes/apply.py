@@ -33,13 +33,13 @@ def apply_method(surgery: Surgery, sites: Sequence[Site], application: Applicati
         VariantError: if a later capture lacks a claimed site.
     """
     first = not application.is_built
-    found = claim(sites, application)
-    claims = {site.name: place for site, place in found}
-    turn = Turn(surgery, application, surgery.now(site for site, _ in found), claims, first)
+    chosen, known = claim(sites, application)
+    places = {site.name: place for site, place in known.items()}
+    turn = Turn(surgery, application, surgery.now(chosen), places, first)
     _forbid_claimed(turn)
     done = SCOPES[application.method.scope](turn)
     if first:
-        application.claimed = tuple(claims[site.name] for site in done)
+        application.claimed = tuple(places[site.name] for site in done)
 
 
 def _forbid_claimed(turn: Turn) -> None:

@@ -14,12 +14,12 @@ from .application import Application
 from .places import place_at
 from .surgery import reasons_of, remedies_of
 
-Claims = list[tuple[Site, Standing]]
+Places = dict[Site, Standing]
 """Sites of this capture, each with the place under which the application knows it."""
 
 
-def claim(sites: Sequence[Site], application: Application) -> Claims:
-    """The sites of one capture that an application acts on.
+def claim(sites: Sequence[Site], application: Application) -> tuple[list[Site], Places]:
+    """The sites of one capture that an application acts on, and all that it knows.
 
     Args:
         sites: all of the capture, as they were found.
@@ -29,13 +29,14 @@ def claim(sites: Sequence[Site], application: Application) -> Claims:
         VariantError: if adds that the application claimed are not found again, or not for sure.
     """
     if application.claimed is None:
-        places = dict(zip(sites, standings_of(sites), strict=True))
-        application.seen = tuple(places.values())
-        return [(site, places[site]) for site in choose(sites, application)]
-    if not application.is_built:
-        return _find_saved(sites, application, application.claimed)
-    _warn_of_new(sites, application)
-    return _find_again(sites, application, application.claimed)
+        chosen, places = choose(sites, application), dict(zip(sites, standings_of(sites), strict=True))
+    elif not application.is_built:
+        chosen, places = _find_saved(sites, application, application.claimed)
+    else:
+        chosen, places = _find_again(sites, application, application.claimed)
+        _warn_of_new([s for s in sites if s not in places], application)
+    application.seen = application.seen or tuple(places.values())
+    return chosen, places
 
 
 def choose(sites: Sequence[Site], application: Application) -> list[Site]:
@@ -52,17 +53,23 @@ def choose(sites: Sequence[Site], application: Application) -> list[Site]:
             asked, f"include={list(application.include)} exclude={list(application.exclude)} leaves none of"
             f" {len(sites)} sites", f"globs over owner names, such as: {owners}",
         )  # fmt: skip
-    chosen = []
-    for site in named:
-        reason = _refusal(site, application)
-        if reason is None:
-            chosen.append(site)
-        else:
-            application.skips.append(Skip(site.owner, site.line, *reason, node=site.node))
+    chosen = _sift(named, application)
     if not chosen:
         skips = application.skips
         raise NoSitesError(asked, f"{len(named)} sites, each left alone: {reasons_of(skips)}", remedies_of(skips))
     return chosen
+
+
+def _sift(sites: Sequence[Site], application: Application) -> list[Site]:
+    """The sites that the method takes; every other one becomes a skip."""
+    taken = []
+    for site in sites:
+        reason = _refusal(site, application)
+        if reason is None:
+            taken.append(site)
+        else:
+            application.skips.append(Skip(site.owner, site.line, *reason, node=site.node))
+    return taken
 
 
 def _matches(owner: str, application: Application) -> bool:
@@ -84,12 +91,14 @@ def _refusal(site: Site, application: Application) -> tuple[str, str] | None:
     return None if reason is None else (reason, "see the method's options")
 
 
-def _find_again(sites: Sequence[Site], application: Application, claimed: Sequence[Standing]) -> Claims:
+def _find_again(
+    sites: Sequence[Site], application: Application, claimed: Sequence[Standing]
+) -> tuple[list[Site], Places]:
     """The adds that an earlier capture claimed; those of modules that this one does not call at all may be missing."""
     sought = Sought(sites)
     found = {place: sought.find(place) for place in claimed}
     lost = [p.name for p, site in found.items() if site is None and p.owner in sought.owners]
-    there = [(site, place) for place, site in found.items() if site is not None]
+    there = [site for site in found.values() if site is not None]
     if lost or not there:
         raise VariantError(
             f"this call needs another capture, and {application.method.label} cannot act on it as before",
@@ -97,23 +106,23 @@ def _find_again(sites: Sequence[Site], application: Application, claimed: Sequen
             f" {', '.join((lost or [p.name for p in claimed])[:4])}",
             "call the model as it was captured, or rewrite it with args= that match this call",
         )
-    return there
+    return there, {site: place for place in application.seen if (site := sought.find(place)) is not None}
 
 
 def _warn_of_new(sites: Sequence[Site], application: Application) -> None:
     """Say so where a call runs adds that the method would have taken, had the first capture shown them."""
-    sought = Sought(sites)
-    known = {sought.find(place) for place in application.seen}
-    fresh = [s for s in sites if s not in known and _matches(s.owner, application) and _refusal(s, application) is None]
+    fresh = [s for s in sites if _matches(s.owner, application) and _refusal(s, application) is None]
     if fresh:
         warnings.warn(
-            f"this call runs {len(fresh)} residual adds that were not there when {application.method.label} was"
-            f" applied: they stay as they are ({', '.join(s.name for s in fresh[:4])})",
+            f"this call runs residual adds that were not there when {application.method.label} was applied: they stay"
+            f" as they are ({', '.join(s.name for s in fresh[:4])})",
             stacklevel=2,
         )
 
 
-def _find_saved(sites: Sequence[Site], application: Application, claimed: Sequence[Standing]) -> Claims:
+def _find_saved(
+    sites: Sequence[Site], application: Application, claimed: Sequence[Standing]
+) -> tuple[list[Site], Places]:
     """The adds that a recipe names, in a source that may have moved since it was saved."""
     found = Sought(sites).find_moved(claimed)
     lost = [p.name for p, site in found.items() if site is None]
@@ -123,6 +132,13 @@ def _find_saved(sites: Sequence[Site], application: Application, claimed: Sequen
             f"residual adds not found again, or not for sure: {', '.join(lost[:4])}",
             "load with args= of the call it was rewritten with, and the model's library as it was",
         )
-    places = dict(zip(sites, standings_of(sites), strict=True))
-    application.seen = tuple(places.values())
-    return [(site, places[site].known_as(place)) for place, site in found.items() if site is not None]
+    _sift([s for s in sites if _matches(s.owner, application)], application)
+    known = {site: place for place, site in found.items() if site is not None}
+    taken = {place.name for place in claimed}
+    places = {}
+    for site, place in zip(sites, standings_of(sites), strict=True):
+        if site in known:
+            places[site] = place.known_as(known[site])
+        elif place.name not in taken:  # the number of another add, where adds came since
+            places[site] = place
+    return list(known), places

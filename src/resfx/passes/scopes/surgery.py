@@ -16,8 +16,8 @@ from resfx.passes.find.site import Site, Skip, Stream
 from resfx.passes.find.standing import Standing
 
 from .application import Application
+from .bank import Placed, path_of
 from .change import Change
-from .placed import Placed, path_of
 
 
 @dataclass(eq=False)
@@ -65,14 +65,14 @@ class Turn:
 
     Attributes:
         chosen: the sites it acts on.
-        claims: by their names here, the places where the application knows them.
+        places: by the names of sites here, the places as which the application knows them.
         first: no graph was rewritten by it before: its modules are yet to be built.
     """
 
     surgery: Surgery
     application: Application
     chosen: list[Site]
-    claims: dict[str, Standing]
+    places: dict[str, Standing]
     first: bool
 
     @property
@@ -116,7 +116,7 @@ class Turn:
         return [role for name, role in self.application.placed if name == self._known_as(site)]
 
     def _place(self, site: Site, role: str, module: nn.Module, facts: Mapping[str, Any]) -> str:
-        place, key = self.claims.get(site.name), self.application.key
+        place, key = self.places.get(site.name), self.application.key
         owner, order = (place.owner, place.order) if place is not None else (site.owner, site.order)
         path = path_of(self.application.method.scope, key, owner, order, role)
         place_module(self.surgery.tree, path, module)
@@ -125,8 +125,10 @@ class Turn:
         return path
 
     def _known_as(self, site: Site) -> str:
-        place = self.claims.get(site.name)
-        return place.name if place is not None else site.name
+        place = self.places.get(site.name)
+        if place is not None:
+            return place.name
+        return site.name if site.form == "mixer" else f"{site.name}, new"  # its number may be another's of the first
 
     def mark(self, role: str = "", **notes: Any) -> Mark:
         """The mark on a node that this turn makes."""

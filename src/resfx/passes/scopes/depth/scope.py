@@ -17,7 +17,7 @@ from torch import fx
 from resfx.errors import NoSitesError
 from resfx.methods.depth.base import DepthMethod, DepthPlace
 from resfx.passes.find.index import Index
-from resfx.passes.find.mark import Mark
+from resfx.passes.find.mark import Mark, note
 from resfx.passes.find.site import Site, Stream
 from resfx.passes.scopes.insert import dress, out_of_place
 from resfx.passes.scopes.places import place_at
@@ -49,6 +49,12 @@ class Cursor:
         node.meta["val"] = self.value
         self.anchor = node
         self.created.add(node)
+        return node
+
+    def call(self, role: str, path: str, *args: Any) -> fx.Node:
+        """A call of the new module that has a role."""
+        node = self.emit("call_module", path, *args)
+        note(node, role=role)
         return node
 
 
@@ -134,7 +140,7 @@ class StreamRewriter:
         cursor.after([*(n for group in sources[first:] for n in group), *ahead])
         x = self._running_sum(read.state, cursor)
         rows = [self._project(self._sum(group, cursor), cursor) for group in sources[first:]]
-        call = cursor.emit("call_module", self._module(read), rows, x, *ahead)
+        call = cursor.call(_role(read), self._module(read), rows, x, *ahead)
         results = {targets[0]: call}
         if len(targets) > 1:
             parts = [cursor.emit("call_function", operator.getitem, call, i) for i in range(len(targets))]
@@ -168,7 +174,7 @@ class StreamRewriter:
         facts: dict[str, Any] = {"read": read.number, "sources": len(read.groups), "last": read.last,
                  "outputs": len(self.method.targets(read.last)), "sublayers": read.size}  # fmt: skip
         make = lambda: self.method.build(DepthPlace(**vars(place_at(read.site, self.tree)), **facts))
-        return self.turn.module(read.site, "exit" if read.last else "read", make, facts=facts)
+        return self.turn.module(read.site, _role(read), make, facts=facts)
 
     def _ahead(self, site: Site) -> str:
         """The path of the module that takes sources in for several reads."""
@@ -188,7 +194,7 @@ class StreamRewriter:
             for path in [self._module(member) for member in members]:
                 names = [n for n, _ in self.tree.get_submodule(path).named_parameters()]
                 asks.append([cursor.emit("get_attr", f"{path}.{name}") for name in names])
-            call = cursor.emit("call_module", self._ahead(read.site), rows, asks)
+            call = cursor.call("ahead", self._ahead(read.site), rows, asks)
             parts = [cursor.emit("call_function", operator.getitem, call, i) for i in range(len(members))]
             for node in (call, *parts):
                 node.meta.pop("val")
@@ -228,9 +234,13 @@ class StreamRewriter:
         if not path:
             return source
         if source not in self.projected:
-            self.projected[source] = cursor.emit("call_module", path, source)
+            self.projected[source] = cursor.call("shared", path, source)
         cursor.after([self.projected[source]])
         return self.projected[source]
+
+
+def _role(read: Planned) -> str:
+    return "exit" if read.last else "read"
 
 
 def apply_depth(turn: Turn) -> Sequence[Site]:

@@ -179,8 +179,8 @@ def _join_stream(surgery: Surgery, site: Site, point: Point, call: fx.Node, new:
     )  # fmt: skip
     moved = {}
     for reader in stream.sites:
-        adds = reader.fork is site.fork and new in reader.node.all_input_nodes
-        if adds or reader is site:
+        adds = new in reader.node.all_input_nodes
+        if reader is site or (reader.fork is site.fork and (adds or reader.form == "parallel")):
             moved[reader.name] = dataclasses.replace(
                 reader, fork=new, shortcut=new if adds and reader.shortcut is point.node else reader.shortcut,
                 context=new if reader.context is point.node else reader.context,

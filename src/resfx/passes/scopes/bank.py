@@ -1,4 +1,4 @@
-"""The new modules of a rewrite: what each is to its method, at which add, and where it stands in the model's tree."""
+"""The bank of new modules: what each is to its method, at which add, and where it stands in the model's tree."""
 
 from __future__ import annotations
 
