@@ -51,6 +51,17 @@ from .plain_nets import (
     TorchTransformer,
     WindowNet,
 )
+from .plain_streams import (
+    Denoiser,
+    GlobalTokens,
+    NonLocalBlock,
+    Place,
+    Pooled,
+    Quantiser,
+    Searched,
+    SetTransformer,
+    TwoWay,
+)
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, dict[str, Any]]]] = {}
 
@@ -97,6 +108,15 @@ _add("Joined", lambda: Stack(Joined(), Joined()), **_ids)
 _add("Decomposed", lambda: Stack(Decomposed(), Decomposed()), **_ids)
 _add("TorchTransformerPre", lambda: TorchTransformer(True), src=noise(2, 6, D), tgt=noise(2, 5, D))
 _add("TorchTransformerPost", lambda: TorchTransformer(False), src=noise(2, 6, D), tgt=noise(2, 5, D))
+_add("NonLocal", lambda: Stem(NonLocalBlock(16, 16), NonLocalBlock(16, 64, 2)), **_image)
+_add("SetTransformer", SetTransformer, x=noise(2, 6, D))
+_add("AttentionPool", Pooled, x=noise(2, 6, D))
+_add("GlobalTokens", GlobalTokens, x=noise(2, 6, D))
+_add("TwoWay", TwoWay, x=noise(2, 6, D), prompt=noise(2, 3, D))
+_add("ScaledPositions", lambda: nn.Sequential(Place(), Place()), input=noise(2, 6, D))
+_add("Quantiser", Quantiser, x=noise(2, 6, D))
+_add("SearchedCells", Searched, x=noise(2, 3, 16, 16))
+_add("Denoiser", Denoiser, x=noise(2, 3, 16, 16))
 
 TABLE = """
 ResNet | BasicBlock[downsample] projection; BasicBlock[!downsample] 1 | 3
@@ -139,4 +159,13 @@ Joined | Joined identity scaled | ?
 Decomposed | Decomposed 2 | ?
 TorchTransformerPre | TransformerEncoderLayer 2; TransformerDecoderLayer 3 | 2
 TorchTransformerPost | TransformerEncoderLayer 2; TransformerDecoderLayer 3 | 2
+NonLocal | NonLocal 1; NonLocalBlock[shortcut] projection; NonLocalBlock[!shortcut] 1 | ?
+SetTransformer | SetAttention 2 | ?
+AttentionPool | Pooled 1
+GlobalTokens | GlobalLayer 4 | 2
+TwoWay | TwoWayLayer 4 | 2
+ScaledPositions | Place 1
+Quantiser | Quantiser 2 | ?
+SearchedCells | none | 0
+Denoiser | Denoiser 1
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import plain, table_encoders, table_more, table_text, table_timm
+from . import plain, table_encoders, table_held, table_more, table_text, table_timm
 from .entry import Entry, read
 
 ENTRIES: list[Entry] = [
@@ -10,7 +10,9 @@ ENTRIES: list[Entry] = [
     *read("transformers", table_text.TABLE),
     *read("transformers", table_encoders.TABLE),
     *read("transformers", table_more.TABLE),
+    *read("transformers", table_held.TRANSFORMERS),
     *read("timm", table_timm.TABLE),
+    *read("timm", table_held.TIMM),
 ]
 BY_NAME = {e.name: e for e in ENTRIES}
 assert len(BY_NAME) == len(ENTRIES), "two lines of one name"

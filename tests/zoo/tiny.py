@@ -38,6 +38,8 @@ def tiny_config(cls: type, changes: dict[str, Any], nested: bool = False) -> Any
 
     A change to ``...`` leaves the field as the configuration has it.
     """
+    from transformers import AutoConfig
+
     default = cls()
     fields = set(vars(default)) | set(getattr(cls, "attribute_map", {}))
     values = {k: v for k, v in SMALL.items() if k in fields and isinstance(_default(default, k), (int, NoneType))}
@@ -46,7 +48,9 @@ def tiny_config(cls: type, changes: dict[str, Any], nested: bool = False) -> Any
         part = getattr(default, name, None)
         if hasattr(part, "to_dict"):
             given = changes.get(name, {})
-            if isinstance(given, dict):
+            if isinstance(given, dict) and "model_type" in given:  # another kind than the default
+                values[name] = AutoConfig.for_model(**given)
+            elif isinstance(given, dict):
                 part = tiny_config(type(part), given, True)
                 values[name] = part.to_dict() if nested else part
     return cls(**{k: v for k, v in values.items() if v is not ...})

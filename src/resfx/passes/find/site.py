@@ -45,12 +45,12 @@ class Site:
     node: fx.Node
     shortcut: fx.Node
     branch: fx.Node
-    terms: tuple[Term, Term]
-    joins: tuple[fx.Node, ...]
     fork: fx.Node
     form: str
     owner: str
     line: str
+    terms: tuple[Term, ...] = ()
+    joins: tuple[fx.Node, ...] = ()
     lines: tuple[str, ...] = ()
     calls: tuple[str, ...] = ()
     order: int = 0

@@ -40,14 +40,17 @@ def plain_form(walk: Walk, add: Reading, scaled: bool) -> Draft | str | None:
 
 
 def _goes_on_elsewhere(walk: Walk, add: Reading) -> bool:
-    """Whether the branch is a state whose stream goes on without this add: another state joins it for one branch only,
-    and a later sum takes it up as it is."""
+    """Whether the branch is a state whose stream goes on without this add, which another state joins for one branch
+    only: a later sum takes the state up as it is, or it is the result and the sum is not."""
     index, state = walk.index, walk.index.strip(add.branch.value)
     if walk.stream_at(state) is None:
         return False
+    readers = [r for r in index.onward(state) if r is not add.node]
     after = index.position[add.node]
-    sums = [r for r in index.onward(state) if index.name[r] == "add" and r is not add.node]
-    return any(index.position[x] > after for r in sums for x in index.data[r])
+    if any(index.name[r] == "add" and any(index.position[x] > after for x in index.data[r]) for r in readers):
+        return True
+    ends = index.onward(add.node)
+    return any(r.op == "output" for r in readers) and not any(r.op == "output" or index.name[r] == "add" for r in ends)
 
 
 def _other_slice(index: Index, shortcut: fx.Node, fork: fx.Node, found: Span) -> bool:

@@ -173,7 +173,7 @@ def _join_stream(surgery: Surgery, site: Site, point: Point, call: fx.Node, new:
     (site,) = surgery.now([site])
     owner = f"{site.owner}.{key}".strip(".")
     mixer = Site(
-        node=new, shortcut=point.node, branch=call, terms=(Term((Slot(new, 0),)), Term((Slot(new, 1),))), joins=(),
+        node=new, shortcut=point.node, branch=call, terms=(Term((Slot(new, 0),)), Term((Slot(new, 1),))),
         fork=point.node, form="mixer", owner=owner, line=site.line,
         order=sum(s.owner == owner for s in stream.sites), kind="mixer", axis=site.axis, width=site.width,
         root=site.root, depth=site.depth, stream=site.stream, block=site.block,
