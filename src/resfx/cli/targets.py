@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from resfx.errors import CaptureError, ResfxError, require
-from resfx.runtime.huggingface import base_class, from_config
+from resfx.runtime.huggingface import from_config
 
 
 @dataclass(frozen=True)
