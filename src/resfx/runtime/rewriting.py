@@ -21,8 +21,8 @@ from resfx.passes.capture.source import Source, without_self
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import Capture, hint
 from resfx.passes.fold import Code, Plan, Region, Shared, fold, from_function, only_handed_on
-from resfx.passes.fold.code import bound
 from resfx.passes.fold.guard import Always, Guard, autocast_state
+from resfx.passes.fold.values import bound
 from resfx.passes.scopes.application import Application
 from resfx.passes.scopes.apply import apply_method
 from resfx.passes.scopes.surgery import Surgery

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
+from resfx._torch import pytree
 from resfx.errors import CheckError
 from resfx.report.progress import warn
 
@@ -111,7 +111,7 @@ def _unable(new: Any, run: Run, start: Values, silent: Sequence[str]) -> list[st
 def _taught(module: nn.Module, name: str, call: tuple[Any, Any]) -> set[str]:
     """The parameters of a module that get a gradient from noise in the form of a call, each moved off its value."""
     noise = lambda t: torch.randn_like(t) if t.is_floating_point() else t
-    args, kwargs = tree_map_only(torch.Tensor, lambda t: noise(t.detach()), call)
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: noise(t.detach()), call)
     values = {n: (p.detach() + 0.3 * torch.randn_like(p)).requires_grad_() for n, p in module.named_parameters()}
     with torch.enable_grad():
         outputs = tensors_of(torch.func.functional_call(module, values, args, kwargs))

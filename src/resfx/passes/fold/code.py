@@ -90,7 +90,7 @@ class Writer(Text):
             starred = starred or star == "*"
             default = "" if p.default is p.empty else f"={self._constant(p.default, f'default_{p.name}')}"
             shown.append(f"{star}{p.name}{default}")
-        for name, template in bound(self.region.call.given, self.parameters).items():
+        for name, template in values.bound(self.region.call.given, self.parameters).items():
             self._open(template, name)
         for i, node in enumerate(self.region.taken):
             self.env[node] = f"handed.given[{i}]"
@@ -345,18 +345,3 @@ class Writer(Text):
             if path.startswith(own):
                 return "self" + values.steps(path.removeprefix(own))
         raise NotExpressible(f"{paths[0]}, which is not below {self.region.path}")
-
-
-def bound(given: Template, parameters: list[inspect.Parameter]) -> dict[str, Any]:
-    """The templates of a call's arguments by the names of its parameters; those left out are their defaults."""
-    args, kwargs = given[2]
-    found = inspect.Signature(parameters).bind(*args[2], **dict(zip(kwargs[1], kwargs[2], strict=True))).arguments
-    every: dict[str, Any] = {}
-    for p in parameters:
-        if p.kind is p.VAR_POSITIONAL:
-            every[p.name] = list(found.get(p.name, ()))
-        elif p.kind is p.VAR_KEYWORD:
-            every[p.name] = dict(found.get(p.name, {}))
-        else:
-            every[p.name] = found[p.name] if p.name in found else ("const", type(p.default), p.default)
-    return every

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -122,3 +123,18 @@ def sizes(node: fx.Node) -> list[Any]:
     if not isinstance(value, torch.Tensor):
         return []
     return [size.node.expr if isinstance(size, torch.SymInt) else None for size in value.shape]
+
+
+def bound(given: Template, parameters: list[inspect.Parameter]) -> dict[str, Any]:
+    """The templates of a call's arguments by the names of its parameters; those left out are their defaults."""
+    args, kwargs = given[2]
+    found = inspect.Signature(parameters).bind(*args[2], **dict(zip(kwargs[1], kwargs[2], strict=True))).arguments
+    every: dict[str, Any] = {}
+    for p in parameters:
+        if p.kind is p.VAR_POSITIONAL:
+            every[p.name] = list(found.get(p.name, ()))
+        elif p.kind is p.VAR_KEYWORD:
+            every[p.name] = dict(found.get(p.name, {}))
+        else:
+            every[p.name] = found[p.name] if p.name in found else ("const", type(p.default), p.default)
+    return every
