@@ -1,0 +1,178 @@
+"""A rewritten model is a tree of the user's own modules: what is done to one afterwards acts as on the original."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+from hosts import tokens
+from hosts.made import randomise, rewritten
+from torch import nn
+
+import resfx
+
+X = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.act, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)
+        self.gain = 1.0
+
+    def forward(self, x):
+        return x + self.gain * self.down(self.act(self.up(self.norm(x))))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inp, self.blocks, self.out = nn.Linear(8, 8), nn.ModuleList(Block() for _ in range(2)), nn.Linear(8, 8)
+
+    def body(self, x):
+        x = self.inp(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def forward(self, x):
+        return self.out(self.body(x))
+
+
+def pair(mode="ddl", cls=Net):
+    """An original and a rewritten copy that share nothing."""
+    torch.manual_seed(0)
+    model = cls().eval()
+    return copy.deepcopy(model), copy.deepcopy(resfx.rewrite(model, mode, args=(X,)))
+
+
+CHANGES = {
+    "another activation": lambda m: setattr(m.blocks[0], "act", nn.ReLU()),
+    "another layer": lambda m: setattr(m.blocks[1], "up", nn.Linear(8, 16)),
+    "a block less": lambda m: m.blocks.pop(1),
+    "a block more": lambda m: m.blocks.append(nn.Linear(8, 8)),
+    "eps of a norm": lambda m: setattr(m.blocks[0].norm, "eps", 0.5),
+    "a plain attribute that the block's own code reads": lambda m: setattr(m.blocks[0], "gain", 0.5),
+    "a hook that changes an output": lambda m: m.blocks[0].register_forward_hook(lambda mod, given, out: out * 2),
+    "a hook that changes an input": lambda m: m.blocks[1].up.register_forward_pre_hook(lambda mod, given: given[0] * 2),
+    "a parametrization": lambda m: nn.utils.parametrizations.weight_norm(m.blocks[0].down),
+    "a forward of one's own": lambda m: setattr(m.blocks[0], "forward", lambda x: x * 3),
+}
+
+
+@pytest.mark.parametrize("mode", ["ddl", "mhc", "attnres"])
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_change_acts(what, mode):
+    if mode != "ddl" and what in ("a block less", "a block more", "a forward of one's own"):
+        pytest.skip("the stream is rewritten as a whole: test_a_missing_block_is_refused")
+    before, new = pair(mode)
+    for model in (before, new):
+        model(X)
+        torch.manual_seed(3)
+        CHANGES[what](model)
+    assert torch.equal(before(X), new(X))
+
+
+def test_a_missing_block_is_refused():
+    _, new = pair("attnres")
+    del new.blocks[1]
+    with pytest.raises((resfx.errors.ResfxError, IndexError)):
+        new(X)
+
+
+def test_hooks_see_what_they_would_see():
+    seen = {}
+    for name, model in zip(("before", "new"), pair(), strict=True):
+        calls = seen[name] = []
+        for inner in (model.blocks[0], model.blocks[0].up, model.out):
+            inner.register_forward_hook(lambda mod, given, out, c=calls: c.append((given[0].detach(), out.detach())))
+            inner.register_full_backward_hook(lambda mod, given, out, c=calls: c.append((given[0], out[0])))
+        model(X).square().sum().backward()
+    assert len(seen["before"]) == len(seen["new"]) == 6
+    for a, b in zip(seen["before"], seen["new"], strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_gradients_are_the_originals_bit_for_bit():
+    model, new, inputs = rewritten("llama")
+    grads = []
+    for m in (model, copy.deepcopy(new)):
+        m.zero_grad()
+        m(**inputs, labels=inputs["input_ids"]).loss.backward()
+        grads.append({n: p.grad for n, p in m.named_parameters() if not n.startswith("resfx.") and p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() and all(torch.equal(g, grads[1][n]) for n, g in grads[0].items())
+
+
+def test_methods_beside_forward_run_the_rewritten_adds():
+    _, new = pair()
+    randomise(new, 0.5)
+    assert torch.equal(new.out(new.body(X)), new(X))
+    assert not torch.equal(new.body(X), pair()[0].body(X))
+
+
+def test_switched_off_undone_and_counted():
+    before, new = pair()
+    randomise(new, 0.5)
+    assert not torch.equal(before(X), new(X))
+    with resfx.disabled(new):
+        assert torch.equal(before(X), new(X))
+    assert not torch.equal(before(X), new(X))
+    again = resfx.original(new)
+    assert type(again) is Net and torch.equal(before(X), again(X))
+    assert not any(n.startswith("resfx") for n, _ in again.named_modules())
+    counts = resfx.trainable(resfx.freeze_original(new))
+    assert counts["original_trainable"] == 0 and counts["new"] == counts["new_trainable"] > 0
+    with pytest.raises(resfx.errors.ResfxError, match="rewritten"):
+        resfx.original(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("name", ["report", "variants", "new_parameters", "blocks"])
+def test_names_of_the_users_own(name):
+    class Own(Net):
+        def __init__(self):
+            super().__init__()
+            if name != "blocks":
+                self.add_module(name, nn.Linear(8, 8))
+
+        def forward(self, x):
+            return (getattr(self, name) if name != "blocks" else self.out)(super().forward(x))
+
+    before, new = pair(cls=Own)
+    assert torch.equal(before(X), new(X))
+    assert resfx.of(new).report.changed and resfx.of(new).new_parameters()
+
+
+def test_known_and_unknown_calls_in_threads():
+    before, new = pair()
+    wrong = []
+
+    def call(rows):
+        x = torch.randn(rows, 5, 8, generator=torch.Generator().manual_seed(rows))
+        with torch.no_grad():
+            wrong.extend([rows] if not torch.equal(before(x), new(x)) else [])
+
+    threads = [threading.Thread(target=call, args=(rows,)) for rows in (1, 2, 3, 1, 4, 1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_mixers_learn_of_padding_that_the_first_call_did_not_have(padded):
+    """What the rewrite was made with had no mask; a padded call must give each row what it gets alone."""
+    _, shared, _ = rewritten("llama", "short_swa")
+    new = copy.deepcopy(shared).eval()
+    randomise(new, 0.5)
+    ids = tokens(2, 6)
+    mask = torch.ones_like(ids)
+    if padded:
+        ids[0, :2], mask[0, :2] = 0, 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        both = new(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        alone = new(ids[:1, 2 * padded :], use_cache=False).logits
+    assert torch.allclose(both[:1, 2 * padded :], alone, atol=1e-5)
