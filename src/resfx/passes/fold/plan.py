@@ -184,7 +184,7 @@ class Plan:
     def _cross(self) -> None:
         """Let every operand be what it is called where it is read, and note what crosses borders otherwise."""
         for node in list(self.graph.nodes):
-            if node.op in ("placeholder", "get_attr"):
+            if node.op in ("placeholder", "get_attr") or node in self.root.enters.values():
                 continue
             at = self._reads_in(node)
             for operand in node.all_input_nodes:
@@ -203,6 +203,8 @@ class Plan:
         """What a value is called in the own code of ``at``."""
         if value.op == "get_attr" or is_size(value) or mark_of(value).lifted:
             return value
+        if value.op == "placeholder" and self.objects.get(value) is None:
+            value = _mark_of(self.root.enters, value) or value
         target = list(at.around())
         here: Region | None = self.home[value]
         while here is not None and here not in target:
