@@ -79,6 +79,12 @@ class Site:
         """Whether the add is ``shortcut + branch``, without a factor and with a tensor for each."""
         return all(term.is_plain for term in self.terms)
 
+    @property
+    def ends(self) -> list[fx.Node]:
+        """What the branch ends in: its output, or both factors where the add multiplies them itself."""
+        factors = [part.read() for term in self.terms[1:] if term.product is not None for part in term.parts]
+        return [self.branch, *(f for f in factors if f is not None and f is not self.branch)]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without graph nodes."""
         return {

@@ -160,8 +160,7 @@ class StreamRewriter:
         if "stream" in results:
             readers.redirect_all(results["stream"])
         elif "input" in results:
-            ends = [part.read() for s in step.sites for part in s.terms[1].parts]
-            readers.redirect_branch(ends, results["input"])
+            readers.redirect_branch([end for s in step.sites for end in s.ends], results["input"])
             if "shortcut" in results:
                 readers.redirect_all(results["shortcut"])
         else:
