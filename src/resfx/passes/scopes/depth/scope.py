@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from resfx.errors import NoSitesError
+from resfx.errors import NoSitesError, VariantError
 from resfx.methods.depth.base import DepthMethod, DepthPlace
 from resfx.passes.find.index import Index
 from resfx.passes.find.mark import Mark, note
@@ -177,7 +177,13 @@ class StreamRewriter:
         facts: dict[str, Any] = {"read": read.number, "sources": len(read.groups), "last": read.last,
                  "outputs": len(self.method.targets(read.last)), "sublayers": read.size}  # fmt: skip
         make = lambda: self.method.build(DepthPlace(**vars(place_at(read.site, self.tree)), **facts))
-        return self.turn.module(read.site, _role(read), make, facts=facts)
+        path = self.turn.module(read.site, _role(read), make, facts=facts)
+        if not path:
+            raise VariantError(
+                f"this call needs another capture, and {self.turn.label} cannot act on it as before",
+                f"at {read.site.name}: no read was made for this place", "call the model as it was captured",
+            )  # fmt: skip
+        return path
 
     def _ahead(self, site: Site) -> str:
         """The path of the module that takes sources in for several reads."""
