@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from resfx._torch import held_buffers, held_parameters, hook_keys, pre_hooks
 
@@ -41,6 +41,10 @@ def clone_tree(tree: nn.Module) -> nn.Module:
 
 def copy_sharing_parameters(tree: nn.Module) -> nn.Module:
     """The tree as new module objects over the same parameters: buffers, attributes and hooks are its own."""
+    if isinstance(tree, fx.GraphModule):  # what a graph needs beside its modules, it copies itself
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own tree specs warn when copied
+            return copy.deepcopy(tree, {id(p): p for p in tree.parameters()})
     return _copied(list(tree.modules()), type, for_a_trace=False)
 
 
