@@ -280,7 +280,7 @@ class Writer(Text):
                   for k, t in zip(kwargs[1], kwargs[2], strict=True)]  # fmt: skip
         if inner.path is not None:
             text = "self" + values.steps(self._below(inner.path))
-            name = [p for p in inner.path.split(".") if not p.isdigit()][-1]
+            name = next((p for p in reversed(inner.path.split(".")) if not p.isdigit()), "layer")
         else:
             name = inner.call.name
             text = self._global(inner.call.target, name)

@@ -183,6 +183,8 @@ class Plan:
 
     def _cross(self) -> None:
         """Let every operand be what it is called where it is read, and note what crosses borders otherwise."""
+        for region in self.region.values():
+            region.taken, region.handed = [], []
         for node in list(self.graph.nodes):
             if node.op in ("placeholder", "get_attr") or node in self.root.enters.values():
                 continue
