@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx.methods.depth.base import weighted_sum
 from resfx.ops.channels import formula as channels
 from resfx.ops.sinkhorn.formula import sinkhorn
+from resfx.ops.weighted_sum.formula import weighted_sum
 
 from .common import MODES, cases, group
 

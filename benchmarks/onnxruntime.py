@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 import resfx
 from resfx.export import build_kernels, session, to_onnx
-from resfx.methods.depth.base import attention_read, weighted_sum
-from resfx.methods.sequence.local_conv import short_convolution
+from resfx.ops.attention_read.formula import attention_read
 from resfx.ops.channels.formula import combine, delta_write, mix
 from resfx.ops.delta.formula import delta_shortcut
+from resfx.ops.short_convolution.formula import short_convolution
 from resfx.ops.sinkhorn.formula import sinkhorn
+from resfx.ops.weighted_sum.formula import weighted_sum
 from resfx.ops.window.formula import windowed_attention, windowed_attention_row
 
 from .common import Case, group, start, write

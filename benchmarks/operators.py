@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resfx.methods.base import Place
-from resfx.methods.depth.base import attention_read, attention_read_formula
 from resfx.methods.sequence.local_conv import LocalConv
 from resfx.methods.site.ddl import DDL
+from resfx.ops.attention_read.formula import attention_read, attention_read_formula
 from resfx.ops.delta.formula import delta_formula, delta_shortcut
 from resfx.ops.window.formula import windowed_attention
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resfx.comparison.measure import Runner, peak_memory, quartiles
-from resfx.methods.depth.base import rms_scores, weighted_sum
+from resfx.ops.scores import rms_scores
+from resfx.ops.weighted_sum.formula import weighted_sum
 from resfx.ops.window.formula import windowed_attention
 
 from .common import Case, compiled, measure, start, steps, write

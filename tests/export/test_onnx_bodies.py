@@ -13,7 +13,7 @@ from torch import nn
 import resfx
 from resfx.errors import ExportError
 from resfx.export import session, to_onnx, verify
-from resfx.export.operators import fused_operators
+from resfx.ops.record import operators
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
@@ -92,17 +92,16 @@ def test_body_against_the_equation(way, dtype, tmp_path):
 
 
 def test_every_record_matches_its_operator():
-    records = fused_operators()
+    records = operators()
     assert ("resfx", "DeltaShortcut") in records
     for record in records.values():
         arguments = {a.name: str(a.type) for a in record.torch_op._schema.arguments}
         lists = [a for a, kind in arguments.items() if kind == "List[Tensor]"]
-        *single, last = record.schema.inputs
-        many = last.option == record.schema.FormalParameterOption.Variadic
-        tensors = {p.name for p in (single if many else record.schema.inputs)}
+        many = record.many
+        tensors = {p.name for p in record.inputs if not p.many}
         assert bool(lists) == many
         assert tensors == {a for a, kind in arguments.items() if kind in ("Tensor", "Optional[Tensor]")}
-        attributes = set(record.schema.attributes)
+        attributes = {a.name for a in record.attributes}
         assert set(arguments) - tensors - set(lists) == attributes - set(record.derived) - {"stash_type"}
 
 

@@ -35,7 +35,10 @@ def same(tmp_path, name: str, op: str, given, dtype: torch.dtype, /, **attribute
     """One node with both bodies, on the CPU."""
     settings = {**attributes, "stash_type": onnx.TensorProto.FLOAT}
     feeds = node(tmp_path / "plain.onnx", op, given, dtype, **settings)
-    assert node(tmp_path / "builtin.onnx", op, given, dtype, choose=builtin.choose, **settings).keys() == feeds.keys()
+    assert (
+        node(tmp_path / "builtin.onnx", op, given, dtype, builtin_for=builtin.builtin_for, **settings).keys()
+        == feeds.keys()
+    )
     assert kernels_in(tmp_path / "plain.onnx") == [] and kernels_in(tmp_path / "builtin.onnx") == [name]
     want, got = (run(tmp_path / f"{which}.onnx", feeds, kernels=False)[0] for which in ("plain", "builtin"))
     scale = want.abs().max()
@@ -106,16 +109,16 @@ def test_what_no_kernel_does_keeps_its_body(case, tmp_path):
     op, dtype, changes, width, keys = NOT_THEIRS[case]
     given = [drawn(2, 2, 5, width, dtype=dtype), *(drawn(2, 2, keys, width, dtype=dtype) for _ in range(2)), None]
     settings = {"window": 4, "causal": 1, "chunk": 0, "scale": 0.0, "stash_type": 1} | changes
-    node(tmp_path / "m.onnx", op, given, dtype, choose=builtin.choose, **settings)
+    node(tmp_path / "m.onnx", op, given, dtype, builtin_for=builtin.builtin_for, **settings)
     assert kernels_in(tmp_path / "m.onnx") == []
 
 
 def test_a_mix_per_feature_and_doubles_keep_their_body(tmp_path, monkeypatch):
-    attach = builtin.choose
+    attach = builtin.builtin_for
     for dtype, mix in ((F32, torch.rand(8)), (torch.float64, None)):
         gates = torch.rand(2, 1, dtype=torch.float64 if dtype == torch.float64 else F32)
         given = [drawn(2, 8, dtype=dtype), drawn(2, 8, dtype=dtype), gates, gates, mix, None]
-        node(tmp_path / "m.onnx", "DeltaShortcut", given, dtype, choose=attach, eps2=1e-3, add=1, stash_type=1)
+        node(tmp_path / "m.onnx", "DeltaShortcut", given, dtype, builtin_for=attach, eps2=1e-3, add=1, stash_type=1)
         assert kernels_in(tmp_path / "m.onnx") == []
 
 
@@ -123,12 +126,12 @@ def test_in_bfloat16_the_nodes_are_there(tmp_path):
     """The CPU provider lacks most of these; CUDA has them."""
     q = drawn(2, 2, 5, 16, dtype=BF16)
     settings = {"window": 4, "causal": 1, "chunk": 0, "scale": 0.0, "stash_type": 1}
-    node(tmp_path / "m.onnx", "WindowedAttention", [q, q, q, None], BF16, choose=builtin.choose, **settings)
+    node(tmp_path / "m.onnx", "WindowedAttention", [q, q, q, None], BF16, builtin_for=builtin.builtin_for, **settings)
     assert kernels_in(tmp_path / "m.onnx") == ["GroupQueryAttention"]
     x = drawn(2, 8, 4, dtype=BF16)
     node(
         tmp_path / "m.onnx", "ShortConvolution", [x, drawn(4, 4, dtype=BF16), None, None], BF16,
-        choose=builtin.choose, silu=1, kernel=4, stash_type=1,
+        builtin_for=builtin.builtin_for, silu=1, kernel=4, stash_type=1,
     )  # fmt: skip
     assert kernels_in(tmp_path / "m.onnx") == ["CausalConvWithState"]
 
@@ -170,6 +173,6 @@ def test_kernels_of_this_library_win(library, tmp_path):
     feeds = delta_node(tmp_path / "plain.onnx", x, f, gates, gates)
     given = [x, f, gates, gates, None, None]
     settings = {"eps2": 1e-3, "add": 1, "stash_type": 1}
-    node(tmp_path / "builtin.onnx", "DeltaShortcut", given, F32, choose=builtin.choose, **settings)
+    node(tmp_path / "builtin.onnx", "DeltaShortcut", given, F32, builtin_for=builtin.builtin_for, **settings)
     want, got = (run(tmp_path / f"{n}.onnx", feeds, kernels=library)[0] for n in ("plain", "builtin"))
     assert torch.equal(got, want)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from hosts.onnx_models import Stack, batch, plain, stack
 import resfx
 from resfx.errors import ExportError, MissingPackageError
 from resfx.export import lowering, session, to_onnx, verify
-from resfx.export.operators import fused_operators
+from resfx.ops.record import operators
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
@@ -52,9 +53,9 @@ def test_a_failed_move_puts_the_old_files_back(tmp_path, monkeypatch):
 
 
 def test_a_wrong_body_is_caught(tmp_path, monkeypatch):
-    record = fused_operators()["resfx", "DeltaShortcut"]
-    wrong = type(record)(record.torch_name, record.schema, lambda op, x, f, *rest, **kw: op.Add(x, f), record.flags)
-    monkeypatch.setattr(lowering, "fused_operators", lambda: {("resfx", "DeltaShortcut"): wrong})
+    record = operators()["resfx", "DeltaShortcut"]
+    wrong = dataclasses.replace(record, body=lambda op, x, f, *rest, **kw: op.Add(x, f))
+    monkeypatch.setattr(lowering, "operators", lambda: {("resfx", "DeltaShortcut"): wrong})
     for backend in (True, "reference"):
         with pytest.raises(ExportError, match="disagrees"):
             to_onnx(plain(), tmp_path / "m.onnx", check=backend)

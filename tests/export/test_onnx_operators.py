@@ -8,24 +8,24 @@ import pytest
 import torch
 from hosts.onnx_nodes import DTYPES, FLOAT, node, reference, run, tolerance
 
-from resfx.export.operators import fused_operators
+from resfx.ops.record import operators
 
 HALF = (torch.float16, torch.bfloat16)
 
 
-def held(tmp_path, library, op: str, given, want, dtype, bound: float = 4.0, **attributes) -> None:
+def held(tmp_path, library, op: str, given, want, dtype, **attributes) -> None:
     """Body in ONNX Runtime and in the reference evaluator, and kernel, against ``want`` in float64."""
-    path, record = tmp_path / f"{op}.onnx", fused_operators()["resfx", op]
+    path, record = tmp_path / f"{op}.onnx", operators()["resfx", op]
     stash = {"stash_type": FLOAT[torch.float64 if dtype == torch.float64 else torch.float32]}
     feeds = node(path, op, given, dtype, **attributes, **stash)
-    assert set(attributes) | set(stash) == set(record.schema.attributes)
+    assert set(attributes) | set(stash) == {a.name for a in record.attributes}
     results = {"kernel": run(path, feeds, kernels=library)[0], "reference": reference(path, feeds)[0]}
     if dtype != torch.bfloat16:  # the runtime's CPU has few bfloat16 kernels
         results["body"] = run(path, feeds, kernels=False)[0]
     for name, got in results.items():
         assert got.dtype == dtype and got.shape == want.shape, name
         off = (got.double() - want).abs().max()
-        assert off <= bound * tolerance(dtype, want), f"{name}: {off}"
+        assert off <= record.roundings * tolerance(dtype, want), f"{name}: {off}"
 
 
 def draw(*shape: int, dtype=torch.float32) -> torch.Tensor:
@@ -250,7 +250,7 @@ def test_torch_operators_are_what_they_say():
         "sinkhorn": (torch.randn(2, 5, 3, 3), 4, 2),
     }
 
-    named = {r.torch_name.split("::")[1] for r in fused_operators().values()}
+    named = {r.torch_name.split("::")[1] for r in operators().values()}
     assert set(calls) == named - {"delta_shortcut", "weighted_sum", "attention_read"}  # tested with their kernels
     for name, args in calls.items():
         operator = getattr(torch.ops.resfx, name).default

@@ -8,7 +8,8 @@ import onnxruntime
 import torch
 
 from resfx.export import session, verify
-from resfx.export.operators import attach_bodies, fused_operators
+from resfx.export.operators import attach_bodies
+from resfx.ops.record import operators
 
 
 def run(path, feeds: dict[str, torch.Tensor], **options) -> list[torch.Tensor]:
@@ -23,7 +24,7 @@ def run(path, feeds: dict[str, torch.Tensor], **options) -> list[torch.Tensor]:
 
 
 def node(
-    path, op: str, given: list[torch.Tensor | None], output: torch.dtype, choose=lambda n: None, **attributes
+    path, op: str, given: list[torch.Tensor | None], output: torch.dtype, builtin_for=lambda n: None, **attributes
 ) -> dict[str, torch.Tensor]:
     """Write a model of one fused node with its body attached; returns what to feed it with."""
     kind = lambda dtype: onnx.helper.np_dtype_to_tensor_dtype(verify.to_numpy(torch.empty(0, dtype=dtype)).dtype)
@@ -37,7 +38,7 @@ def node(
     imports = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid("resfx", 1)]
     graph = onnx.helper.make_graph([made], "one", values, [out])
     model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=imports, ir_version=10))
-    attach_bodies(model, fused_operators(), 23, choose)
+    attach_bodies(model, operators(), 23, builtin_for)
     ir.save(model, path)
     return feeds
 

@@ -213,6 +213,16 @@ def test_function_transforms_agree_with_the_formula():
     torch.testing.assert_close(tangent, jacobian.sum((2, 3)))
 
 
+def test_both_layers_of_a_gate_start_as_the_authors_draw_them():
+    from resfx.methods.base import Place
+
+    torch.manual_seed(0)
+    place = Place(width=64, context_width=64, kind="mlp", depth=0, dtype=torch.float32, device=torch.device("cpu"))
+    first, _, last = DDL(gate_hidden=4096).build(place).gate
+    for layer in (first, last):  # by the width of the stream, whatever the width between
+        assert abs(float(layer.weight.detach().std()) / (0.5 / 8) - 1) < 0.05
+
+
 @pytest.mark.parametrize("options", [{}, {"gate_hidden": 5, "target": "stream", "target_bias": True}])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_compiled_gates_are_sums_over_the_row_and_nothing_else(options, dtype):
@@ -220,7 +230,7 @@ def test_compiled_gates_are_sums_over_the_row_and_nothing_else(options, dtype):
     from resfx.methods.base import Place
 
     torch._dynamo.reset()
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     place = Place(width=12, context_width=12, kind="mlp", depth=0, dtype=dtype, device=torch.device("cpu"))
     site = DDL(start="published", **options).build(place)
     x, f, c = (torch.randn(3, 5, 12, dtype=dtype) for _ in range(3))

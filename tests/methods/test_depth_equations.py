@@ -13,14 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import resfx
 from resfx.methods.depth.attn_res import AttnRes
-from resfx.methods.depth.base import in_blocks, relative_softmax
-from resfx.methods.depth.dca import DCA
+from resfx.methods.depth.base import in_blocks
+from resfx.methods.depth.dca import DCA, mixtures
 from resfx.methods.depth.delta_attn_res import DeltaAttnRes
 from resfx.methods.depth.denseformer import DenseFormer
 from resfx.methods.depth.depth_read import DepthRead
 from resfx.methods.depth.elc import ELC
 from resfx.methods.depth.mudd import MUDD
 from resfx.methods.depth.vertical import VerticalAttention
+from resfx.ops.scores import relative_softmax
 
 IDX = tokens(2, 6)
 
@@ -85,18 +86,17 @@ def test_dca_gates_are_not_negative_and_the_middle_is_a_sum():
         assert bool((mixed >= 0).all()), "non-negative weights on non-negative sources"
 
 
-def test_dca_as_printed_never_learns_its_gate():
-    """relu'(0) = 0: with w = 0 the printed form is dead for ever, the default form is not."""
-    for form, learns in (("printed", False), ("live", True)):
-        new = resfx.rewrite(ref.deep_host(), DCA(form=form), args=(IDX,), check=False)
-        optimizer = torch.optim.SGD(new.new_parameters().values(), lr=0.01)
-        for _ in range(3):
-            optimizer.zero_grad()
-            new(IDX).square().sum().backward()
-            optimizer.step()
-        gates = [p for n, p in new.new_parameters().items() if n.endswith(".w")]
-        assert len(gates) == ref.BLOCKS + 1
-        assert all(bool(p.abs().max() > 0) == learns for p in gates)
+def test_dca_as_printed_learns_away_from_zero_alone():
+    """relu'(0) = 0: with w = 0 the printed form is dead for ever, so it is refused there and told what to give."""
+    sources, b = [torch.randn(2, 4, 8) for _ in range(3)], torch.ones(1, 3, 8)
+    for live in (False, True):
+        w = torch.zeros(1, 8, requires_grad=True)
+        mixtures(sources, b, w, live, False)[0].square().sum().backward()
+        assert bool(w.grad.abs().max() > 0) == live
+    new = resfx.rewrite(ref.deep_host(), DCA(form="printed", start="published", w_std=0.1), args=(IDX,))
+    new(IDX).square().sum().backward()
+    gates = [p for n, p in new.new_parameters().items() if n.endswith(".w")]
+    assert len(gates) == ref.BLOCKS + 1 and all(p.grad.abs().max() > 0 for p in gates)
 
 
 def test_dca_static_part_alone_and_constant_over_features_is_one_number_per_source():
@@ -229,14 +229,15 @@ def test_a_read_never_stacks_its_sources_and_all_of_it_learns_in_two_steps(make,
 
 @pytest.mark.parametrize("bad", [
     lambda: DenseFormer(dilation=0), lambda: DenseFormer(period=-1), lambda: AttnRes(block=0), lambda: AttnRes(eps=0),
-    lambda: DCA(form="dead"), lambda: DCA(k=0), lambda: DCA(w_std=-1), lambda: MUDD(streams="x"),
+    lambda: DCA(form="dead"), lambda: DCA(k=0), lambda: DCA(w_std=-1), lambda: DCA(form="printed"),
+    lambda: DCA(form="printed", w_std=0.1), lambda: DCA(form="printed", start="published"), lambda: MUDD(streams="x"),
     lambda: MUDD(streams="qq"), lambda: MUDD(streams=""),
     lambda: MUDD(window=0), lambda: MUDD(window=2, dilation=2), lambda: ELC(variant="one-hot"),
     lambda: DepthRead(window=0), lambda: DepthRead(at="output"), lambda: DepthRead(dim=6, heads=4),
     lambda: DeltaAttnRes(query="one"), lambda: VerticalAttention(routing="dynamic"),
 ])  # fmt: skip
 def test_bad_options_are_refused(bad):
-    with pytest.raises(ValueError, match=r"must|divide"):
+    with pytest.raises(ValueError, match=r"must|divide|w_std above 0"):
         bad()
 
 

@@ -15,6 +15,7 @@ import resfx
 from resfx import MHC, HyperConnections
 from resfx.methods.base import Place
 from resfx.methods.wide.base import Readout
+from resfx.methods.wide.mhc import ManifoldRead
 from resfx.ops.sinkhorn.formula import sinkhorn
 
 WIDTH = 12
@@ -58,7 +59,7 @@ def test_sinkhorn_is_doubly_stochastic_after_twenty_rounds(n, seed):
 @given(n=st.integers(2, 8), diagonal=st.sampled_from([0.0, 4.0]), s=st.floats(0, 3), seed=st.integers(0, 10**6))
 def test_newton_steps_make_it_so_over_the_range_that_training_reaches(n, diagonal, s, seed):
     noise = torch.randn(50, n, n, generator=torch.Generator().manual_seed(seed))
-    matrix = sinkhorn(diagonal * torch.eye(n) + s * noise, MHC().sinkhorn_iterations, MHC().sinkhorn_newton)
+    matrix = sinkhorn(diagonal * torch.eye(n) + s * noise, *MHC().rounds)
     assert matrix.min() > 0
     assert (matrix.sum(-1) - 1).abs().max() < 5e-7
     assert (matrix.sum(-2) - 1).abs().max() < 1e-6
@@ -81,7 +82,7 @@ def test_the_mixes_of_a_trained_model_are_doubly_stochastic(monkeypatch):
     new(x)
     logits = torch.stack(seen)
     assert (logits - MHC().diagonal * torch.eye(4)).std() > 0.5, "training has moved them"
-    matrix = sinkhorn(logits, 20, MHC().sinkhorn_newton)
+    matrix = sinkhorn(logits, *MHC().rounds)
     assert (matrix.sum(-1) - 1).abs().max() < 5e-7 and (matrix.sum(-2) - 1).abs().max() < 1e-6
     assert (sinkhorn(logits, 20).sum(-2) - 1).abs().max() > 1e-3, "which the rounds alone do not reach"
 
@@ -122,11 +123,11 @@ def test_sinkhorn_gradient():
 @pytest.mark.parametrize("depth", [0, 3])
 @pytest.mark.parametrize(
     "config",
-    [MHC(), MHC(n=3, start="published", sinkhorn_newton=0), HyperConnections(), HyperConnections(n=2, norm="rms")],
+    [MHC(), MHC(n=3, start="published"), HyperConnections(), HyperConnections(n=2, norm="rms")],
 )
 def test_one_site_against_the_equations(config, depth):
-    stream = config.build_stream([place(d) for d in range(depth + 1)])
-    read, write = randomised(stream.reads[-1]), stream.writes[-1]
+    stream = config.build_stream([place(d) for d in range(depth + 2)])
+    read, write = randomised(stream.reads[depth]), stream.writes[depth]
     X = state(config.n).requires_grad_()
     if isinstance(config, MHC) and depth == 0:
         X = X.detach()[:, :, :1].expand(2, 5, config.n, WIDTH).contiguous().requires_grad_()
@@ -172,7 +173,7 @@ def test_start_is_exact_for_any_number_of_channels(kind, n, dtype):
 
 
 def test_equal_channels_stay_equal_under_any_mixing_with_equal_writes():
-    stream = MHC().build_stream([place(d) for d in range(2)])
+    stream = MHC().build_stream([place(d) for d in range(3)])
     read = randomised(stream.reads[1], 2.0)
     with torch.no_grad():
         read.alpha[1] = 0
@@ -214,7 +215,7 @@ def test_forty_eight_manifold_mixes_stay_bounded_where_free_ones_grow():
     for kind in (MHC, HyperConnections):
         total = torch.eye(4, dtype=torch.float64).expand(2, 5, 4, 4)
         for i in range(48):
-            read = kind().build_stream([place(d) for d in range(2)]).reads[1]
+            read = kind().build_stream([place(d) for d in range(3)]).reads[1]
             randomised(read, 0.3, seed=i)
             mix = read.coefficients(X)[2].detach()
             total = (mix if kind is MHC else mix.transpose(-1, -2)) @ total
@@ -229,11 +230,14 @@ def test_forty_eight_manifold_mixes_stay_bounded_where_free_ones_grow():
 def test_parameters_are_as_many_as_the_papers_count():
     count = lambda module: sum(p.numel() for p in module.parameters())
     n, d = 4, WIDTH
-    places = [place(i) for i in range(2)]
+    places = [place(i) for i in range(3)]
     assert count(HyperConnections(dynamic=False).build_stream(places).reads[1]) == n * (n + 2)
     assert count(HyperConnections().build_stream(places).reads[1]) == d * (n + 2) + n * (n + 2) + 2
     assert count(MHC().build_stream(places).reads[1]) == n * d * (n * n + 2 * n) + n * n + 2 * n + 3
-    assert count(MHC().build_stream(places).reads[0]) == n * d * 2 * n + 2 * n + 2, "equal channels: nothing to mix"
+    unmixed = n * d * 2 * n + 2 * n + 2
+    assert count(MHC().build_stream(places).reads[0]) == unmixed, "equal channels: nothing to mix"
+    assert count(MHC().build_stream(places).reads[2]) == unmixed, "a mean sees no mixing"
+    assert count(MHC(readout="learned").build_stream(places).reads[2]) > 2 * unmixed
 
 
 def test_published_starts_are_the_papers():
@@ -244,9 +248,43 @@ def test_published_starts_are_the_papers():
         assert (read.scale == 0.01).all() and (read.dynamic == 0).all()
     X = state(4)
     assert (stream.collapse(X) - X.sum(-2)).abs().max() < 1e-14
-    read = MHC(start="published").build_stream([place(d) for d in range(2)]).reads[1]
+    config = MHC(start="published")
+    read = config.build_stream([place(d) for d in range(3)]).reads[1]
     assert torch.allclose(read.alpha, torch.full((3,), 0.01, dtype=torch.float64))
+    mixed = read.coefficients(X)[2]
+    weights = (read.alpha[2] * (X.flatten(-2) / (X.flatten(-2).square().mean(-1, keepdim=True) + config.eps).sqrt())
+               @ read.projection[8:].T).unflatten(-1, (4, 4)) + read.res  # fmt: skip
+    want = weights.exp()
+    for _ in range(20):  # equation 9: columns, then rows, twenty times, and nothing more
+        want = want / want.sum(-2, keepdim=True)
+        want = want / want.sum(-1, keepdim=True)
+    assert (mixed - want).abs().max() < 1e-13 and (mixed.sum(-2) - 1).abs().max() > 1e-5
     assert isinstance(resfx.mHC(), MHC)
+
+
+@pytest.mark.parametrize("readout", ["mean", "sum", "learned"])
+def test_no_mixing_is_dead(readout):
+    """A doubly stochastic mix of the last add changes neither the mean nor the sum: there is none. Others act."""
+    config = MHC(start="published", readout=readout, sinkhorn_newton=12)
+    stream = config.build_stream([place(d) for d in range(3)])
+    last = randomised(ManifoldRead(config, place(2), mixes=True), 0.5)
+    X, f = state(4), torch.randn(2, 5, WIDTH, dtype=torch.float64)
+    if readout == "learned":
+        randomised(stream.collapse)
+    x, (post, res) = last(X)
+    with_mix, without = (stream.collapse(stream.writes[2](X, f, x, None, (post, m))) for m in (res, None))
+    changed = float((with_mix - without).detach().abs().max())
+    assert changed > 1e-3 if readout == "learned" else changed < 1e-12
+    assert [read.res is None for read in stream.reads] == [True, False, readout != "learned"]
+
+
+def test_older_saves_have_a_mixing_at_the_last_add():
+    read = MHC().build_stream([place(d) for d in range(2)]).reads[1]
+    older = randomised(ManifoldRead(MHC(), place(1), mixes=True))
+    read.load_state_dict(older.state_dict())
+    X = state(4)
+    (x, (post, _)), (want, (old_post, _)) = read(X), older(X)
+    assert (post - old_post).abs().max() < 1e-14 and (x - want).abs().max() < 1e-14
 
 
 def test_readouts():

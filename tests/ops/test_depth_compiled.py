@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from resfx.methods.depth.attn_res import AttnRes
-from resfx.methods.depth.base import DepthPlace, attention_read
+from resfx.methods.depth.base import DepthPlace
 from resfx.methods.depth.delta_attn_res import DeltaAttnRes
+from resfx.ops.attention_read.formula import attention_read
 from resfx.ops.attention_read.grouped import GROUP, in_groups
 
 KINDS = {"published": (False, False, False), "preserving": (True, True, False), "gated": (True, False, True)}

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import resfx
 from resfx.methods.base import Place
-from resfx.methods.depth.base import attention_read
-from resfx.ops.register import column_sum
+from resfx.ops.attention_read.formula import attention_read
+from resfx.ops.inductor import column_sum
 
 
 def row_loops(function, *args):

@@ -13,12 +13,14 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
-from resfx.methods.depth import base as _depth
-from resfx.methods.sequence import local_conv as _local_conv
 from resfx.ops import register
-from resfx.ops.channels import formula as _channels
+from resfx.ops.attention_read import formula as read
+from resfx.ops.channels import combine, mix
+from resfx.ops.channels import delta as channel_delta
 from resfx.ops.delta import formula as delta
+from resfx.ops.short_convolution import formula as convolution
 from resfx.ops.sinkhorn import formula as sinkhorn
+from resfx.ops.weighted_sum import formula as sums
 from resfx.ops.window import formula as window
 
 # Right, but slow: torch has no rule for a batch of these.
@@ -36,11 +38,11 @@ CASES = {
         lambda: (draw(2, 3, 5), draw(2, 3, 5), draw(2, 3, 1), draw(2, 3, 1), draw(), None, 1e-3, True),
         lambda: (draw(2, 3, 5), draw(2, 3, 5), draw(2, 3, 1), draw(2, 3, 1), None, draw(2, 3, 5), 1e-3, True),
     ]),
-    "weighted_sum": (_depth._weighted_sum, _depth.weighted_sum_formula, [
+    "weighted_sum": (sums._operator, sums.weighted_sum_formula, [
         lambda: ([draw(2, 3, 5), draw(2, 3, 5)], draw(2), draw(2, 3, 5)),
         lambda: ([draw(2, 3, 5), draw(2, 3, 5)], draw(2, 3, 2), None),
     ]),
-    "attention_read": (_depth._attention_read, _depth.attention_read_formula, [
+    "attention_read": (read._operator, read.attention_read_formula, [
         lambda: ([draw(2, 3, 5), draw(2, 3, 5)], draw(5), draw(2, 3, 5), None, 1e-6, True),
         lambda: ([draw(2, 3, 5), draw(2, 3, 5)], draw(5), None, draw(), 1e-6, False),
     ]),
@@ -48,19 +50,19 @@ CASES = {
         lambda: (draw(1, 2, 4, 3), draw(1, 1, 4, 3), draw(1, 1, 4, 3), None, 2, True, False, 0.5),
         lambda: (draw(1, 2, 4, 3), draw(1, 1, 4, 3), draw(1, 1, 4, 3), torch.arange(4)[None] > 0, 3, False, True, 0.5),
     ]),
-    "short_convolution": (_local_conv._operator, _local_conv.short_convolution_formula, [
+    "short_convolution": (convolution._operator, convolution.short_convolution_formula, [
         lambda: (draw(2, 4, 3), draw(3, 3), draw(3), draw(2, 4, 3), True, 2, 4),
         lambda: (draw(1, 5, 3), draw(3, 3), None, None, False, 0, 3),
     ]),
-    "wide_delta": (_channels.delta_write, _channels.delta_write_formula, [
+    "wide_delta": (channel_delta.delta_write, channel_delta.delta_write_formula, [
         lambda: (draw(2, 2, 3), draw(2, 3), draw(2, 1), draw(2, 2), draw(), 1e-3, True, True),
         lambda: (draw(2, 2, 3), draw(2, 3), draw(2, 1), draw(2, 2), draw(3), 1e-3, False, False),
     ]),
-    "wide_mix": (_channels.mix, _channels.mix_formula, [
+    "wide_mix": (mix.mix, mix.mix_formula, [
         lambda: (draw(2, 2, 3), draw(2, 3), draw(2, 2), draw(2, 2, 2), False),
         lambda: (draw(2, 2, 3), draw(2, 3), draw(2), None, True),
     ]),
-    "wide_combine": (_channels._wide_combine, _channels._combine_beyond, [
+    "wide_combine": (combine._operator, combine.combine_beyond, [
         lambda: (draw(2, 2, 3), draw(2, 2, 1), draw(2, 1)),
         lambda: (draw(2, 2, 3), draw(2, 1), None),
     ]),

@@ -16,7 +16,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import resfx
-from resfx.methods.depth.base import attention_read_formula
+from resfx.ops.attention_read.formula import attention_read_formula
 from resfx.ops.attention_read.two_phase import inter_block, intra_block
 
 EPS = 1e-6

@@ -145,10 +145,11 @@ def elc(stream, x, bank, start, variant="zero", eps=1e-7):
     norm = (lambda s: F.layer_norm(s, s.shape[-1:], eps=eps)) if variant == "normalized" else (lambda s: s)
 
     def average(p):
-        mixed = torch.einsum("n,nbtd->btd", p["logits"].softmax(0), norm(torch.stack(o)))
+        read = torch.stack([o[0], *map(norm, o[1:])])  # the embedding stays as it is
+        mixed = torch.einsum("n,nbtd->btd", p["logits"].softmax(0), read)
         if start == "published":
             return mixed
-        return whole() + len(o) * mixed - norm(torch.stack(o)).sum(0)
+        return whole() + len(o) * mixed - read.sum(0)
 
     def whole():
         return state if post_norm(stream) else sum(o)
@@ -162,10 +163,10 @@ def elc(stream, x, bank, start, variant="zero", eps=1e-7):
         o.append(output)
     if variant == "weighted":
         return average(bank(stream.blocks[-1], kind="exit"))
-    return whole() if start == "preserve" else o[-1]
+    return whole() if start == "preserve" else norm(o[-1])
 
 
-def dca(stream, x, bank, start, k=None, form="live"):
+def dca(stream, x, bank, start, k=None, form="live", w_std=0.0):
     columns, state = [x], x
 
     def grn(b, w):

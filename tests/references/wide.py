@@ -83,12 +83,13 @@ class ManifoldReference(HyperReference):
         H_pre = sigmoid(w["alpha"][0] * seen[..., :n] + w["pre"])
         H_post = 2 * sigmoid(w["alpha"][1] * seen[..., n : 2 * n] + w["post"])
         H_res = torch.eye(n, dtype=X.dtype).expand(*X.shape[:2], n, n)
-        if not first:
+        if not first and "res" in w:  # where the mean reads the result, no mixing shows
             M = torch.exp((w["alpha"][2] * seen[..., 2 * n :]).reshape(*X.shape[:2], n, n) + w["res"])
             # Newton's method has no part in the equations: it goes where any number of rounds goes.
-            for _ in range(20000 if self.config.sinkhorn_newton else self.config.sinkhorn_iterations):
+            iterations, newton = self.config.rounds
+            for _ in range(20000 if newton else iterations):
                 columns = M.sum(-2, keepdim=True)
-                if self.config.sinkhorn_newton and (columns - 1).abs().max() < 1e-15 * n:
+                if newton and (columns - 1).abs().max() < 1e-15 * n:
                     break
                 M = M / columns
                 M = M / M.sum(-1, keepdim=True)

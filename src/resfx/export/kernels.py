@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from resfx.errors import ExportError
+from resfx.ops.record import Operator, Port, folders, kernel_of, records_of
 
 SOURCE = Path(__file__).with_name("cpp") / "kernels.cpp"
 # No flag here changes arithmetic: -ffast-math, linked into a library, would flush denormals in the whole process.
@@ -27,9 +28,9 @@ def kernels_path(native: bool = True) -> Path:
     cache = os.environ.get("RESFX_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "resfx"
     )
-    key = hashlib.sha256(
-        b"".join(f.read_bytes() for f in sorted(SOURCE.parent.iterdir()) if f.suffix in (".cpp", ".h"))
-    )
+    headers, lines = operator_sources()
+    shared = sorted(f for f in SOURCE.parent.iterdir() if f.suffix in (".cpp", ".h"))
+    key = hashlib.sha256(b"".join(f.read_bytes() for f in (*shared, *headers)) + "".join(lines).encode())
     key.update(" ".join((*FLAGS, platform.system(), platform.machine(), *((_features(),) if native else ()))).encode())
     return Path(cache) / f"kernels-{key.hexdigest()[:16]}.so"
 
@@ -62,7 +63,9 @@ def build_kernels(path: str | os.PathLike[str] | None = None, *, native: bool = 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".kernels") as folder:
         draft = Path(folder) / "kernels.so"
-        command = [*compiler.split(), *FLAGS, *(["-march=native"] if native else []), str(SOURCE), "-o", str(draft)]
+        (Path(folder) / "operators.h").write_text(_operators_header(*operator_sources()), encoding="utf-8")
+        where = [f"-I{folder}", f"-I{SOURCE.parent}", *(["-march=native"] if native else [])]
+        command = [*compiler.split(), *FLAGS, *where, str(SOURCE), "-o", str(draft)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ExportError(
@@ -70,6 +73,37 @@ def build_kernels(path: str | os.PathLike[str] | None = None, *, native: bool = 
             )
         os.replace(draft, target)
     return target
+
+
+def operator_sources() -> tuple[list[Path], list[str]]:
+    """The operators' C++ files, and for each kernel in them the line that adds it."""
+    headers, lines = [], []
+    for folder in folders():
+        found = [record for record in records_of(folder) if record.kernel]
+        headers += [kernel_of(folder)] if found else []
+        lines += [_line(record) for record in found]
+    return headers, lines
+
+
+def _line(record: Operator) -> str:
+    """What the runtime is to know of a kernel, from its record."""
+    names = {kind: [f'"{a.name}"' for a in record.attributes if a.type is kind and a.name != "stash_type"]
+             for kind in (float, int)}  # fmt: skip
+    letters = "".join(_letter(port) for port in record.inputs)
+    reals, wholes = (f"{{{', '.join(names[kind])}}}" for kind in (float, int))
+    return f'  to.push_back(record("{record.name}", t, "{letters}", {reals}, {wholes}, {record.kernel}<T>));\n'
+
+
+def _letter(port: Port) -> str:
+    """``T`` for main tensors, ``n`` for numbers of any floating type, ``b`` for flags; then how many."""
+    letter = "T" if port.kind == "T" else "b" if port.kind.startswith("I") else "n"
+    return letter + ("*" if port.many else "?" if port.optional else "")
+
+
+def _operators_header(headers: list[Path], lines: list[str]) -> str:
+    included = "".join(f'#include "{header}"\n' for header in headers)
+    start = "template <class T>\nvoid add_records(std::vector<Op>& to) {\n  Type t = TypeOf<T>::value;\n"
+    return f"{included}\nnamespace {{\n\n{start}{''.join(lines)}}}\n\n}}  // namespace\n"
 
 
 def _features() -> str:

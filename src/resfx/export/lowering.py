@@ -17,10 +17,12 @@ from typing import Any, Literal, get_args
 import torch
 
 from resfx.errors import ExportError, ResfxError, require
+from resfx.ops.onnx import RUNTIME
+from resfx.ops.record import DOMAIN, operators
 
 from . import builtin
 from .axes import axis_names, other_example, rename_axes
-from .operators import DOMAIN, attach_bodies, fused_operators, translation_table
+from .operators import attach_bodies, translation_table
 from .repairs import expand_rotary_caches, own_names, share_heads
 from .trace import FlatModel, flatten_model, trace
 from .translations import translations
@@ -117,7 +119,7 @@ def to_onnx(
     expand_rotary_caches(lowered.model)
     own_names(lowered.model, "tree.")
     rename_axes(lowered.model, names)
-    attach_bodies(lowered.model, fused_operators(), opset, builtin.choose if profile == "ort-cuda" else lambda n: None)
+    attach_bodies(lowered.model, operators(), opset, builtin.builtin_for if profile == "ort-cuda" else lambda n: None)
     nodes = Counter(node.domain for node in lowered.model.graph.all_nodes()) + _builtin_nodes(lowered.model)
     nodes.setdefault(DOMAIN, 0)
 
@@ -179,7 +181,7 @@ def _lower(program: torch.export.ExportedProgram, flat: FlatModel, opset: int) -
     with torch.no_grad():
         lowered = torch.onnx.export(
             program, dynamo=True, opset_version=opset, input_names=flat.inputs, output_names=flat.outputs,
-            custom_translation_table=translations() | translation_table(fused_operators()), verbose=False,
+            custom_translation_table=translations() | translation_table(operators()), verbose=False,
         )  # fmt: skip
     assert lowered is not None
     return lowered
@@ -188,11 +190,11 @@ def _lower(program: torch.export.ExportedProgram, flat: FlatModel, opset: int) -
 def _builtin_nodes(model: Any) -> Counter[str]:
     """How many of ONNX Runtime's own kernels the nodes of a model call."""
     calls = sum(_builtin_nodes_of(model, node) for node in model.graph.all_nodes())
-    return Counter({builtin.DOMAIN: calls} if calls else {})
+    return Counter({RUNTIME: calls} if calls else {})
 
 
 def _builtin_nodes_of(model: Any, node: Any) -> int:
-    return sum(n.domain == builtin.DOMAIN for n in model.functions.get(node.op_identifier(), ()))
+    return sum(n.domain == RUNTIME for n in model.functions.get(node.op_identifier(), ()))
 
 
 def _backends(model: Any, draft: Path, check: bool | Backend) -> tuple[list[str], tuple[str, ...]]:

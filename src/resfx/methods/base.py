@@ -33,7 +33,7 @@ class Place:
         point: scope ``sequence``: which point of the branch, see :class:`Method`.
         heads: heads of the host's attention, where there is one.
         causal: whether the host reads earlier positions only.
-        norm: a copy of the norm that opens the branch, with parameters of its own.
+        norm: a copy of the norm that opens the branch, with parameters of its own that start as the host's.
     """
 
     width: int
@@ -49,6 +49,11 @@ class Place:
     heads: int | None = None
     causal: bool = True
     norm: nn.Module | None = None
+
+
+def factory_of(place: Place) -> dict[str, Any]:
+    """Device and type for new parameters."""
+    return {"device": place.device, "dtype": place.dtype}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ def one_node(name: str, formula: Callable[..., Tensor], result: Callable[..., Te
     """Register ``torch.ops.resfx.<name>``, which is there to be one node of an exported program; no gradients.
 
     Args:
-        name: of the operator; its ONNX record is in ``onnx.py`` of its folder.
+        name: of the operator; its ONNX record is in ``record.py`` of its folder.
         formula: plain torch, with annotations that ``torch.library.infer_schema`` reads.
         result: an empty tensor like the result, of the formula's arguments: it decides nothing by sizes, so a trace
             keeps them all open, as the formula's blocks and pads may not.
@@ -76,62 +76,6 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def plus(terms: Iterable[Tensor]) -> Tensor:
     """The sum, term by term from the first."""
     return functools.reduce(torch.add, terms)
-
-
-def per_row(x: Tensor, seen: Tensor) -> Tensor:
-    """``x``, numbers per row, for a loop over rows that Inductor compiles for a CPU: the same numbers, bit for bit.
-
-    Numbers that are used more than once, or kept for the backward pass, Inductor computes in a loop of their own, along
-    the rows and vectorised. What comes before and behind can then not be one loop over rows, and each pass over the
-    elements reads its tensors from memory again. It vectorises no loop with 16-bit integers in it, and then joins all
-    the loops: hence this factor of one. Its exponential sees to it that the numbers are computed once per row, never
-    again for every element (which would not be vectorised either).
-
-    Args:
-        seen: numbers that ``x`` was computed from, in the same shape.
-    """
-    return x * torch.exp(seen.isnan().to(torch.int16).to(x.dtype)) if _for_inductor(x) else x
-
-
-def column_sum(x: Tensor, share: Tensor | None = None) -> Tensor:
-    """Sum of all rows ``(..., d)``, each times its number ``(..., 1)`` where there are any: ``(d,)``.
-
-    The loop that Inductor writes for it on a CPU walks down the columns, a row's length at every step, and takes three
-    times as long as a matrix product.
-    """
-    rows = x.flatten(0, -2)
-    if not _for_inductor(x):
-        return (rows if share is None else rows * share.flatten(0, -2)).sum(0)
-    with torch.autocast("cpu", enabled=False):
-        return ((rows.new_ones(1, rows.shape[0]) if share is None else share.flatten()[None]) @ rows)[0]
-
-
-def stored(x: Tensor) -> Tensor:
-    """``x``, contiguous. Compiled for a CPU it lies in memory before it is read, where Inductor would put the way to
-    its elements into the loop that reads them."""
-    return _Stored.apply(x) if _for_inductor(x) and not transforming() else x.contiguous()
-
-
-class _Stored(torch.autograd.Function):
-    """Inductor stores what is viewed by strides."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        own = x.clone(memory_format=torch.contiguous_format)
-        return own.as_strided(own.shape, own.stride())
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
-
-
-def _for_inductor(x: Tensor) -> bool:
-    """Whether this is traced for code that Inductor writes for a CPU."""
-    return x.device.type == "cpu" and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
 
 
 def fused(

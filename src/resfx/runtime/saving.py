@@ -22,6 +22,7 @@ from torch import nn
 from resfx.api import rewrite_by
 from resfx.errors import ResfxError, SaveError
 from resfx.methods.base import Method
+from resfx.methods.learned import upgrade_all
 from resfx.passes import source_of
 
 from . import recipe as recipes
@@ -178,10 +179,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def _fill(new: nn.Module, tensors: dict[str, torch.Tensor], weights: str, path: Path) -> None:
     state = new.state_dict()
+    upgrade_all(new, tensors)
     want = {k for k in state if weights == "all" or k.startswith("resfx.")}
-    for name in want & set(tensors):
-        if tensors[name].dim() == 0 and state[name].shape == (1,):  # version 1 had numbers where vectors of one are now
-            tensors[name] = tensors[name].reshape(1)
     shapes = {k: tuple(tensors[k].shape) for k in want & set(tensors)}
     wrong = sorted(want ^ set(tensors)) or [k for k, s in shapes.items() if s != tuple(state[k].shape)]
     if wrong:

@@ -14,9 +14,10 @@ import pytest
 import torch
 from hosts.triton_kernels import INTERPRETED, agree, draw, dtypes, inside, installed, turned
 
-from resfx.methods.depth import base as _depth
-from resfx.methods.sequence import local_conv as _local_conv
+from resfx.ops.attention_read import formula as read
 from resfx.ops.delta import formula as delta
+from resfx.ops.short_convolution import formula as convolution
+from resfx.ops.weighted_sum import formula as sums
 from resfx.ops.window import formula as window
 
 pytestmark = installed
@@ -75,7 +76,7 @@ def test_more_rows_than_programs(monkeypatch, kernels):
     agree(delta._operator, delta.delta_formula, [a.float() if torch.is_tensor(a) else a for a in args], torch.float32)
     sources, query = [draw(11, 7).float() for _ in range(3)], draw(7).float()
     args = (sources, query, None, None, 1e-6, False)
-    agree(_depth._attention_read, _depth.attention_read_formula, args, torch.float32)
+    agree(read._operator, read.attention_read_formula, args, torch.float32)
 
 
 @inside
@@ -88,7 +89,7 @@ def test_attention_read(count, width, relative, base, gate, dtype, kernels):
     added = turned(draw(2, 3, width, dtype=dtype)) if base else None
     opened = draw(dtype=dtype) if gate else None
     args = (sources, draw(width, dtype=dtype), added, opened, 1e-6, relative)
-    agree(_depth._attention_read, _depth.attention_read_formula, args, dtype)
+    agree(read._operator, read.attention_read_formula, args, dtype)
 
 
 @inside
@@ -96,7 +97,7 @@ def test_attention_read(count, width, relative, base, gate, dtype, kernels):
 @pytest.mark.parametrize("count", [2, 3, 7, 41])
 def test_a_zero_query_keeps_the_base_bit_for_bit(count, dtype, kernels):
     sources, base = [draw(4, 9, dtype=dtype) for _ in range(count)], draw(4, 9, dtype=dtype)
-    got = _depth.attention_read(sources, torch.zeros(9, dtype=dtype), base, eps=1e-6, relative=True)
+    got = read.attention_read(sources, torch.zeros(9, dtype=dtype), base, eps=1e-6, relative=True)
     assert torch.equal(got, base)
 
 
@@ -110,7 +111,7 @@ def test_weighted_sum(count, width, per_token, base, dtype, kernels):
     sources[-1] = sources[-1][:, :1].expand(2, 3, width)
     weights = turned(draw(2, 3, count)).float() if per_token else draw(count, dtype=dtype)
     added = turned(draw(2, 3, width, dtype=dtype)) if base else None
-    agree(_depth._weighted_sum, _depth.weighted_sum_formula, (sources, weights, added), dtype)
+    agree(sums._operator, sums.weighted_sum_formula, (sources, weights, added), dtype)
 
 
 @inside
@@ -118,7 +119,7 @@ def test_lists_that_begin_anywhere_in_memory(kernels):
     flat = draw(50).float()
     sources = [flat[1:13].view(3, 4), flat[14:26].view(3, 4)]
     assert sources[0].data_ptr() % 16
-    agree(_depth._weighted_sum, _depth.weighted_sum_formula, (sources, draw(2).float(), None), torch.float32)
+    agree(sums._operator, sums.weighted_sum_formula, (sources, draw(2).float(), None), torch.float32)
 
 
 WINDOWS = {
@@ -170,4 +171,4 @@ def test_short_convolution(length, size, taps, left, silu, extras, dtype, kernel
     x, base = turned(draw(2, length, 7, dtype=dtype)), turned(draw(2, size, 7, dtype=dtype))
     bias = draw(7, dtype=dtype) if extras else None
     args = (x, draw(7, taps, dtype=dtype), bias, base if extras else None, silu, left, size)
-    agree(_local_conv._operator, _local_conv.short_convolution_formula, args, dtype)
+    agree(convolution._operator, convolution.short_convolution_formula, args, dtype)

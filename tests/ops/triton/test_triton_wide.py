@@ -6,6 +6,7 @@ import pytest
 import torch
 from hosts.triton_kernels import agree, draw, dtypes, inside, installed, turned
 
+from resfx.ops.channels import combine as _combine
 from resfx.ops.channels import formula as _channels
 from resfx.ops.sinkhorn import formula as sinkhorn
 
@@ -57,7 +58,7 @@ def test_wide_combine(channels, width, spread, static, unit, dtype, kernels):
     weights = draw(channels, 1).to(dtype) if static else turned(draw(2, 3, channels, 1)).float()
     excess = (draw(1) if static else draw(2, 3, 1)).float() if unit else None
     args = (state, weights, excess)
-    agree(_channels._wide_combine, _channels._combine_beyond, args, dtype)
+    agree(_combine._operator, _combine.combine_beyond, args, dtype)
 
 
 @inside

@@ -267,7 +267,7 @@ def test_an_exported_programs_norm_is_copied_from_its_operator():
     x = torch.randn(2, 5, 16)
     new = resfx.rewrite(torch.export.export(layer, (x,)), "short_swa")
     (norm,) = [m for n, m in new.named_modules() if n.startswith("resfx") and n.endswith("norm")]
-    assert type(norm) is nn.LayerNorm
+    assert isinstance(norm, nn.LayerNorm)
     torch.testing.assert_close(norm.weight, layer.norm1.weight, rtol=0, atol=0)
     assert norm.weight is not layer.norm1.weight
     torch.testing.assert_close(new(x), layer(x), rtol=0, atol=0)

@@ -1,5 +1,8 @@
 // CPU kernels of the fused operators of resfx for ONNX Runtime, 1.17 or later. Built by `python -m resfx kernels`.
 //
+// The kernels are in the operators' folders, resfx/ops/*/kernel.h. operators.h, which includes them and lists them with
+// the inputs and attributes that record.py beside each says, is written when this is built.
+//
 // Needs no header of the runtime: its C interface is versioned and only ever appended to, so the slots used are
 // declared here. One record per operator and type of its main tensors (float, double, float16, bfloat16); numbers per
 // row and weights may have any of these. Sums run in float, or double for double. Every kernel makes one pass over
@@ -7,9 +10,7 @@
 // vectoriser; sums have many accumulators, so no flag that changes arithmetic is needed. Rows are shared out over the
 // threads of the session.
 
-#include "channels.h"
-#include "sequence.h"
-#include "site_and_depth.h"
+#include "runtime.h"
 
 #include <cstring>
 
@@ -85,7 +86,7 @@ Op record(const char* label, Type type, const char* inputs, std::vector<const ch
   op.since = [](const Op*) { return 1; };
   op.until = [](const Op*) { return 1; };
   op.create_or_fail = [](const Op* o, Api api, const KernelInfo* info, void** kernel) -> Status* {
-    auto made = new Kernel{o, api};
+    auto made = new Kernel{o, api, std::vector<float>(o->reals.size()), std::vector<int64_t>(o->wholes.size())};
     *kernel = made;
     Status* status = nullptr;
     for (size_t i = 0; i < o->reals.size() && !status; ++i)
@@ -108,22 +109,9 @@ Op record(const char* label, Type type, const char* inputs, std::vector<const ch
   return op;
 }
 
-template <class T>
-void add_records(std::vector<Op>& to) {
-  Type t = TypeOf<T>::value;
-  to.push_back(record("DeltaShortcut", t, "TTnnn?T?", {"eps2"}, {"add"}, delta_shortcut<T>));
-  to.push_back(record("WeightedSum", t, "nT?T*", {}, {}, weighted_sum<T>));
-  to.push_back(record("AttentionRead", t, "nT?n?T*", {"eps"}, {"relative"}, attention_read<T>));
-  to.push_back(record("WindowedAttentionRow", t, "TT*", {"scale"}, {}, windowed_attention_row<T>));
-  to.push_back(record("WindowedAttention", t, "TTTb?", {"scale"}, {"window", "causal", "chunk"}, windowed_attention<T>));
-  to.push_back(record("CombineChannels", t, "Tnn?", {}, {"centred"}, combine_channels<T>));
-  to.push_back(record("MixChannels", t, "TTnn?", {}, {"unit"}, mix_channels<T>));
-  to.push_back(record("DeltaWrite", t, "TTnnn?", {"eps2"}, {"add", "erase"}, delta_write<T>));
-  to.push_back(record("Sinkhorn", t, "T", {}, {"iterations", "newton"}, sinkhorn<T>));
-  to.push_back(record("ShortConvolution", t, "Tnn?T?", {}, {"silu"}, short_convolution<T>));
-}
-
 }  // namespace
+
+#include "operators.h"  // template <class T> void add_records(std::vector<Op>& to)
 
 extern "C" __attribute__((visibility("default"))) Status* RegisterCustomOps(Options* options, const ApiBase* base) {
   Api api = base->GetApi(kVersion);

@@ -58,8 +58,8 @@ struct Op;
 struct Kernel {
   const Op* op;
   Api api;
-  float real[2] = {};
-  int64_t whole[4] = {};
+  std::vector<float> real;     // attributes, in the record's order
+  std::vector<int64_t> whole;
 };
 
 struct Call {

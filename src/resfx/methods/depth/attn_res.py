@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from resfx.methods.base import Place
+from resfx.methods.base import Place, factory_of
+from resfx.methods.learned import empty
+from resfx.ops.attention_read.formula import attention_read
 from resfx.ops.attention_read.two_phase import Ahead, inter_block, intra_block
 
-from .base import NOT_A_SUM, DepthMethod, DepthPlace, Read, attention_read, in_blocks
+from .base import NOT_A_SUM, DepthMethod, DepthPlace, Read, in_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +77,12 @@ class AttnResRead(Read):
     def __init__(self, config: AttnRes, place: DepthPlace) -> None:
         super().__init__(config)
         self.eps = config.eps
-        self.query = nn.Parameter(torch.zeros(place.width, device=place.device, dtype=place.dtype))
-        self.gain = nn.Parameter(torch.ones(place.width, device=place.device, dtype=place.dtype))
+        self.query, self.gain = (empty(place.width, **factory_of(place)) for _ in range(2))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.query)
+        nn.init.ones_(self.gain)
 
     def read(self, sources: list[Tensor], x: Tensor, ahead: Ahead | None = None) -> Tensor:
         query, base = self.query * self.gain, x if self.preserve else None

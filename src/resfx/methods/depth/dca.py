@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from resfx.methods.base import Place
+from resfx.methods.base import Place, factory_of
+from resfx.methods.learned import empty, normal, zeros
 from resfx.ops.chunks import apart, cut, is_cut, run_chunk
 from resfx.ops.register import accumulator, plus
 
@@ -25,15 +26,16 @@ class DCA(DepthMethod):
     mixture ends the stream. ``b = 1, w = 0`` is the host's sum, so both starts compute what it does; ``"preserve"``
     does so bit for bit, ``x + sum_j (coefficient - 1) G_j``, and learns ``b - 1``.
 
-    The printed form is dead at ``w = 0``: its ReLU passes no gradient there, and ``w`` stays zero for ever. The
-    default is ``relu(b + w . G)``, which the paper's appendix H describes: the same start, and ``w`` learns.
+    The printed form is dead at ``w = 0``: its ReLU passes no gradient there, and ``w`` stays zero for ever. So it needs
+    ``start="published"`` and a ``w_std`` above zero. The default is ``relu(b + w . G)``, which the paper's appendix H
+    describes: the same start, and ``w`` learns.
     ``3 (d t + d)`` parameters at a block with ``t`` columns.
 
     Attributes:
         k: keep only the embedding, the last ``k`` outputs and the *sum* of those between (``k``-DCA); ``None`` for all.
         form: ``"live"``, ``relu(b + w . G)``, or ``"printed"``, ``b + relu(w . G)``.
-        w_std: standard deviation of ``w`` times ``sqrt(d)`` at the start; 0 as published. The printed form learns
-            only above 0, and then does not start at the host's function.
+        w_std: standard deviation of ``w`` times ``sqrt(d)`` at the start; 0 as published. Above 0 neither form starts
+            at the host's function.
     """
 
     name: ClassVar[str] = "dca"
@@ -50,6 +52,11 @@ class DCA(DepthMethod):
             raise ValueError(f"form must be 'live' or 'printed', not {self.form!r}")
         if self.w_std < 0:
             raise ValueError(f"w_std must not be negative, not {self.w_std}")
+        if self.form == "printed" and (self.start != "published" or not self.w_std):
+            raise ValueError(
+                "form='printed' cannot start where the host stands: at w = 0 its ReLU passes no gradient and w never"
+                " learns. Give start='published' with w_std above 0, such as w_std=0.1, or take form='live'"
+            )
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         if self.k is None or read <= self.k:
@@ -75,12 +82,14 @@ class DCARead(Read):
     def __init__(self, config: DCA, place: DepthPlace) -> None:
         super().__init__(config)
         self.live = config.form == "live"
-        factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
-        start = torch.zeros if self.preserve else torch.ones
-        self.b = nn.Parameter(start(place.outputs, place.sources, place.width, **factory))
-        self.w = nn.Parameter(torch.zeros(place.outputs, place.width, **factory))
-        if config.w_std:
-            nn.init.normal_(self.w, std=config.w_std / math.sqrt(place.width))
+        self.w_std = config.w_std / math.sqrt(place.width)
+        self.b = empty(place.outputs, place.sources, place.width, **factory_of(place))
+        self.w = empty(place.outputs, place.width, **factory_of(place))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.b, 0.0 if self.preserve else 1.0)
+        (normal(self.w_std) if self.w_std else zeros)(self.w)
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, ...]:
         wide = accumulator(x.dtype)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
-from resfx.methods.base import Place
+from resfx.methods.base import Place, factory_of
+from resfx.methods.learned import empty, normal, zeros
+from resfx.ops.attention_read.formula import attention_read
 
-from .base import DepthMethod, DepthPlace, Read, attention_read, in_blocks
+from .base import DepthMethod, DepthPlace, Read, in_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +67,24 @@ class DeltaAttnRes(DepthMethod):
 class DeltaRead(Read):
     """One read: query, key-norm gain, and the null source and gate where there are any."""
 
+    config: DeltaAttnRes
+
     def __init__(self, config: DeltaAttnRes, place: DepthPlace) -> None:
         super().__init__(config)
         self.eps = config.eps
-        factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
-        self.query = nn.Parameter(torch.zeros(place.width, **factory))
-        self.gain = nn.Parameter(torch.ones(place.width, **factory))
-        self.null = nn.Parameter(torch.zeros(place.width, **factory)) if config.null else None
-        self.gate = nn.Parameter(torch.zeros((), **factory)) if self.preserve else None
-        if self.preserve or config.query == "normal":
-            nn.init.normal_(self.query, std=0.02)
+        factory = factory_of(place)
+        self.query, self.gain = (empty(place.width, **factory) for _ in range(2))
+        self.null = empty(place.width, **factory) if config.null else None
+        self.gate = empty(1, **factory) if self.preserve else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        drawn = self.preserve or self.config.query == "normal"
+        (normal(0.02) if drawn else zeros)(self.query)
+        nn.init.ones_(self.gain)
+        for parameter in (self.null, self.gate):
+            if parameter is not None:
+                zeros(parameter)
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
         if self.null is not None:

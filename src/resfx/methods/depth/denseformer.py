@@ -8,9 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from resfx.methods.base import Place
+from resfx.methods.base import Place, factory_of
+from resfx.methods.learned import empty, set_values
+from resfx.ops.weighted_sum.formula import weighted_sum
 
-from .base import DepthMethod, DepthPlace, Read, weighted_sum
+from .base import DepthMethod, DepthPlace, Read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,13 @@ class DepthAverage(Read):
 
     def __init__(self, config: DenseFormer, place: DepthPlace) -> None:
         super().__init__(config)
-        start = torch.zeros(place.sources, device=place.device, dtype=place.dtype)
-        if not self.preserve:
-            start[-1] = 1
-        self.weight = nn.Parameter(start)
+        self.weight = empty(place.sources, **factory_of(place))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        start = torch.zeros(self.weight.shape)
+        start[-1] = 0.0 if self.preserve else 1.0
+        set_values(self.weight, start)
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
         return weighted_sum(sources, self.weight, x if self.preserve else None)

@@ -9,10 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from resfx.methods.base import Place
+from resfx.methods.base import Place, factory_of
+from resfx.methods.learned import Linear, normal, zeros
+from resfx.ops.scores import rms_norm
 from resfx.ops.window.formula import windowed_attention_row
 
-from .base import DepthMethod, DepthPlace, Read, rms_norm
+from .base import DepthMethod, DepthPlace, Read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +104,7 @@ class AttentionRead(Read):
         several = place.sources > 1
         self.query = _projection(place.width, self.dim, place) if several else None
         self.projection = None if config.shared else KeyValue(config, place, keys=several)
-        self.out = _projection(self.dim, place.width, place)
-        if self.preserve:
-            nn.init.zeros_(self.out.weight)
+        self.out = _projection(self.dim, place.width, place, zero=self.preserve)
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
         rows = sources if self.projection is None else [self.projection(s) for s in sources]
@@ -124,7 +124,5 @@ def normed(x: Tensor, eps: float | None) -> Tensor:
     return x if eps is None else rms_norm(x, eps).to(x.dtype)
 
 
-def _projection(width: int, dim: int, place: Place) -> nn.Linear:
-    linear = nn.Linear(width, dim, bias=False, device=place.device, dtype=place.dtype)
-    nn.init.normal_(linear.weight, std=1 / math.sqrt(width))
-    return linear
+def _projection(width: int, dim: int, place: Place, zero: bool = False) -> Linear:
+    return Linear(width, dim, zeros if zero else normal(1 / math.sqrt(width)), **factory_of(place))

@@ -8,9 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from resfx.methods.base import Place
+from resfx.methods.base import Place, factory_of
+from resfx.methods.learned import empty, set_values
+from resfx.ops.scores import relative_softmax
+from resfx.ops.weighted_sum.formula import weighted_sum
 
-from .base import NOT_A_SUM, DepthMethod, DepthPlace, Read, relative_softmax, weighted_sum
+from .base import NOT_A_SUM, DepthMethod, DepthPlace, Read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,8 @@ class ELC(DepthMethod):
     post-norm host: the state), and ends with that sum. ``n`` scalars at block ``n``.
 
     Attributes:
-        variant: ``"zero"``, ``"normalized"`` (LayerNorm without gain on every source), ``"weighted"`` (output) or
+        variant: ``"zero"``; ``"normalized"``: LayerNorm without gain on what the blocks added, where it is read (the
+            embedding stays as it is), and, as published, on the end of the stream; ``"weighted"`` (output); or
             ``"base"``: the published logits start at ``0, .., 0, 1`` (softmax and all: not one-hot), and the sublayer
             behind the first one reads only what that wrote, ``o = A + mlp(A)``. With ``start="preserve"`` the
             shortcut around the first sublayer is ``h - g h`` with ``g = 0``: one more scalar a block, ``g = 1`` the
@@ -56,27 +60,36 @@ class ELC(DepthMethod):
     def build(self, place: Place) -> nn.Module:
         assert isinstance(place, DepthPlace)
         if place.last and self.variant != "weighted":
-            return Readout(self)
+            return LastOutput(self)
         return BaseRead(self, place) if self.variant == "base" else ELCRead(self, place)
 
 
 class ELCRead(Read):
-    """One softmax average: as many scalars as sources; a single source needs none."""
+    """One softmax average: as many scalars as sources, where there are several; and a gate for :class:`BaseRead`."""
 
-    def __init__(self, config: ELC, place: DepthPlace) -> None:
+    config: ELC
+
+    def __init__(self, config: ELC, place: DepthPlace, gated: bool = False) -> None:
         super().__init__(config)
         self.normalized, self.eps = config.variant == "normalized", config.eps
-        start = torch.zeros(place.sources, device=place.device, dtype=place.dtype)
-        if config.variant == "base" and not self.preserve:
-            start[-1] = 1
-        self.logits = nn.Parameter(start) if place.sources > 1 else None
+        self.logits = empty(place.sources, **factory_of(place)) if place.sources > 1 else None
+        self.cut = empty(1, **factory_of(place)) if gated else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.cut is not None:
+            nn.init.zeros_(self.cut)
+        if self.logits is not None:
+            start = torch.zeros(self.logits.shape)
+            start[-1] = 1.0 if self.config.variant == "base" and not self.preserve else 0.0
+            set_values(self.logits, start)
 
     def average(self, sources: list[Tensor], x: Tensor) -> Tensor:
         """``h_n``."""
         if self.logits is None:
             return x
         if self.normalized:
-            sources = [nn.functional.layer_norm(s, s.shape[-1:], eps=self.eps) for s in sources]
+            sources = [sources[0], *(plain_norm(s, self.eps) for s in sources[1:])]
         logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
         if self.preserve:
             return weighted_sum(sources, relative_softmax(logits) - 1, x)
@@ -90,10 +103,9 @@ class BaseRead(ELCRead):
     """What the first sublayer of a block reads, and what its shortcut keeps of that."""
 
     def __init__(self, config: ELC, place: DepthPlace) -> None:
-        super().__init__(config, place)
+        gated = config.start == "preserve" and place.sublayers > 1
+        super().__init__(config, place, gated=gated)
         self.several = place.sublayers > 1
-        gated = self.preserve and self.several
-        self.cut = nn.Parameter(torch.zeros((), device=place.device, dtype=place.dtype)) if gated else None
 
     def read(self, sources: list[Tensor], x: Tensor) -> tuple[Tensor, ...]:
         h = self.average(sources, x)
@@ -102,8 +114,17 @@ class BaseRead(ELCRead):
         return h, torch.zeros_like(h) if self.cut is None else h - self.cut * h
 
 
-class Readout(Read):
+class LastOutput(Read):
     """The end of the stream: the sum of everything, or the last block's output as published. No parameters."""
 
+    config: ELC
+
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
-        return x if self.preserve else sources[-1]
+        if self.preserve:
+            return x
+        return plain_norm(sources[-1], self.config.eps) if self.config.variant == "normalized" else sources[-1]
+
+
+def plain_norm(x: Tensor, eps: float) -> Tensor:
+    """LayerNorm without gain and bias."""
+    return nn.functional.layer_norm(x, x.shape[-1:], eps=eps)

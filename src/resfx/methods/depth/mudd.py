@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from resfx.methods.base import Place
+from resfx.methods.base import Place, factory_of
+from resfx.methods.learned import Linear, empty, normal, set_values, zeros
+from resfx.ops.scores import rms_norm, rms_scales
+from resfx.ops.weighted_sum.formula import weighted_sums
 
-from .base import DepthMethod, DepthPlace, Read, rms_norm, rms_scales, weighted_sums
+from .base import DepthMethod, DepthPlace, Read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,20 +80,22 @@ class MUDDRead(Read):
     def __init__(self, config: MUDD, place: DepthPlace) -> None:
         super().__init__(config)
         self.eps = config.eps
-        factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
-        count = place.outputs * place.sources
-        self.expand = nn.Linear(place.width, config.hidden or count, bias=False, **factory)
-        self.weigh = nn.Linear(self.expand.out_features, count, bias=False, **factory)
-        nn.init.normal_(self.expand.weight, std=1 / math.sqrt(place.width))
-        nn.init.zeros_(self.weigh.weight)
-        self.static = nn.Parameter(torch.zeros(place.outputs, place.sources, **factory))
-        self.scale = self.gain = None
-        if config.prepost:
-            self.scale = nn.Parameter(torch.full((place.width,), 1e-3, **factory))
-            self.gain = nn.Parameter(torch.ones(place.width, **factory))
+        factory, count = factory_of(place), place.outputs * place.sources
+        self.expand = Linear(place.width, config.hidden or count, normal(1 / math.sqrt(place.width)), **factory)
+        self.weigh = Linear(self.expand.out_features, count, zeros, **factory)
+        self.static = empty(place.outputs, place.sources, **factory)
+        self.scale = empty(place.width, **factory) if config.prepost else None
+        self.gain = empty(place.width, **factory) if config.prepost else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        start = torch.zeros(self.static.shape)
+        if self.scale is not None and self.gain is not None:
+            nn.init.constant_(self.scale, 1e-3)
+            nn.init.ones_(self.gain)
         elif not self.preserve:
-            with torch.no_grad():
-                self.static[:, -1] = 1
+            start[:, -1] = 1
+        set_values(self.static, start)
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, ...]:
         hidden = nn.functional.gelu(self.expand(rms_norm(x, self.eps).to(self.expand.weight.dtype)))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from resfx.methods.base import Place
+from resfx.methods.base import Place, factory_of
+from resfx.methods.learned import empty
+from resfx.ops.scores import rms_scales, rms_scores
+from resfx.ops.weighted_sum.formula import weighted_sum
 
-from .base import DepthMethod, DepthPlace, Read, rms_scales, rms_scores, weighted_sum
+from .base import DepthMethod, DepthPlace, Read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +59,14 @@ class VerticalRead(Read):
     def __init__(self, config: VerticalAttention, place: DepthPlace) -> None:
         super().__init__(config)
         self.eps, self.content = config.eps, config.routing == "content"
-        factory: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
-        self.logits = nn.Parameter(torch.zeros(place.width if self.content else place.sources, **factory))
-        self.gate = nn.Parameter(torch.zeros((), **factory)) if self.preserve else None
+        self.logits = empty(place.width if self.content else place.sources, **factory_of(place))
+        self.gate = empty(1, **factory_of(place)) if self.preserve else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.logits)
+        if self.gate is not None:
+            nn.init.zeros_(self.gate)
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
         if self.content:

@@ -1,4 +1,4 @@
-"""A depthwise convolution over a few positions, as a mixer: the operator of Canon layers and ShortConv."""
+"""A depthwise convolution over a few positions, as a mixer: what Canon layers and ShortConv insert."""
 
 from __future__ import annotations
 
@@ -9,65 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from resfx.methods.base import Method, Place
-from resfx.ops.register import fused, keeps_one_node, one_node, stored
+from resfx.methods.base import Method, Place, factory_of
+from resfx.methods.learned import empty, set_values, uniform, zeros
+from resfx.ops.short_convolution.formula import short_convolution
 from resfx.ops.window.formula import reach
 
 from .mixer import Mixer, State, last, readable
 
 ACTIVATIONS = ("none", "silu")
-
-
-def short_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool, left: int, size: int
-) -> Tensor:
-    """``base + act(sum_s weight[:, s] x[:, t - left + s] + bias)`` at the positions ``t < size``.
-
-    Args:
-        x: the positions read, ``(batch, S, d)``; zeros beyond its ends.
-        weight: ``(d, k)``.
-        bias: ``(d,)``.
-        base: ``(batch, size, d)``, nothing by default.
-        silu: whether ``act`` is SiLU; else it does nothing.
-        left: how many positions before its own the first tap reads.
-        size: positions of the result.
-    """
-    if keeps_one_node():
-        return _node(_padded(x, weight, left, size), weight, bias, base, silu)
-    return _operator(x, weight, bias, base, silu, left, size)
-
-
-def short_convolution_formula(
-    x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool, left: int, size: int
-) -> Tensor:
-    """:func:`short_convolution` step by step."""
-    return _convolution(_padded(x, weight, left, size), weight, bias, base, silu)
-
-
-def _padded(x: Tensor, weight: Tensor, left: int, size: int) -> Tensor:
-    """All positions that are read, ``(batch, size + k - 1, d)``."""
-    return nn.functional.pad(x, (0, 0, left, size + weight.shape[1] - 1 - left - x.shape[1]))
-
-
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool) -> Tensor:
-    taps = stored(weight.t()).unbind(0)  # a tap with gaps between its features would keep loops from being vectorised
-    size = x.shape[1] - len(taps) + 1
-    mixed = x.narrow(1, 0, size) * taps[0]
-    for s in range(1, len(taps)):
-        mixed = torch.addcmul(mixed, x.narrow(1, s, size), taps[s])
-    if bias is not None:
-        mixed = mixed + bias
-    if silu:
-        mixed = nn.functional.silu(mixed)
-    return mixed if base is None else base + mixed
-
-
-_operator = fused("short_convolution", short_convolution_formula)
-_node = one_node(
-    "short_convolution_node",
-    _convolution,
-    lambda x, weight, *_: x.new_empty(x.shape[0], x.shape[1] - weight.shape[1] + 1, x.shape[2]),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +48,7 @@ class LocalConvMethod(Method):
     def build(self, place: Place) -> nn.Module:
         return LocalConv(
             place.width, self.kernel, bias=self.bias, activation=self.activation, residual=self.residual,
-            causal=place.causal, identity=self.start == "preserve",
-            factory={"device": place.device, "dtype": place.dtype},
+            causal=place.causal, identity=self.start == "preserve", factory=factory_of(place),
         )  # fmt: skip
 
 
@@ -122,16 +70,20 @@ class LocalConv(Mixer):
         self.kernel, self.residual, self.activation = kernel, residual, activation
         self.reads = reach(kernel, causal)
         self.streams = int(causal and kernel > 1)
-        self.weight = nn.Parameter(torch.zeros(width, kernel, **factory))
-        self.bias = nn.Parameter(torch.zeros(width, **factory)) if bias else None
-        if not identity:
-            bound = 1 / math.sqrt(kernel)
-            nn.init.uniform_(self.weight, -bound, bound)
-            if self.bias is not None:
-                nn.init.uniform_(self.bias, -bound, bound)
-        elif not residual:
-            with torch.no_grad():
-                self.weight[:, self.reads[0]] = 1
+        self.identity = identity
+        self.weight = empty(width, kernel, **factory)
+        self.bias = empty(width, **factory) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        draw = zeros if self.identity else uniform(1 / math.sqrt(self.kernel))
+        draw(self.weight)
+        if self.bias is not None:
+            draw(self.bias)
+        if self.identity and not self.residual:
+            start = torch.zeros(self.weight.shape)
+            start[:, self.reads[0]] = 1
+            set_values(self.weight, start)
 
     def forward(
         self, h: Tensor, mask: Tensor | None = None, state: State | None = None, keep: bool = False

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from resfx.methods.learned import Learned
+
 State = tuple[Tensor, ...]
 
 
-class Mixer(nn.Module):
+class Mixer(Learned):
     """Mixes ``h (batch, positions, width)`` over positions.
 
     ``forward(h, mask=None, state=None, keep=False)``: ``mask (batch, at least positions)`` is true at real tokens,
@@ -23,6 +25,9 @@ class Mixer(nn.Module):
 
     streams: int = 0
     layout: str = "btc"
+
+    def reset_parameters(self) -> None:
+        """Nothing to start where there are no parameters."""
 
     def to_rows(self, h: Tensor) -> Tensor:
         """``h`` as ``(batch, positions, width)``."""

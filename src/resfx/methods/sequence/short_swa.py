@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resfx.methods.base import Method, Place
+from resfx.methods.base import Method, Place, factory_of
+from resfx.methods.learned import Linear, zeros
 from resfx.ops.register import accumulator
 from resfx.ops.window.formula import attend, windowed_attention
 
@@ -91,12 +92,10 @@ class ShortWindow(Mixer):
         super().__init__()
         self.config, self.causal = config, place.causal
         self.heads, features = config.heads_at(place)
-        d, inner, factory = place.width, self.heads * features, {"device": place.device, "dtype": place.dtype}
+        d, inner, factory = place.width, self.heads * features, factory_of(place)
         self.norm = place.norm if config.placement == "residual" else None
-        self.q, self.k, self.v = (nn.Linear(d, inner, bias=False, **factory) for _ in range(3))
-        self.o = nn.Linear(inner, d, bias=False, **factory)
-        if config.start == "preserve":
-            nn.init.zeros_(self.o.weight)
+        self.q, self.k, self.v = (Linear(d, inner, **factory) for _ in range(3))
+        self.o = Linear(inner, d, zeros if config.start == "preserve" else None, **factory)
         self.streams = (4 if config.kind == "chunk" else 3) if place.causal and config.window > 1 else 0
         self.shortcut = config.placement == "branch" and config.start == "preserve"
 
@@ -167,7 +166,7 @@ class ShortWindow(Mixer):
 
 def untouched(linear: nn.Module) -> bool:
     """Whether a projection is still what it was built as: nothing wraps, shards, quantises, moves or watches it."""
-    if type(linear) is not nn.Linear or "forward" in vars(linear) or linear.bias is not None:
+    if type(linear) is not Linear or "forward" in vars(linear) or linear.bias is not None:
         return False
     watched = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
     return type(linear.weight) in (Tensor, nn.Parameter) and not any(watched)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resfx.methods.base import Method, Place
-from resfx.methods.wide.base import WideStream, factory_of
-from resfx.ops.delta.formula import delta_shortcut
-from resfx.ops.register import accumulator, per_row
-from resfx.ops.row_linear import RowLinear
+from resfx.methods.delta_site import DeltaSite
+from resfx.methods.wide.base import WideStream
+from resfx.methods.wide.ddl_wide import build_stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +31,8 @@ class DDL(Method):
         target_sigmoid: squash the target to ``(0, target_scale)``.
         target_scale: its upper end.
         target_constant: the target's value for ``target="constant"``.
-        gate_hidden: hidden width of a two-layer gate ``W_2 tanh(W_1 c) + b_2``; 0 for one layer.
+        gate_hidden: hidden width of a two-layer gate ``W_2 tanh(W_1 c) + b_2``; 0 for one layer. Both start at a
+            standard deviation of ``0.5 / sqrt(d)``, as the authors draw them.
         beta_init: where the gate's bias starts, in ``[0, 2]`` (0 gives 2e-6: logits are clamped).
         eps: keeps ``k`` finite where the branch vanishes.
         eps_rule: ``"sum"`` divides by ``sqrt(|f|^2 + eps^2)`` (paper, eager code), ``"mean"`` by
@@ -132,82 +130,4 @@ class DDL(Method):
         return DeltaSite(self, place)
 
     def build_stream(self, places: Sequence[Place]) -> WideStream:
-        from resfx.methods.wide.ddl_wide import build_stream
-
         return build_stream(self, places)
-
-
-class DeltaSite(nn.Module):
-    """One residual add as a delta shortcut. Parameters per site: ``2d + 2`` in the paper's form, and ``s``.
-
-    Args:
-        values: targets per row, one per value channel.
-    """
-
-    def __init__(self, config: DDL, place: Place, values: int = 1) -> None:
-        super().__init__()
-        self.config = config
-        factory = factory_of(place)
-        d, c = place.width, place.context_width or place.width
-        self.eps2 = config.eps**2 * (d if config.eps_rule == "mean" else 1)
-        self.erase = config.start == "preserve" and config.preserve == "erase"
-        self.gate = _gate(c, config, factory)
-        sources = {"context": c, "stream": d, "sublayer": d}
-        self.target = (
-            _linear(sources[config.target], values, bias=config.target_bias, **factory)
-            if config.target in sources
-            else None
-        )
-        self.reset_parameters()
-        self.mix = None
-        if config.start == "preserve" and not self.erase:
-            self.mix = nn.Parameter(torch.zeros((d,) if config.mix_per_channel else (), **factory))
-
-    def reset_parameters(self) -> None:
-        """The authors' initialisation: weights ``N(0, (0.5/sqrt(d))^2)``, gate bias ``logit(beta_init / 2)``."""
-        for linear in [m for m in self.modules() if isinstance(m, nn.Linear)]:
-            nn.init.normal_(linear.weight, std=0.5 / math.sqrt(linear.in_features))
-        last = [m for m in self.gate.modules() if isinstance(m, nn.Linear)][-1]
-        p = min(max(self.config.beta_init / 2, 1e-6), 1 - 1e-6)
-        if self.erase:
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-        else:
-            nn.init.constant_(last.bias, math.log(p / (1 - p)))
-
-    def gates(self, x: Tensor, f: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``beta (..., 1)`` and ``v (..., values)``, in float32 unless the config says otherwise."""
-        config = self.config
-        if c is None:
-            c = nn.functional.rms_norm(x, x.shape[-1:])
-        wide = accumulator(x.dtype) if config.float32 else x.dtype
-        logits = self.gate(c.to(self.dtype)).to(wide)
-        beta = 2 * per_row(torch.tanh(logits) if self.erase else torch.sigmoid(logits), logits)
-        if self.target is None:
-            return beta, torch.full_like(beta, config.target_constant)
-        source = {"context": c, "stream": x, "sublayer": f}[config.target]
-        v = self.target(source.to(self.dtype)).to(wide)
-        return beta, config.target_scale * torch.sigmoid(v) if config.target_sigmoid else v
-
-    def forward(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Tensor:
-        beta, v = self.gates(x, f, c)
-        return delta_shortcut(x, f, beta, v, self.mix, total, eps2=self.eps2, add=self.config.start == "preserve")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Element type of the gates."""
-        return next(self.gate.parameters()).dtype
-
-    def extra_repr(self) -> str:
-        return f"target={self.config.target}, eps2={self.eps2:g}"
-
-
-def _linear(width: int, out: int, **options: Any) -> nn.Linear:
-    return RowLinear(width, 1, **options) if out == 1 else nn.Linear(width, out, **options)
-
-
-def _gate(width: int, config: DDL, factory: dict[str, Any]) -> nn.Module:
-    if not config.gate_hidden:
-        return _linear(width, 1, **factory)
-    hidden = nn.Linear(width, config.gate_hidden, bias=False, **factory)
-    return nn.Sequential(hidden, nn.Tanh(), _linear(config.gate_hidden, 1, **factory))

@@ -1,27 +1,30 @@
 """Deep Delta Learning with a matrix state ``(d, d_v)`` (arXiv 2601.00417, section 4 and appendix A.2).
 
 At every add: compress the state to one vector, run the branch on it, and write back to each of the ``d_v`` value
-channels with one gate and one direction but a target of its own. The state is kept as ``(..., d_v, d)``.
+channels with one gate and one direction but a target of its own. The state is kept as ``(..., d_v, d)``. ``config`` is
+a :class:`resfx.methods.site.ddl.DDL` everywhere here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from resfx.methods.base import Place
+from resfx.methods.base import Place, factory_of
+from resfx.methods.delta_site import DeltaSite
+from resfx.methods.learned import Learned, empty, normal, set_values
 from resfx.methods.sequence.mixer import Mixer, State, last, readable
-from resfx.methods.site.ddl import DDL, DeltaSite
 from resfx.ops.channels.formula import combine, delta_write, spread, total
 from resfx.ops.register import accumulator
 
-from .base import Expand, WideStream, factory_of
+from .base import Expand, WideStream
 
 
-def build_stream(config: DDL, places: Sequence[Place]) -> WideStream:
+def build_stream(config: Any, places: Sequence[Place]) -> WideStream:
     """See :meth:`resfx.methods.base.Method.build_stream`."""
     reads: list[nn.Module | None] = []
     block = None
@@ -33,7 +36,7 @@ def build_stream(config: DDL, places: Sequence[Place]) -> WideStream:
     return WideStream(entry, reads, [DeltaWrite(config, p) for p in places], compressor(config, places[-1]))
 
 
-def compressor(config: DDL, place: Place) -> nn.Module:
+def compressor(config: Any, place: Place) -> nn.Module:
     """From the state to one vector: over value channels, or over channels and the last tokens."""
     return (ChannelCompressor if config.compress == "channel" else TokenCompressor)(config, place)
 
@@ -41,7 +44,7 @@ def compressor(config: DDL, place: Place) -> nn.Module:
 class Reader(nn.Module):
     """A compressor as a read; the writes need nothing else from the state."""
 
-    def __init__(self, config: DDL, place: Place) -> None:
+    def __init__(self, config: Any, place: Place) -> None:
         super().__init__()
         self.compress = compressor(config, place)
 
@@ -53,7 +56,7 @@ class Reader(nn.Module):
         return self.compress(state), None
 
 
-class ChannelCompressor(nn.Module):
+class ChannelCompressor(Learned):
     """A convolution over the value axis and a read vector. Parameters: ``d d_v + d_v``.
 
     ``forward(state (..., d_v, d))`` gives ``(..., d)``. Kernel ``W (d, d_v)``, padded to keep the length, and read
@@ -62,18 +65,17 @@ class ChannelCompressor(nn.Module):
     With ``start="preserve"`` the kernel is its centre tap and the read an average; published kernels are random.
     """
 
-    def __init__(self, config: DDL, place: Place) -> None:
+    def __init__(self, config: Any, place: Place) -> None:
         super().__init__()
         n, factory = config.value_channels, factory_of(place)
         self.config = config
-        self.kernel = nn.Parameter(torch.zeros(place.width, n, **factory))
-        self.read = nn.Parameter(torch.full((n,), 1 / n, **factory))
+        self.kernel, self.read = empty(place.width, n, **factory), empty(n, **factory)
         self.centre = (n - 1) // 2
-        with torch.no_grad():
-            if config.start == "preserve":
-                self.kernel[:, self.centre] = 1
-            else:
-                self.kernel.normal_(std=0.5 / math.sqrt(place.width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        _start_kernel(self.config, self.kernel, self.centre, self.kernel.shape[0])
+        nn.init.constant_(self.read, 1 / len(self.read))
 
     def weights(self, dtype: torch.dtype) -> list[Tensor]:
         """Per channel ``v`` its weights ``(d,)``: ``sum_k r_k W[:, v - k + centre]``."""
@@ -89,7 +91,7 @@ class ChannelCompressor(nn.Module):
         return combine(state, weights, _unit(self.config, self.read, weights.dtype))
 
 
-class TokenCompressor(nn.Module):
+class TokenCompressor(Learned):
     """A causal convolution over tokens for every feature of every channel, and a read vector.
 
     Parameters: ``k d d_v + d_v``. ``forward(state (batch, tokens, d_v, d))`` gives, for each of ``k`` taps, what a
@@ -97,17 +99,16 @@ class TokenCompressor(nn.Module):
     is shifted, and kept between calls, has one channel. :class:`TokenSum` adds them up.
     """
 
-    def __init__(self, config: DDL, place: Place) -> None:
+    def __init__(self, config: Any, place: Place) -> None:
         super().__init__()
         n, factory = config.value_channels, factory_of(place)
         self.config = config
-        self.kernel = nn.Parameter(torch.zeros(n, place.width, config.token_kernel, **factory))
-        self.read = nn.Parameter(torch.full((n,), 1 / n, **factory))
-        with torch.no_grad():
-            if config.start == "preserve":
-                self.kernel[..., -1] = 1
-            else:
-                self.kernel.normal_(std=0.5 / math.sqrt(place.width))
+        self.kernel, self.read = empty(n, place.width, config.token_kernel, **factory), empty(n, **factory)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        _start_kernel(self.config, self.kernel, -1, self.kernel.shape[1])
+        nn.init.constant_(self.read, 1 / len(self.read))
 
     def over_tokens(self) -> TokenSum:
         """The module that must follow each call."""
@@ -156,12 +157,14 @@ class EmbedConv(Mixer):
 
     streams = 1
 
-    def __init__(self, config: DDL, place: Place) -> None:
+    def __init__(self, config: Any, place: Place) -> None:
         super().__init__()
         self.channels = config.value_channels
-        self.kernel = nn.Parameter(torch.zeros(self.channels, place.width, config.token_kernel, **factory_of(place)))
-        with torch.no_grad():
-            self.kernel[..., -1] = 1
+        self.kernel = empty(self.channels, place.width, config.token_kernel, **factory_of(place))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        set_values(self.kernel, _one_tap(self.kernel, -1))
 
     def forward(
         self, h: Tensor, mask: Tensor | None = None, state: State | None = None, keep: bool = False
@@ -184,7 +187,7 @@ class DeltaWrite(DeltaSite):
     With ``write_only`` the erased part ``k^T X`` is left out: same state, compressors and branches.
     """
 
-    def __init__(self, config: DDL, place: Place) -> None:
+    def __init__(self, config: Any, place: Place) -> None:
         super().__init__(config, place, values=config.value_channels)
 
     def forward(self, state: Tensor, f: Tensor, x: Tensor, c: Tensor | None, memo: None) -> Tensor:  # type: ignore[override]
@@ -193,7 +196,20 @@ class DeltaWrite(DeltaSite):
         return delta_write(state, f, beta, v, self.mix, self.eps2, config.start == "preserve", not config.write_only)
 
 
-def _unit(config: DDL, read: Tensor, dtype: torch.dtype) -> Tensor | float:
+def _start_kernel(config: Any, kernel: Tensor, tap: int, width: int) -> None:
+    if config.start == "preserve":
+        set_values(kernel, _one_tap(kernel, tap))
+    else:
+        normal(0.5 / math.sqrt(width))(kernel)
+
+
+def _one_tap(kernel: Tensor, tap: int) -> Tensor:
+    start = torch.zeros(kernel.shape)
+    start[..., tap] = 1
+    return start
+
+
+def _unit(config: Any, read: Tensor, dtype: torch.dtype) -> Tensor | float:
     """What the weights of the channels sum to at a preserving start: one, but for rounding."""
     if config.start != "preserve":
         return 1.0

@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from resfx.methods.base import Method, Place
+from resfx.methods.base import Method, Place, factory_of
+from resfx.methods.learned import Learned, empty, set_values
 from resfx.ops.channels.formula import combine, inverse_deviation, mix
 from resfx.ops.register import accumulator
 
-from .base import Expand, Readout, WideStream, factory_of
+from .base import Expand, Readout, WideStream
 
 READOUTS = ("auto", "mean", "sum", "learned")
 
@@ -88,7 +89,7 @@ def readout_of(config: Any) -> str:
     return "mean" if config.start == "preserve" else "sum"
 
 
-class HyperRead(nn.Module):
+class HyperRead(Learned):
     """The coefficients of one add and the branch's input.
 
     Parameters: ``n (n + 2)``, and ``d (n + 2) + 2`` more where they are dynamic.
@@ -98,14 +99,21 @@ class HyperRead(nn.Module):
         super().__init__()
         n, d, factory = config.n, place.width, factory_of(place)
         self.config, self.eps = config, config.eps
-        self.read = nn.Parameter(torch.zeros(n, **factory))
-        self.write = nn.Parameter(torch.ones(n, **factory))
-        self.mix = nn.Parameter(torch.eye(n, **factory))
-        with torch.no_grad():
-            self.read[place.depth % n] = 1
+        self.leads = place.depth % n
+        self.read, self.write, self.mix = empty(n, **factory), empty(n, **factory), empty(n, n, **factory)
         if config.dynamic:
-            self.dynamic = nn.Parameter(torch.zeros(n + 2, d, **factory))  # rows: read, write, n of the mix
-            self.scale = nn.Parameter(torch.full((2,), config.scale, **factory))  # of read and mix, of write
+            self.dynamic = empty(n + 2, d, **factory)  # rows: read, write, n of the mix
+            self.scale = empty(2, **factory)  # of read and mix, of write
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        unit = torch.eye(self.config.n)
+        set_values(self.read, unit[self.leads])
+        set_values(self.mix, unit)
+        nn.init.ones_(self.write)
+        if self.config.dynamic:
+            nn.init.zeros_(self.dynamic)
+            nn.init.constant_(self.scale, self.config.scale)
 
     def coefficients(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``A_m (..., n)``, ``B (..., n)`` and ``A_r (..., n, n)``, row: from, column: to."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from resfx.methods.base import Method, Place
+from resfx.methods.base import Method, Place, factory_of
+from resfx.methods.learned import Learned, empty, normal, set_values
 from resfx.ops.channels.formula import combine, inverse_deviation, mix, total
 from resfx.ops.register import accumulator
 from resfx.ops.sinkhorn.formula import sinkhorn
 
-from .base import Expand, Readout, WideStream, factory_of
+from .base import Expand, Readout, WideStream
 from .hyper_connections import check_wide, readout_of
 
 
@@ -25,8 +26,9 @@ class MHC(Method):
 
     ``z = RMSNorm(vec X)``, then ``H_pre = sigmoid(a_pre z W_pre + b_pre)``, ``H_post = 2 sigmoid(a_post z W_post +
     b_post)`` and ``H_res = Sinkhorn(exp(a_res z W_res + b_res))``. The row that Sinkhorn leaves short of one by
-    rounding is made exact, so equal channels stay equal exactly. Where a stream enters, all channels are equal and
-    a doubly stochastic mix does nothing: the first add of a stream has no ``H_res``.
+    rounding is made exact, so equal channels stay equal exactly. A doubly stochastic mix does nothing to equal
+    channels nor to their mean or sum: the first add of a stream has no ``H_res``, and the last has one only before a
+    learned readout.
 
     The paper states ``a = 0.01`` and neither ``W`` nor ``b``. Here ``W`` is random, ``b_post = 0``, ``b_res =
     diagonal * I`` and ``b_pre`` gives weight ``lean`` to channel ``k mod n`` at the ``k``-th add and shares the
@@ -38,7 +40,8 @@ class MHC(Method):
         n: channels.
         sinkhorn_iterations: rounds of column and row scaling.
         sinkhorn_newton: Newton steps that carry on to the limit of the rounds, see
-            :func:`resfx.ops.sinkhorn.formula.sinkhorn`; the paper stops after its rounds, which is 0.
+            :func:`resfx.ops.sinkhorn.formula.sinkhorn`. ``None`` is 8 with ``start="preserve"``, and 0 with
+            ``start="published"``: the paper stops after its rounds.
         lean: weight of the leading channel in ``H_pre`` at the start; the paper's tables do not say.
         diagonal: ``b_res`` starts at this multiple of the identity.
         readout: how the channels leave: ``"mean"``, ``"sum"``, ``"learned"``; ``"auto"`` is the mean with
@@ -51,7 +54,7 @@ class MHC(Method):
 
     n: int = 4
     sinkhorn_iterations: int = 20
-    sinkhorn_newton: int = 8
+    sinkhorn_newton: int | None = None
     lean: float = 0.7
     diagonal: float = 4.0
     readout: Literal["auto", "mean", "sum", "learned"] = "auto"
@@ -62,46 +65,73 @@ class MHC(Method):
         check_wide(self, least=2)
         if self.sinkhorn_iterations < 1:
             raise ValueError(f"sinkhorn_iterations must be at least 1, not {self.sinkhorn_iterations}")
-        if self.sinkhorn_newton < 0:
+        if self.sinkhorn_newton is not None and self.sinkhorn_newton < 0:
             raise ValueError(f"sinkhorn_newton must not be negative, not {self.sinkhorn_newton}")
         if not 0 < self.lean < 1:
             raise ValueError(f"lean must lie between 0 and 1, not {self.lean}")
 
     def build_stream(self, places: Sequence[Place]) -> WideStream:
-        reads = [None if p.parallel else ManifoldRead(self, p) for p in places]
-        writes = [ManifoldWrite(p.parallel) for p in places]
-        return WideStream(Expand(self.n), list(reads), list(writes),
-                          Readout(self.n, readout_of(self), factory_of(places[-1])))  # fmt: skip
+        adds = [i for i, p in enumerate(places) if not p.parallel]
+        mixing = adds[1:] if readout_of(self) == "learned" else adds[1:-1]
+        reads = [None if p.parallel else ManifoldRead(self, p, i in mixing) for i, p in enumerate(places)]
+        return WideStream(
+            Expand(self.n), list(reads), [ManifoldWrite(p.parallel) for p in places],
+            Readout(self.n, readout_of(self), factory_of(places[-1])),
+        )  # fmt: skip
+
+    @property
+    def rounds(self) -> tuple[int, int]:
+        """Rounds of scaling, and Newton steps behind them."""
+        newton = 8 if self.start == "preserve" else 0
+        return self.sinkhorn_iterations, newton if self.sinkhorn_newton is None else self.sinkhorn_newton
 
 
 mHC = MHC
 
 
-class ManifoldRead(nn.Module):
-    """The coefficients of one add and the branch's input. Parameters: ``n d (n^2 + 2n) + n^2 + 2n + 3``."""
+class ManifoldRead(Learned):
+    """The coefficients of one add and the branch's input. Parameters: ``n d (n^2 + 2n) + n^2 + 2n + 3``; without
+    ``H_res``, ``2 n^2 d + 2n + 2``.
+
+    Args:
+        mixes: whether the add has an ``H_res``.
+    """
 
     origin: Tensor | None
 
-    def __init__(self, config: MHC, place: Place) -> None:
+    def __init__(self, config: MHC, place: Place, mixes: bool) -> None:
         super().__init__()
         n, factory = config.n, factory_of(place)
-        self.config, self.mixes, self.eps = config, place.depth > 0, config.eps
-        self.rounds = config.sinkhorn_iterations, config.sinkhorn_newton
-        rows = n * n + 2 * n if self.mixes else 2 * n
-        self.projection = nn.Parameter(torch.empty(rows, n * place.width, **factory))  # pre, post, res by rows
-        alpha = 0.0 if config.start == "preserve" else 0.01
-        self.alpha = nn.Parameter(torch.full((3 if self.mixes else 2,), alpha, **factory))
-        rest = (1 - config.lean) / (n - 1)
-        weights = torch.tensor([config.lean if j == place.depth % n else rest for j in range(n)], dtype=torch.float64)
-        pre = torch.logit(weights).to(**factory)
-        self.pre, self.post = nn.Parameter(pre), nn.Parameter(torch.zeros(n, **factory))
-        self.res = nn.Parameter(config.diagonal * torch.eye(n, **factory)) if self.mixes else None
-        self.register_buffer("origin", pre.clone() if config.start == "preserve" else None, persistent=False)
+        self.config, self.eps, self.leads = config, config.eps, place.depth % config.n
+        self.projection = empty(n * n + 2 * n if mixes else 2 * n, n * place.width, **factory)  # pre, post, res by rows
+        self.alpha = empty(3 if mixes else 2, **factory)
+        self.pre, self.post = empty(n, **factory), empty(n, **factory)
+        self.res = empty(n, n, **factory) if mixes else None
+        origin = torch.empty(n, **factory) if config.start == "preserve" else None
+        self.register_buffer("origin", origin, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Projections with unit variance on a normalised state."""
-        nn.init.normal_(self.projection, std=1 / math.sqrt(self.projection.shape[1]))
+        """Projections with unit variance on a normalised state, and what the config says of the rest."""
+        config, n = self.config, self.config.n
+        weights = torch.full((n,), (1 - config.lean) / (n - 1), dtype=torch.float64)
+        weights[self.leads] = config.lean
+        pre = torch.logit(weights)
+        normal(1 / math.sqrt(self.projection.shape[1]))(self.projection)
+        nn.init.constant_(self.alpha, 0.0 if config.start == "preserve" else 0.01)
+        set_values(self.pre, pre)
+        nn.init.zeros_(self.post)
+        if self.res is not None:
+            set_values(self.res, config.diagonal * torch.eye(n))
+        if self.origin is not None:
+            set_values(self.origin, pre)
+
+    def upgrade(self, state: dict[str, Any], prefix: str) -> None:
+        """Older saves have an ``H_res`` at the last add, which no mean or sum of the channels sees: it is left out."""
+        if self.res is None and f"{prefix}res" in state:
+            del state[f"{prefix}res"]
+            for name in ("projection", "alpha"):
+                state[prefix + name] = state[prefix + name][: len(self.get_parameter(name))].clone()
 
     def coefficients(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | float]:
         """``H_pre (..., n)``, ``H_post (..., n)``, ``H_res (..., n, n)``, and what ``H_pre`` summed to at the start,
@@ -117,7 +147,7 @@ class ManifoldRead(nn.Module):
         res = None
         if self.res is not None:
             res = (alpha[2] * seen[..., 2 * n :]).unflatten(-1, (n, n)) + self.res.to(wide)
-            res = sinkhorn(res, *self.rounds)
+            res = sinkhorn(res, *self.config.rounds)
         unit: Tensor | float = 1.0
         if self.origin is not None:  # computed like the weights themselves, so that the difference starts at zero
             start = torch.sigmoid(torch.zeros_like(pre) + self.origin.to(wide))

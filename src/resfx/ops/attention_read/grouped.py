@@ -4,8 +4,8 @@ One compiled loop over all ``n`` sources is fast, but it is a loop of its own fo
 grows with ``n``: a model that reads full depth compiles every count there is. Here a long read is a running softmax
 over groups of a fixed size, and its backward pass needs one group at a time. The groups are regions that
 ``torch.compile`` compiles once and calls from every read; only a read's first group, the remainder, has other sizes.
-A model compiled block by block compiles the groups themselves, in the sizes of :mod:`._chunks`, and runs what is
-between them as it is.
+A model compiled block by block compiles the groups themselves, in the sizes of :mod:`resfx.ops.chunks`, and runs what
+is between them as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from resfx.ops.chunks import Compiler, chunk_compiler, cut
-from resfx.ops.register import accumulator, column_sum, per_row, plus
+from resfx.ops.inductor import column_sum, per_row
+from resfx.ops.register import accumulator, plus
 
 GROUP = 8  # sources that share one loop in a model compiled as one graph, and the most that are read in one loop
 
@@ -31,7 +32,7 @@ Running = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 def grouped_read(sources: Sequence[Tensor], query: Tensor, eps: float, relative: bool) -> Tensor:
-    """:func:`resfx.methods.depth.base.attention_read` without base and gate, for ``torch.compile``.
+    """:func:`resfx.ops.attention_read.formula.attention_read` without base and gate, for ``torch.compile``.
 
     With equal scores all exponentials are one, the two sums of a relative read are the same sum, and it is zero
     exactly.

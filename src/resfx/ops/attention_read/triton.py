@@ -110,16 +110,16 @@ def _backward(
 def supported(
     sources: Sequence[Tensor], query: Tensor, base: Tensor | None, gate: Tensor | None, eps: float, relative: bool
 ) -> bool:
-    """Whether the kernels take these: sources of one shape and type, a query ``(d,)`` and a gate ``()``."""
+    """Whether the kernels take these: sources of one shape and type, a query ``(d,)`` and one number for a gate."""
     queried = query.shape == sources[0].shape[-1:] and query.dtype in KERNEL_TYPES
-    gated = gate is None or (gate.ndim == 0 and gate.dtype in KERNEL_TYPES)
+    gated = gate is None or (gate.shape in ((), (1,)) and gate.dtype in KERNEL_TYPES)
     return rows_fit(sources, base) and queried and gated
 
 
 def forward(
     sources: Sequence[Tensor], query: Tensor, base: Tensor | None, gate: Tensor | None, eps: float, relative: bool
 ) -> Tensor:
-    """:func:`resfx.methods.depth.base.attention_read`."""
+    """:func:`resfx.ops.attention_read.formula.attention_read`."""
     sources, d = in_one_piece(sources), sources[0].shape[-1]
     table = addresses(sources)
     out = torch.empty_like(sources[0] if base is None else base, memory_format=torch.contiguous_format)
@@ -147,5 +147,5 @@ def gradients(
             grad.contiguous(), table, query.contiguous(), given(gate, grad), gs, gq, ggate, len(sources), d, rows, eps,
             GATE=gate is not None, RELATIVE=relative, SOURCES=len(table), **launch(d),
         )  # fmt: skip
-    to_gate = None if gate is None else ggate.sum(0).to(gate.dtype)
+    to_gate = None if gate is None else ggate.sum(0).to(gate.dtype).view(gate.shape)
     return list(gs.unbind(0)), gq.sum(0).to(query.dtype), None if base is None else grad, to_gate, None, None

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from resfx.ops.register import accumulator, per_row, plus
+from resfx.ops.inductor import per_row
+from resfx.ops.register import accumulator, plus
 
 from .grouped import score
 
@@ -61,7 +62,7 @@ def _scores(source: Tensor, table: Tensor, eps: float) -> Tensor:
 
 
 def intra_block(ahead: Ahead, partial: Tensor | None, query: Tensor, base: Tensor | None, eps: float) -> Tensor:
-    """Phase two: the read that :func:`resfx.methods.depth.base.attention_read` gives of all sources at once.
+    """Phase two: the read that :func:`resfx.ops.attention_read.formula.attention_read` gives of all sources at once.
 
     Args:
         ahead: of the finished blocks.

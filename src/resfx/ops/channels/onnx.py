@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from resfx.export.operators import FusedOperator, attribute, operator_schema, output, tensor
-
-_STASH = ("stash_type", int, "type that the computation runs in: float for half types")
+from resfx.ops.onnx import runtime_kernel
 
 
 def combine_body(op: Any, state: Any, weights: Any, unit: Any, *, centred: bool, stash_type: Any) -> Any:
@@ -57,68 +55,24 @@ def delta_body(
     return op.CastLike(op.Add(op.Add(x, fw) if add else x, op.Mul(weight, fw)), state)
 
 
-OPERATOR = [
-    FusedOperator(
-        torch_name="resfx::combine_channels",
-        schema=operator_schema(
-            "CombineChannels",
-            "Channels to one vector, sum_j w_j X_j. With centred the weights sum to unit but for an excess, and the sum"
-            " is (1 + excess) X_0 + sum_j w_j (X_j - X_0): equal channels give themselves where it is zero.",
-            inputs=[
-                tensor("state", "T", "(..., n, d)"),
-                tensor("weights", "W", "(..., n, 1), (n, 1) or (n, d)"),
-                tensor("unit", "U", "what the weights sum to, 1 by default: a number, (1,), (..., 1) or (d,)", True),
-            ],
-            outputs=[output("y", "T", "(..., d)")],
-            attributes=[
-                attribute("centred", int, "whether to take differences"),
-                attribute(*_STASH),
-            ],
-        ),
-        body=combine_body,
-        flags=("centred",),
-    ),
-    FusedOperator(
-        torch_name="resfx::mix_channels",
-        schema=operator_schema(
-            "MixChannels",
-            "Hyper-Connections write (arXiv 2409.19606, equation 5; 2512.24880, equation 3): M X + w f. With unit the"
-            " rows of M sum to one and the mix is X_0 + M (X - X_0).",
-            inputs=[
-                tensor("state", "T", "X, (..., n, d)"),
-                tensor("f", "T", "branch output, (..., d)"),
-                tensor("write", "W", "w, (..., n) or (n,)"),
-                tensor("matrix", "M", "row: to, column: from; (..., n, n) or (n, n)", optional=True),
-            ],
-            outputs=[output("y", "T", "(..., n, d)")],
-            attributes=[attribute("unit", int, "whether rows of the matrix sum to one"), attribute(*_STASH)],
-        ),
-        body=mix_body,
-        flags=("unit",),
-    ),
-    FusedOperator(
-        torch_name="resfx::delta_write",
-        schema=operator_schema(
-            "DeltaWrite",
-            "The delta shortcut on every channel with one gate and one direction (arXiv 2601.00417, section 4): with"
-            " k = f / sqrt(|f|^2 + eps2), X_j + beta (v_j - k.X_j) k, or, with add, X_j + f + that; see DeltaShortcut"
-            " for mix. Without erase k.X_j is left out.",
-            inputs=[
-                tensor("state", "T", "X, (..., n, d)"),
-                tensor("f", "T", "branch output, (..., d)"),
-                tensor("beta", "G", "gate, (..., 1)"),
-                tensor("v", "G", "targets, (..., n)"),
-                tensor("mix", "M", "interpolation, () or (d,)", optional=True),
-            ],
-            outputs=[output("y", "T", "(..., n, d)")],
-            attributes=[
-                attribute("eps2", float, "added to the squared norm of f"),
-                attribute("add", int, "whether f is added to every channel"),
-                attribute("erase", int, "whether what the state holds along f is taken off"),
-                attribute(*_STASH),
-            ],
-        ),
-        body=delta_body,
-        flags=("add", "erase"),
-    ),
-]
+def pre_mix(op: Any, state: Any, weights: Any, unit: Any, **settings: Any) -> Any:
+    """By ONNX Runtime's ``HyperConnectionPreMix``. What the weights sum to differs from ``unit`` by what was learned,
+    and ``unit`` from one by rounding only."""
+    shape = op.Concat(op.Shape(state, start=0, end=-1), op.Shape(weights, start=-1), axis=0)
+    return runtime_kernel(op, "HyperConnectionPreMix", state, op.Expand(weights, shape))
+
+
+def post_mix(op: Any, state: Any, f: Any, write: Any, matrix: Any, *, rank: int, **settings: Any) -> Any:
+    """By ONNX Runtime's ``HyperConnectionPostMix``, whose matrix has rows for what is read."""
+    if matrix is not None:
+        matrix = op.Transpose(matrix, perm=[*range(rank - 2), rank - 1, rank - 2])
+        leading = op.Shape(state, start=0, end=-2)
+        matrix = op.Expand(matrix, op.Concat(leading, op.Shape(matrix, start=-2), axis=0))
+    write = op.Expand(write, op.Shape(state, start=0, end=-1))
+    return runtime_kernel(op, "HyperConnectionPostMix", state, f, write, matrix)
+
+
+def matrix_rank(node: Any) -> dict[str, int] | None:
+    """How many axes the matrix has."""
+    matrix = node.inputs[3]
+    return {"rank": 0} if matrix is None else None if matrix.shape is None else {"rank": len(matrix.shape)}

@@ -109,7 +109,7 @@ def supported(
     """Whether the kernels take these: operands as documented, none broadcast."""
     *lead, n, d = state.shape
     shaped = list(f.shape) == [*lead, d] and list(beta.shape) == [*lead, 1] and list(v.shape) == [*lead, n]
-    mixed = mix is None or ((mix.ndim == 0 or mix.shape == f.shape[-1:]) and mix.dtype in KERNEL_TYPES)
+    mixed = mix is None or ((mix.ndim == 0 or mix.shape in ((1,), f.shape[-1:])) and mix.dtype in KERNEL_TYPES)
     return row_fits(state) and shaped and mixed and all(t.dtype in KERNEL_TYPES for t in (f, beta, v))
 
 
@@ -145,8 +145,8 @@ def gradients(
             grad, rows, f, beta, v, given(mix, f), gx, gf, gbeta, gv, gmix, rows.stride()[:2], n, d, count, eps2,
             ADD=add, ERASE=erase, MIX=kind, **launch(d),
         )  # fmt: skip
-    return gx, gf, gbeta, gv, None if mix is None else gmix.sum(0).to(mix.dtype), None, None, None
+    return gx, gf, gbeta, gv, None if mix is None else gmix.sum(0).to(mix.dtype).view(mix.shape), None, None, None
 
 
 def _kind(mix: Tensor | None) -> str:
-    return "none" if mix is None else "channel" if mix.ndim else "scalar"
+    return "none" if mix is None else "scalar" if mix.numel() == 1 else "channel"

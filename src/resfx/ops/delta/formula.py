@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx.ops.register import accumulator, fused, per_row, transforming
+from resfx.ops.inductor import per_row
+from resfx.ops.register import accumulator, fused, transforming
 
 
 def delta_formula(
@@ -27,7 +28,7 @@ def delta_formula(
     weight = beta.to(wide) * (v.to(wide) - p) * scale
     if mix is not None:
         weight = mix.to(wide) * (weight - 1)
-    if mix is None or mix.ndim == 0:
+    if mix is None or mix.numel() == 1:
         weight = per_row(weight, squares)
     if add:
         base = x + f if total is None else total
@@ -62,7 +63,7 @@ def delta_shortcut(
         f: branch output, the direction of the update, ``(..., d)``.
         beta: gate, ``(..., 1)``.
         v: target read-out, ``(..., 1)``.
-        mix: interpolation, ``()`` or ``(d,)``.
+        mix: interpolation, one number, ``()`` or ``(1,)``, or ``(d,)``.
         total: ``x + f`` as the host computes it (``torch.add`` with ``alpha`` rounds once, not twice).
         eps2: added to the squared norm of ``f``.
         add: whether the plain sum is the base.
@@ -77,7 +78,7 @@ def canonical(x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None,
     """Whether no operand is broadcast or promoted but as :func:`delta_shortcut` says."""
     same = x.shape == f.shape and x.dtype == f.dtype
     gates = beta.shape == v.shape == (*x.shape[:-1], 1)
-    mixed = mix is None or mix.ndim == 0 or mix.shape == x.shape[-1:]
+    mixed = mix is None or mix.ndim == 0 or mix.shape in ((1,), x.shape[-1:])
     return same and gates and mixed and (total is None or (total.shape == x.shape and total.dtype == x.dtype))
 
 
@@ -121,12 +122,13 @@ def delta_gradients(
     gmix = None
     if mix is not None:
         weight, m = weight - 1, mix.to(wide)
-    if mix is None or (mix.ndim == 0 and not reduce):
+    one = mix is not None and mix.numel() == 1
+    if mix is None or (one and not reduce):
         a = gf.sum(-1, keepdim=True)
         if mix is not None:
             gmix, a, weight = (a * weight).sum(), m * a, m * weight
     else:
-        gmix = (gf * weight).sum(-1).sum() if mix.ndim == 0 else (gf * weight).sum_to_size(mix.shape)
+        gmix = (gf * weight).sum(-1).sum() if one else (gf * weight).sum_to_size(mix.shape)
         weight, gf = m * weight, m * gf
         a = gf.sum(-1, keepdim=True)
     across = -a * b * scale * scale  # for f . x
@@ -139,7 +141,7 @@ def delta_gradients(
     gx = across * fw if add and total else torch.addcmul(g, across, fw)
     gf = torch.addcmul(g, weight, g) if plain else weight * g
     gf = torch.addcmul(torch.addcmul(gf, across, xw), along, fw)
-    gmix = None if mix is None or gmix is None else gmix.to(mix.dtype)
+    gmix = None if mix is None or gmix is None else gmix.to(mix.dtype).view(mix.shape)
     return gx.to(x.dtype), gf.to(f.dtype), gbeta.to(beta.dtype), gv.to(v.dtype), gmix
 
 

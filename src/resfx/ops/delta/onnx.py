@@ -1,10 +1,10 @@
-"""The delta shortcut as ONNX sees it: the schema of its node and the body that runs where no kernel does."""
+"""The delta shortcut as ONNX sees it: the bodies of its node."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from resfx.export.operators import FusedOperator, attribute, operator_schema, output, tensor
+from resfx.ops.onnx import runtime_kernel
 
 
 def body(op: Any, x: Any, f: Any, *given: Any, stash_type: Any, **settings: Any) -> Any:
@@ -34,28 +34,13 @@ def base_and_weight(
     return (op.Add(x, f) if total is None else total), weight
 
 
-OPERATOR = FusedOperator(
-    torch_name="resfx::delta_shortcut",
-    schema=operator_schema(
-        "DeltaShortcut",
-        "A residual add as a gated rank-one update (arXiv 2601.00417): with k = f / sqrt(|f|^2 + eps2) and p = k.x,"
-        " base + beta (v - p) k, or base + mix (beta (v - p) k - f) where mix is given; base is x, or x + f with add"
-        " (total, where given, is that sum as the host computes it).",
-        inputs=[
-            tensor("x", "T", "stream, (..., d)"),
-            tensor("f", "T", "branch output, (..., d)"),
-            tensor("beta", "G", "gate, (..., 1)"),
-            tensor("v", "G", "target read-out, (..., 1)"),
-            tensor("mix", "M", "interpolation, () or (d,)", optional=True),
-            tensor("total", "T", "x + f, (..., d)", optional=True),
-        ],
-        outputs=[output("y", "T", "the new stream, (..., d)")],
-        attributes=[
-            attribute("eps2", float, "added to the squared norm of f"),
-            attribute("add", int, "whether the plain sum is the base"),
-            attribute("stash_type", int, "type that the computation runs in: float for half types"),
-        ],
-    ),
-    body=body,
-    flags=("add",),
-)
+def gated_add(op: Any, x: Any, f: Any, beta: Any, v: Any, mix: Any, total: Any, **settings: Any) -> Any:
+    """By ONNX Runtime's ``GatedAdd``, which takes one weight per row."""
+    base, weight = base_and_weight(op, x, f, beta, v, mix, total, **settings)
+    return runtime_kernel(op, "GatedAdd", base, f, op.CastLike(weight, f))
+
+
+def one_mix(node: Any) -> dict[str, int] | None:
+    """Whether the interpolation is one number, not one per feature."""
+    mix = node.inputs[4]
+    return {} if mix is None or (mix.shape is not None and tuple(mix.shape) in ((), (1,))) else None

@@ -134,9 +134,9 @@ def gradients(
             grad, x, f, beta, v, given(mix, x), gx, gf, gbeta, gv, partial, rows, d, eps2,
             BASE=base, MIX=kind, **launch(d),
         )  # fmt: skip
-    gmix = None if mix is None else partial.sum(0).to(mix.dtype)
+    gmix = None if mix is None else partial.sum(0).to(mix.dtype).view(mix.shape)
     return gx, gf, gbeta, gv, gmix, grad if base == "total" else None, None, None
 
 
 def _kind(mix: Tensor | None) -> str:
-    return "none" if mix is None else "channel" if mix.ndim else "scalar"
+    return "none" if mix is None else "scalar" if mix.numel() == 1 else "channel"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from resfx.export.operators import FusedOperator, attribute, operator_schema, output, tensor
+from resfx.ops.onnx import runtime_kernel
 
 _END = 2**62
 
 
 def body(op: Any, x: Any, weight: Any, bias: Any, base: Any, *, silu: bool, kernel: int, stash_type: Any) -> Any:
-    """:func:`resfx.methods.sequence.local_conv.short_convolution`, tap by tap: no transposed copy of the positions."""
+    """:func:`resfx.ops.short_convolution.formula.short_convolution`, tap by tap, without a transposed copy."""
     axis, total = op.Constant(value_ints=[1]), None
     weight = op.Cast(weight, to=stash_type)
     for s in range(kernel):
@@ -26,26 +26,20 @@ def body(op: Any, x: Any, weight: Any, bias: Any, base: Any, *, silu: bool, kern
     return mixed if base is None else op.Add(base, mixed)
 
 
-OPERATOR = FusedOperator(
-    torch_name="resfx::short_convolution_node",
-    schema=operator_schema(
-        "ShortConvolution",
-        "base + act(sum_s weight[:, s] x[:, t + s] + bias): the position itself and k - 1 others, padded or kept from"
-        " before.",
-        inputs=[
-            tensor("x", "T", "(batch, T + k - 1, d)"),
-            tensor("weight", "W", "(d, k)"),
-            tensor("bias", "W", "(d,)", optional=True),
-            tensor("base", "T", "(batch, T, d)", optional=True),
-        ],
-        outputs=[output("y", "T", "(batch, T, d)")],
-        attributes=[
-            attribute("silu", int, "whether act is SiLU; else nothing"),
-            attribute("kernel", int, "k"),
-            attribute("stash_type", int, "type that the sum runs in: float for half types"),
-        ],
-    ),
-    body=body,
-    flags=("silu", "kernel"),
-    derived={"kernel": lambda given: given["weight"].shape[1]},
-)
+def with_state(op: Any, x: Any, weight: Any, bias: Any, base: Any, *, silu: bool, kernel: int, **settings: Any) -> Any:
+    """By ONNX Runtime's ``CausalConvWithState``, to which earlier positions are a state."""
+    number = lambda n: op.Constant(value_ints=[n])
+    past = op.Slice(x, number(0), number(kernel - 1), number(1))
+    here = op.Slice(x, number(kernel - 1), number(_END), number(1))
+    weight = op.Unsqueeze(op.CastLike(weight, x), number(1))
+    bias = None if bias is None else op.CastLike(bias, x)
+    activation = "silu" if silu else "none"
+    mixed, _ = runtime_kernel(
+        op, "CausalConvWithState", here, weight, bias, past, channels_last=1, activation=activation, _outputs=2
+    )
+    return mixed if base is None else op.Add(base, mixed)
+
+
+def several(node: Any) -> dict[str, int] | None:
+    """Whether there is more than one tap."""
+    return {} if node.attributes["kernel"].as_int() > 1 else None

@@ -96,7 +96,7 @@ def supported(
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None, silu: bool, left: int, size: int
 ) -> Tensor:
-    """:func:`resfx.methods.sequence.local_conv.short_convolution`."""
+    """:func:`resfx.ops.short_convolution.formula.short_convolution`."""
     out = (x if base is None else base).new_empty((x.shape[0], size, x.shape[-1]))
     _run(x, weight, bias, base, out, silu, left)
     return out

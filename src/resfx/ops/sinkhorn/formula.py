@@ -96,7 +96,7 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
 
 class _Sinkhorn(torch.autograd.Function):
     """One matrix is kept, not one per scaling: the result where that is enough, which who mixes with it keeps anyway.
-    That is why the kernels are called from here: what ``_operators.fused`` registers keeps its operands.
+    That is why the kernels are called from here: what ``register.fused`` registers keeps its operands.
 
     After Newton steps the gradient is that of the limit: ``P (G - a 1^T - 1 b^T)`` with the ``a`` and ``b`` that give
     its rows and columns a sum of zero. Without them it is that of the rounds, which are run again.

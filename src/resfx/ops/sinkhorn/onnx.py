@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from resfx.export.operators import FusedOperator, attribute, operator_schema, output, tensor
-
 _RANGE, _STRIDE = 40.0, 4.0  # as in resfx.ops.sinkhorn.formula.sinkhorn_formula
 
 
@@ -53,24 +51,3 @@ def _solve(op: Any, matrix: Any, right: Any, size: int, stash_type: Any) -> Any:
     found = op.Gather(table, op.Constant(value_int=size - 1), axis=-1)
     last = op.Expand(wide(np.zeros(())), op.Concat(op.Shape(found, start=0, end=-1), axes(1), axis=0))
     return op.Concat(found, last, axis=-1)
-
-
-OPERATOR = FusedOperator(
-    torch_name="resfx::sinkhorn",
-    schema=operator_schema(
-        "Sinkhorn",
-        "exp(logits), none more than 40 below its matrix's largest, scaled to unit column and row sums in turn (mHC,"
-        " arXiv 2512.24880, equation 9), then by Newton steps on the logarithms of the column scales.",
-        inputs=[tensor("logits", "T", "(..., n, n)")],
-        outputs=[output("y", "T", "(..., n, n)")],
-        attributes=[
-            attribute("iterations", int, "rounds of columns, then rows"),
-            attribute("newton", int, "Newton steps after them"),
-            attribute("size", int, "n"),
-            attribute("stash_type", int, "type that the computation runs in: float for half types"),
-        ],
-    ),
-    body=body,
-    flags=("iterations", "newton", "size"),
-    derived={"size": lambda given: given["logits"].shape[-1]},
-)

@@ -53,7 +53,7 @@ def supported(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None) -
 
 
 def forward(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None) -> Tensor:
-    """:func:`resfx.methods.depth.base.weighted_sum`."""
+    """:func:`resfx.ops.weighted_sum.formula.weighted_sum`."""
     sources, d = in_one_piece(sources), sources[0].shape[-1]
     out = torch.empty_like(sources[0] if base is None else base, memory_format=torch.contiguous_format)
     with on(out):

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from resfx.export.operators import FusedOperator, attribute, operator_schema, output, tensor
-from resfx.ops.weighted_sum.onnx import body as weighted_sum
+from resfx.ops.onnx import runtime_kernel
+from resfx.ops.weighted_sum.onnx import body as weighted_sum_body
 
 from .formula import SMALLEST_BLOCK, reach
 
@@ -95,52 +95,37 @@ def row_body(op: Any, q: Any, *positions: Any, scale: Any, stash_type: Any) -> A
     keys, values = positions[: len(positions) // 2], positions[len(positions) // 2 :]
     scores = [op.ReduceSum(op.Mul(query, op.Cast(k, to=stash_type)), last, keepdims=1) for k in keys]
     scaled = op.Mul(op.Concat(*scores, axis=-1), factor(op, q, scale, stash_type))
-    return weighted_sum(op, op.Softmax(scaled, axis=-1), None, *values, stash_type=stash_type)
+    return weighted_sum_body(op, op.Softmax(scaled, axis=-1), None, *values, stash_type=stash_type)
 
 
-WINDOW = FusedOperator(
-    torch_name="resfx::windowed_attention_node",
-    schema=operator_schema(
-        "WindowedAttention",
-        "Softmax attention of position t over t - w + 1 .. t (causal) or t - w // 2 .. t + (w - 1) // 2; with chunk"
-        " over w (t // w) .. t, or its whole chunk. S > T: the queries are the last T of S positions. A query that may"
-        " read nothing gets zeros.",
-        inputs=[
-            tensor("q", "T", "(batch, heads, T, d_k)"),
-            tensor("k", "T", "(batch, heads_k, S, d_k); heads_k divides heads"),
-            tensor("v", "T", "(batch, heads_k, S, d_v)"),
-            tensor("mask", "I", "which positions may be read, (batch, S) or (S,)", optional=True),
-        ],
-        outputs=[output("y", "T", "(batch, heads, T, d_v)")],
-        attributes=[
-            attribute("window", int, "positions read, w"),
-            attribute("causal", int, "whether no later position is read"),
-            attribute("chunk", int, "whether the window is the position's chunk"),
-            attribute("scale", float, "factor of the scores; 0 for 1 / sqrt(d_k)"),
-            attribute("stash_type", int, "type that softmax runs in: float for half types"),
-        ],
-    ),
-    body=body,
-    flags=("window", "causal", "chunk"),
-)
+def group_query(
+    op: Any, q: Any, k: Any, v: Any, mask: Any, *, window: int, scale: Any, heads: int, shared: int, width: int,
+    **settings: Any,
+) -> Any:  # fmt: skip
+    """By ONNX Runtime's ``GroupQueryAttention``, which takes heads side by side and the rows' lengths."""
 
-ROW = FusedOperator(
-    torch_name="resfx::windowed_attention_row_node",
-    schema=operator_schema(
-        "WindowedAttentionRow",
-        "Softmax attention of one query over n positions for every token: the depth read of Residual Stream Duality"
-        " (arXiv 2603.16039, section 2.2).",
-        inputs=[
-            tensor("q", "T", "(..., heads, d_k)"),
-            tensor("positions", "T", "n keys (..., heads, d_k), then n values (..., heads, d_v)", many=True),
-        ],
-        outputs=[output("y", "T", "(..., heads, d_v)")],
-        attributes=[
-            attribute("scale", float, "factor of the scores; 0 for 1 / sqrt(d_k)"),
-            attribute("stash_type", int, "type that softmax and sums run in: float for half types"),
-        ],
-    ),
-    body=row_body,
-)
+    def rows(x: Any, count: int) -> Any:  # (batch, heads, T, width) to (batch, T, heads * width)
+        shape = op.Constant(value_ints=[0, 0, count * width])
+        return op.Reshape(op.Transpose(x, perm=[0, 2, 1, 3]), shape)
 
-OPERATOR = [WINDOW, ROW]
+    size = op.Shape(q, start=2, end=3)
+    last = op.Cast(op.Sub(size, op.Constant(value_ints=[1])), to=6)
+    lengths = op.Expand(last, op.Shape(q, start=0, end=1))
+    total = op.Squeeze(op.Cast(size, to=6))
+    read = runtime_kernel(
+        op, "GroupQueryAttention", rows(q, heads), rows(k, shared), rows(v, shared), None, None, lengths, total,
+        num_heads=heads, kv_num_heads=shared, local_window_size=window, scale=scale,
+    )  # fmt: skip
+    return op.Transpose(op.Reshape(read, op.Constant(value_ints=[0, 0, heads, width])), perm=[0, 2, 1, 3])
+
+
+def grouped_heads(node: Any) -> dict[str, int] | None:
+    """Heads and their width, of causal windows without a mask and with as many keys as queries."""
+    q, k, v, mask = node.inputs
+    settings = {name: node.attributes[name].as_int() for name in ("causal", "chunk")}
+    if mask is not None or settings != {"causal": 1, "chunk": 0} or any(x.shape is None for x in (q, k, v)):
+        return None
+    heads, shared, width = q.shape[1], k.shape[1], q.shape[3]
+    if q.shape[2] != k.shape[2] or v.shape[3] != width or not all(isinstance(n, int) for n in (heads, shared, width)):
+        return None
+    return {"heads": heads, "shared": shared, "width": width} if width % 8 == 0 else None

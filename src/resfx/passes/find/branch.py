@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -123,7 +122,7 @@ class Branch:
         return None
 
     def norm(self, tree: nn.Module) -> nn.Module | None:
-        """A copy of the norm that opens the branch, ``None`` where the fork is a norm's output already.
+        """The norm that opens the branch, the host's own; ``None`` where the fork is a norm's output already.
 
         A norm written out in a block's own code has no module: its place takes a fresh root-mean-square norm.
         """
@@ -134,7 +133,7 @@ class Branch:
         if type(module).forward is nn.Module.forward:  # an exported program keeps parameters, not code
             return self._norm_of_operator(context, module)
         if not list(module.children()) and 1 <= len(list(module.parameters())) <= 2:
-            return copy.deepcopy(module)
+            return module
         return nn.RMSNorm(self.site.width or 1)
 
     def _norm_of_operator(self, context: fx.Node, module: nn.Module) -> nn.Module:

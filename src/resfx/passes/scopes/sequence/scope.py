@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from resfx.errors import NoSitesError, VariantError
 from resfx.methods.base import Method, Place
+from resfx.methods.learned import copied_norm
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.find.attention import NO_ATTENTION, REMEDIES, Attention, branch_region, find_attention
 from resfx.passes.find.branch import NO_MLP, Branch
@@ -135,7 +136,7 @@ def place_for(branch: Branch, point: Point, guide: Attention, tree: nn.Module) -
     return Place(
         width=width, context_width=width, kind=site.kind, depth=site.depth, dtype=kind, device=value.device,
         point=point.point, heads=heads, causal=guide.causal,
-        norm=None if norm is None else norm.to(device=value.device, dtype=kind),
+        norm=None if norm is None else copied_norm(norm, device=value.device, dtype=kind),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-// Short windows and short convolutions over positions. What each computes is in resfx/ops/*/onnx.py.
+// Attention over a short window. What it computes is in record.py beside this file.
 #pragma once
 
 #include "arithmetic.h"
@@ -46,36 +46,30 @@ void windowed_attention(const Call& c) {
   });
 }
 
-// inputs x (batch, T + k - 1, d), weight (d, k), bias?, base? (batch, T, d)
+// inputs q, then keys and as many values
 template <class T>
-void short_convolution(const Call& c) {
+void windowed_attention_row(const Call& c) {
   using A = Wide<T>;
-  Tensor x = c.in(0), taps = c.in(1), base = c.in(3);
-  require(x.shape.size() == 3 && taps.shape.size() == 2 && taps.dim(2) == x.dim(1), "weight must be (d, k)");
-  size_t d = x.dim(1), length = x.dim(2), k = taps.dim(1);
-  require(k && length + 1 >= k, "x must have k - 1 positions more than the result");
-  size_t size = length + 1 - k, rows = x.dim(3) * size;
-  std::vector<A> given = numbers<A>(taps), weight(d * k), bias = numbers<A>(c.in(2));
-  for (size_t i = 0; i < d; ++i)
-    for (size_t s = 0; s < k; ++s) weight[s * d + i] = given[i * k + s];
-  require(bias.empty() || bias.size() == d, "bias must have one number per feature");
-  bool silu = c.kernel.whole[0];
-  Shape shape = {x.shape[0], int64_t(size), x.shape[2]};
-  require(!base || base.shape == shape, "base must have the shape of the result");
-  const T* bases = rows_of<T>(base);
-  T* ys = c.out<T>(shape);
-  over_rows<A>(c, rows, k * d, d, [&](size_t row, size_t end, A* sum) {
+  Tensor q = c.in(0);
+  std::vector<Tensor> given = c.rest(1);
+  size_t n = given.size() / 2;
+  require(given.size() == 2 * n && n, "there must be as many keys as values");
+  std::vector<Tensor> last(given.begin() + ptrdiff_t(n), given.end());
+  given.resize(n);
+  std::vector<const T*> keys = rows_of<T>(given), values = rows_of<T>(last);
+  size_t dk = q.dim(1), dv = last[0].dim(1), rows = dk ? q.count() / dk : 0;
+  require(given[0].shape == q.shape && last[0].count() == rows * dv, "keys must have the shape of the query");
+  A scale = c.kernel.real[0] != 0 ? A(c.kernel.real[0]) : 1 / std::sqrt(A(dk));
+  T* ys = c.out<T>(last[0].shape);
+  over_rows<A>(c, rows, n * (dk + dv), 2 * dk + dv + n, [&](size_t row, size_t end, A* room) {
+    A *sum = room + 2 * dk, *weights = sum + dv;
     for (; row < end; ++row) {
-      const T* from = rows_of<T>(x) + (row / size * length + row % size) * d;
-      if (bias.empty()) std::fill(sum, sum + d, A(0));
-      else std::copy(bias.begin(), bias.end(), sum);
-      for (size_t s = 0; s < k; ++s) {
-        const A* w = weight.data() + s * d;
-        for (size_t i = 0; i < d; ++i) sum[i] += w[i] * widen(from[s * d + i]);
-      }
-      if (silu)
-        for (size_t i = 0; i < d; ++i) sum[i] = sum[i] / (1 + exponential(-sum[i]));
-      store(ys + row * d, sum, bases ? bases + row * d : nullptr, d);
+      const A* query = widened(rows_of<T>(q) + row * dk, dk, room);
+      for (size_t j = 0; j < n; ++j)
+        weights[j] = dot_of(query, widened(keys[j] + row * dk, dk, room + dk), dk) * scale;
+      softmax(weights, n);
+      for (size_t j = 0; j < n; ++j) add_row(sum, weights[j], values[j] + row * dv, dv, j == 0);
+      store<T, A>(ys + row * dv, sum, nullptr, dv);
     }
   });
 }

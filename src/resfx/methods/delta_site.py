@@ -1,0 +1,85 @@
+"""One residual add as a delta shortcut: the module of Deep Delta Learning, for one value channel and for several."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resfx.ops.delta.formula import delta_shortcut
+from resfx.ops.inductor import per_row
+from resfx.ops.register import accumulator
+
+from .base import Place, factory_of
+from .learned import Draw, Learned, Linear, constant, empty, normal, uniform, zeros
+
+
+class DeltaSite(Learned):
+    """One residual add as a delta shortcut. Parameters per site: ``2d + 2`` in the paper's form, and ``s``.
+
+    Args:
+        config: a :class:`resfx.methods.site.ddl.DDL`.
+        values: targets per row, one per value channel.
+    """
+
+    def __init__(self, config: Any, place: Place, values: int = 1) -> None:
+        super().__init__()
+        self.config = config
+        factory = factory_of(place)
+        d, c = place.width, place.context_width or place.width
+        self.eps2 = config.eps**2 * (d if config.eps_rule == "mean" else 1)
+        self.erase = config.start == "preserve" and config.preserve == "erase"
+        self.gate = _gate(config, c, d, factory)
+        self.target = None
+        if config.target != "constant":
+            width = c if config.target == "context" else d
+            bias = uniform(1 / math.sqrt(width)) if config.target_bias else None
+            self.target = Linear(width, values, normal(0.5 / math.sqrt(width)), bias, **factory)
+        mixed = config.start == "preserve" and not self.erase
+        self.mix = empty(d if config.mix_per_channel else 1, **factory) if mixed else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.mix is not None:
+            nn.init.zeros_(self.mix)
+
+    def gates(self, x: Tensor, f: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``beta (..., 1)`` and ``v (..., values)``, in float32 unless the config says otherwise."""
+        config = self.config
+        if c is None:
+            c = nn.functional.rms_norm(x, x.shape[-1:])
+        wide = accumulator(x.dtype) if config.float32 else x.dtype
+        logits = self.gate(c.to(self.dtype)).to(wide)
+        beta = 2 * per_row(torch.tanh(logits) if self.erase else torch.sigmoid(logits), logits)
+        if self.target is None:
+            return beta, torch.full_like(beta, config.target_constant)
+        source = {"context": c, "stream": x, "sublayer": f}[config.target]
+        v = self.target(source.to(self.dtype)).to(wide)
+        return beta, config.target_scale * torch.sigmoid(v) if config.target_sigmoid else v
+
+    def forward(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Tensor:
+        beta, v = self.gates(x, f, c)
+        return delta_shortcut(x, f, beta, v, self.mix, total, eps2=self.eps2, add=self.config.start == "preserve")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the gates."""
+        return next(self.gate.parameters()).dtype
+
+    def extra_repr(self) -> str:
+        return f"target={self.config.target}, eps2={self.eps2:g}"
+
+
+def _gate(config: Any, context: int, width: int, factory: dict[str, Any]) -> nn.Module:
+    """The authors' initialisation: weights ``N(0, (0.5/sqrt(d))^2)``, bias ``logit(beta_init / 2)``; an erase gate is
+    closed."""
+    p = min(max(config.beta_init / 2, 1e-6), 1 - 1e-6)
+    closed = config.start == "preserve" and config.preserve == "erase"
+    bias: Draw = zeros if closed else constant(math.log(p / (1 - p)))
+    if not config.gate_hidden:
+        return Linear(context, 1, zeros if closed else normal(0.5 / math.sqrt(context)), bias, **factory)
+    hidden = Linear(context, config.gate_hidden, normal(0.5 / math.sqrt(context)), **factory)
+    last = Linear(config.gate_hidden, 1, zeros if closed else normal(0.5 / math.sqrt(width)), bias, **factory)
+    return nn.Sequential(hidden, nn.Tanh(), last)
