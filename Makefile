@@ -1,16 +1,18 @@
 # Everything a newcomer needs: `make demo` and `make test`. Both set up a virtual environment first.
 PYTHON ?= python3
-VENV ?= .venv
+SET ?= tested
+VENV ?= .venv$(if $(filter-out tested,$(SET)),-$(SET))
+VERSIONS = constraints/$(SET).txt
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint zoo matrix clean bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide
+.PHONY: demo test test-versions versions ready lint zoo matrix clean bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[hf,onnx,bench,triton,dev]'
-	$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps timm
+	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) torch
+	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) -e '.[hf,onnx,bench,triton,dev]'
+	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) --no-deps timm
 	touch $@
 
 demo: $(READY)
@@ -18,6 +20,17 @@ demo: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+
+# The tests with one set of versions, in an environment of its own: make test-versions SET=floor (or tested, newest).
+# From PyPI, torch is a CUDA build of several GB.
+test-versions: test
+
+# docs/versions.md, from the environments of the three sets.
+versions:
+	for set in floor tested newest; do $(MAKE) ready SET=$$set || exit 1; done
+	$(RUN) -m tests.versions floor=.venv-floor tested=.venv newest=.venv-newest
+
+ready: $(READY)
 
 zoo: $(READY)
 	$(RUN) -m tests.zoo
@@ -34,4 +47,4 @@ lint: $(READY)
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

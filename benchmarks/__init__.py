@@ -1,1 +1,1 @@
-"""Scripts that measure; each writes JSON and Markdown under ``results/``."""
+"""Scripts that measure; each writes a page to ``results/`` and its figures to ``results/data/``."""

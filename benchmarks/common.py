@@ -26,6 +26,7 @@ from resfx.comparison.measure import Runner, peak_memory, quartiles
 
 MODES = ("forward", "training")
 RESULTS = Path(__file__).parent / "results"
+DATA = RESULTS / "data"
 ALLOCATOR = {  # without these glibc returns large tensors to the system and faults every page again on each call
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
@@ -206,10 +207,11 @@ def write(
     quiet: bool = False,
     **changes: Any,
 ) -> None:
-    """Write ``results/<name>.json`` and ``.md``: the setting, what the columns mean, one table per group."""
-    RESULTS.mkdir(exist_ok=True)
+    """Write ``results/<name>.md``, with the setting, what the columns mean and a table per group, and its figures to
+    ``results/data/<name>.json``."""
+    DATA.mkdir(parents=True, exist_ok=True)
     where = setting(options) | changes
-    (RESULTS / f"{name}.json").write_text(json.dumps({"setting": where, "rows": rows}, indent=1) + "\n")
+    (DATA / f"{name}.json").write_text(json.dumps({"setting": where, "rows": rows}, indent=1) + "\n")
     note = (
         "Absolute times were taken on cores that others use, and mean nothing. Ratios are of medians of calls taken in"
         " turns in one process; the quartiles show the spread."
@@ -224,7 +226,7 @@ def write(
             lines.append("| " + " | ".join(_cell(row, c) for c in columns) + " |")
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
     if not quiet:
-        print(f"wrote {RESULTS / name}.json and .md", file=sys.stderr)
+        print(f"wrote {RESULTS / name}.md and {DATA / name}.json", file=sys.stderr)
 
 
 def _cell(row: dict[str, Any], column: str) -> str:

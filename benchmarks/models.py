@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 import resfx
+from resfx._torch import fresh_inductor_cache
 from resfx.comparison.measure import Inputs, Runner, interleave, peak_memory, quartiles, set_training
-from resfx.comparison.runners import fresh_cache, step_of
+from resfx.comparison.runners import step_of
 from resfx.methods.base import methods
 
 from .common import clock, start, write
@@ -107,7 +108,7 @@ def runner(model: Any, inputs: Inputs, backend: str, mode: str) -> tuple[Runner,
     set_training(model, mode == "train")
     step_of(model, model, inputs, mode)()  # captures
     run = Runner(step_of(lowered(model, backend), model, inputs, mode), inputs.renew)
-    with fresh_cache():
+    with fresh_inductor_cache():
         if backend != "eager":
             torch.compile(lambda x: x + 1)(torch.ones(8))  # the compiler's own start-up is not the model's
         begin = os.times()

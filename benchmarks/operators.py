@@ -226,7 +226,7 @@ def main() -> None:
         for row in GROUPS[kind](options):
             rows.append(row)
             write(name, rows, options, head, columns, quiet=True)  # a run that is cut short keeps what it measured
-    print(f"wrote results/{name}.json and .md", file=sys.stderr)
+    print(f"wrote results/{name}.md and results/data/{name}.json", file=sys.stderr)
 
 
 if __name__ == "__main__":

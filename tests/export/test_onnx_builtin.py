@@ -19,6 +19,8 @@ from resfx.export import builtin, to_onnx
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
+recent = pytest.mark.skipif(builtin.installed()[:2] < (1, 31), reason="onnxruntime has these kernels since 1.31")
+
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 
@@ -47,6 +49,7 @@ def same(tmp_path, name: str, op: str, given, dtype: torch.dtype, /, **attribute
     assert (got.double() - want.double()).abs().max() <= bound * scale
 
 
+@recent
 @pytest.mark.parametrize("dtype", [F32, F16], ids=str)
 @pytest.mark.parametrize("form", ["per token", "static", "features", "plain"])
 def test_reads_of_channels(form, dtype, tmp_path):
@@ -57,6 +60,7 @@ def test_reads_of_channels(form, dtype, tmp_path):
     same(tmp_path, "HyperConnectionPreMix", "CombineChannels", given, dtype, lead=1, centred=centred)
 
 
+@recent
 @pytest.mark.parametrize("dtype", [F32, F16], ids=str)
 @pytest.mark.parametrize("form", ["per token", "static", "unit", "no matrix"])
 def test_writes_of_channels(form, dtype, tmp_path):
@@ -68,6 +72,7 @@ def test_writes_of_channels(form, dtype, tmp_path):
     same(tmp_path, "HyperConnectionPostMix", "MixChannels", given, dtype, unit=int(form == "unit"))
 
 
+@recent
 @pytest.mark.parametrize(("kernel", "silu", "bias", "based"), [(4, 1, True, True), (2, 0, False, False)])
 def test_short_convolutions(kernel, silu, bias, based, tmp_path):
     d, size = 32, 9
@@ -76,6 +81,7 @@ def test_short_convolutions(kernel, silu, bias, based, tmp_path):
     same(tmp_path, "CausalConvWithState", "ShortConvolution", given, F32, silu=silu, kernel=kernel)
 
 
+@recent
 @pytest.mark.parametrize(
     ("heads", "shared", "window", "size"), [(4, 4, 4, 21), (4, 2, 16, 40), (2, 1, 1, 5), (2, 2, 9, 3)]
 )
@@ -86,6 +92,7 @@ def test_short_windows(heads, shared, window, size, tmp_path):
     same(tmp_path, "GroupQueryAttention", "WindowedAttention", [q, k, v, None], F16, scale=0.0, **settings)
 
 
+@recent
 @pytest.mark.parametrize("dtype", [F32, F16], ids=str)
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_delta_shortcut(mixed, dtype, tmp_path):
@@ -122,6 +129,7 @@ def test_a_mix_per_feature_and_doubles_keep_their_body(tmp_path, monkeypatch):
         assert kernels_in(tmp_path / "m.onnx") == []
 
 
+@recent
 def test_in_bfloat16_the_nodes_are_there(tmp_path):
     """The CPU provider lacks most of these; CUDA has them."""
     q = drawn(2, 2, 5, 16, dtype=BF16)
@@ -136,6 +144,7 @@ def test_in_bfloat16_the_nodes_are_there(tmp_path):
     assert kernels_in(tmp_path / "m.onnx") == ["CausalConvWithState"]
 
 
+@recent
 @pytest.mark.parametrize("mode", ["ddl", pytest.param("mhc", marks=pytest.mark.matrix), "hyper_connections"])
 def test_whole_models(mode, tmp_path):
     new = resfx.rewrite(Stack().eval(), mode, (batch(),))
@@ -147,6 +156,7 @@ def test_whole_models(mode, tmp_path):
     assert {o.domain for o in onnx.load(made.path).opset_import} == {"", "resfx", "com.microsoft"}
 
 
+@recent
 def test_no_kernel_on_the_cpu_is_said(tmp_path):
     new = resfx.rewrite(Stack().bfloat16().eval(), "ddl", (batch().bfloat16(),))
     made = to_onnx(new, tmp_path / "m.onnx", profile="ort-cuda")
@@ -166,6 +176,7 @@ def test_an_old_runtime_is_refused(tmp_path, monkeypatch):
         to_onnx(plain(), tmp_path / "m.onnx", profile="ort-cuda", check="reference")
 
 
+@recent
 def test_kernels_of_this_library_win(library, tmp_path):
     """A file for CUDA still takes the CPU kernels where they are registered."""
     x, f = drawn(2, 5, 32), drawn(2, 5, 32)

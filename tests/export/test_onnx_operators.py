@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 
+import onnx
 import pytest
 import torch
 from hosts.onnx_nodes import DTYPES, FLOAT, node, reference, run, tolerance
+from packaging.version import Version
 
 from resfx.ops.record import operators
 
+RECENT = Version(onnx.__version__) >= Version("1.23")  # its reference evaluator refused bfloat16 in MatMul before
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -123,7 +126,7 @@ WINDOWS = [  # window, causal, chunk, queries, positions, heads, key heads, mask
 def test_windowed_attention(case, dtype, library, tmp_path):
     window, causal, chunk, size, length, heads, shared, masked = case
     if dtype in HALF and length > 20:
-        pytest.skip("half types on the shorter cases")
+        pytest.skip("half types are tested on the shorter cases, whose sums round less")
     q = draw(2, heads, size, 8, dtype=dtype)
     k, v = draw(2, shared, length, 8, dtype=dtype), draw(2, shared, length, 6, dtype=dtype)
     mask = torch.rand(2, length) < 0.6 if masked else None

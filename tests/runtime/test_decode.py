@@ -13,7 +13,7 @@ from hosts.sequence import pairs
 
 import resfx
 from resfx.errors import NoSitesError, ResfxError, VariantError
-from resfx.runtime.states import ShortState
+from resfx.runtime.huggingface import ShortState
 
 SPLITS = [[5, 4, 1, 3], [6, 1, 1, 3, 1, 1]]  # a prompt in two calls; tokens one at a time and a few at once
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from hosts import BY_NAME, HOSTS
 from hosts.made import rewritten
+from packaging.version import Version
 
 import resfx
 from resfx.passes.check import tensors_of
 
 NAMES = [host.name for host in HOSTS]
+BRANCHING = {"bart", "whisper"} if Version(transformers.__version__) < Version("5.23") else set()
 
 
 def equal(a, b) -> bool:
@@ -50,6 +53,8 @@ def test_start_is_exact_in_eval_at_other_sizes_too(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_step_is_exact_with_the_same_seed(name):
+    if name in BRANCHING:
+        pytest.skip("before transformers 5.23 its training branches on a random tensor, which no capture can hold")
     model, new, inputs = rewritten(name)
     model.train(), new.train()
     results = []

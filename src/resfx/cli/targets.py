@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from resfx.errors import CaptureError, ResfxError, require
+from resfx.runtime.huggingface import from_config
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ def _config(path: Path, batch: int, length: int) -> Target:
             maker = cls or transformers.AutoModel
             model = maker.from_pretrained(str(file.parent), local_files_only=True)
         else:
-            maker = cls._from_config if cls is not None else transformers.AutoModel.from_config
-            model = maker(config)
+            model = from_config(cls, config) if cls is not None else transformers.AutoModel.from_config(config)
     except Exception as error:
         raise CaptureError(
             f"cannot build a model from {file}", _line(error),

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from resfx.errors import ExportError, ResfxError
+from resfx.passes.preserve import preserved
 from resfx.runtime.module import Rewritten
 
-from .measure import Inputs, interleave, peak_memory, preserved, set_training, wall_clock
+from .measure import Inputs, interleave, peak_memory, set_training, wall_clock
 from .result import Comparison, Measured, Row, verdict
 from .runners import runner_on
 

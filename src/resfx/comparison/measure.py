@@ -1,4 +1,4 @@
-"""Measuring two models side by side and leaving them as they were: clocks, peak memory, operator counts, state."""
+"""Measuring two models side by side: clocks, peak memory, operator counts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import copy
 import gc
 import os
-import random
 import statistics
 import tempfile
 import time
@@ -14,12 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from resfx._torch import TorchDispatchMode, pytree
 from resfx.passes.capture.structure import Flattener
 
 
@@ -52,37 +49,6 @@ class Inputs:
 
 def _twin(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
-
-
-@contextlib.contextmanager
-def preserved(*models: nn.Module) -> Iterator[None]:
-    """Inside, models may run and train; afterwards gradients, buffers, training flags and generators are as before.
-
-    Parameters are never written by a step without an optimizer, so they need no copy.
-    """
-    modules = {id(m): m for model in models for m in model.modules()}.values()
-    parameters = {id(p): p for model in models for p in model.parameters()}.values()
-    flags = [(m, m.training) for m in modules]
-    buffers = [(m._buffers, n, b, b.detach().clone()) for m in modules for n, b in m._buffers.items() if b is not None]
-    grads = [(p, p.grad) for p in parameters]
-    others = random.getstate(), np.random.get_state()
-    devices = sorted({p.device.index or 0 for p in parameters if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        try:
-            for parameter in parameters:
-                parameter.grad = None
-            yield
-        finally:
-            for module, flag in flags:
-                module.training = flag
-            with torch.no_grad():
-                for owner, name, buffer, value in buffers:
-                    buffer.copy_(value)
-                    owner[name] = buffer
-            for parameter, grad in grads:
-                parameter.grad = grad
-            random.setstate(others[0])
-            np.random.set_state(others[1])
 
 
 def set_training(model: nn.Module, training: bool) -> None:

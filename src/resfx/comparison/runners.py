@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from resfx._torch import compile_backend, fresh_inductor_cache
 from resfx.errors import ExportError
 from resfx.passes.capture.calls import bind
 from resfx.passes.capture.structure import Flattener
@@ -46,7 +45,7 @@ def runner_on(backend: str, model: nn.Module, inputs: Inputs, mode: str) -> Iter
         with tempfile.TemporaryDirectory(prefix="resfx-") as folder:
             yield _onnxruntime(model, inputs, Path(folder) / "model.onnx")
     elif name == "compiled":
-        with fresh_cache():
+        with fresh_inductor_cache():  # compile time is only comparable when neither finds the other's kernels
             runner = _compiled(model, inputs, mode, option or "inductor")
         yield runner
     else:
@@ -113,20 +112,9 @@ def _first(runner: Runner) -> None:
     runner.first = time.perf_counter() - start
 
 
-@contextlib.contextmanager
-def fresh_cache() -> Iterator[None]:
-    """Compile time is only comparable when neither model finds the other's kernels on disk."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the compiler's own imports
-        importlib.import_module("torch._inductor.compile_fx")
-        from torch._inductor.utils import fresh_cache
-    with fresh_cache():
-        yield
-
-
 def _compiled(model: nn.Module, inputs: Inputs, mode: str, backend: str) -> Runner:
     sizes: list[int] = []
-    lower = torch._dynamo.lookup_backend(backend)
+    lower = compile_backend(backend)
 
     def counting(graph: torch.fx.GraphModule, example: list[Any]) -> Any:
         sizes.append(sum(n.op.startswith("call_") for n in graph.graph.nodes))

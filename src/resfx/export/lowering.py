@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from resfx._torch import exporter_log
 from resfx.errors import ExportError, ResfxError, require
 from resfx.ops.onnx import RUNTIME
 from resfx.ops.record import DOMAIN, operators
@@ -151,7 +152,7 @@ def _refuse_bad_options(opset: int, profile: str, check: Any) -> None:
 @contextmanager
 def _translating(asked: str) -> Iterator[None]:
     """Make errors of the exporter errors of this library, and keep its chatter down."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    registration = exporter_log()
     level = registration.level
     registration.setLevel(logging.ERROR)
     try:

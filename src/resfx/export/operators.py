@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from resfx._torch import schema_of as operator_schema
 from resfx.errors import require
 from resfx.ops.onnx import RUNTIME
 from resfx.ops.record import DOMAIN, VERSION, Builtin, Operator, Port
@@ -75,7 +76,7 @@ def translation_table(records: Records) -> dict[Any, Callable[..., Any]]:
 def _translation(record: Operator) -> Callable[..., Any]:
     values = require("onnxscript.values", "onnx", _PURPOSE)
     node = values.Op(values.Opset(DOMAIN, VERSION), record.name, schema_of(record))
-    arguments = record.torch_op._schema.arguments
+    arguments = operator_schema(record.torch_op).arguments
     scalars = {a.name: _scalar(a) for a in arguments if "Tensor" not in str(a.type)}
 
     def translate(*args: Any, **kwargs: Any) -> Any:

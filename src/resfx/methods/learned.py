@@ -152,7 +152,7 @@ class CopiedNorm:
 
     def _mark(self: Any) -> None:
         for parameter in self.parameters(recurse=False):
-            parameter._is_hf_initialized = True
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         applied = super()._apply(*args, **kwargs)  # type: ignore[misc]  # may make new parameters

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .register import transforming
+from resfx._torch import transforming
 
 SIZES = (8, 4, 2, 1)
 """A list is cut into as many of each as fit."""

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from resfx._torch import forward_mode, is_legacy_batchedtensor, pytree, transforming
 
 KERNEL_DEVICES = {"cuda"}  # the tests add "cpu", where kernels are interpreted
 KERNEL_TYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -56,11 +57,6 @@ def one_node(name: str, formula: Callable[..., Tensor], result: Callable[..., Te
     )
     operator.register_fake(result)
     return operator
-
-
-def transforming() -> bool:
-    """Whether a ``torch.func`` transform or forward-mode differentiation is at work: plain torch is right there."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def at_kernels(x: Tensor) -> bool:
@@ -112,7 +108,7 @@ def fused(
     plain, outside = eager or formula, open_form or formula
 
     def run(*args: Any) -> Tensor:
-        if torch.autograd.forward_ad._current_level >= 0:
+        if forward_mode():
             raise RuntimeError(
                 f"torch.ops.resfx.{name} was called in forward mode, where a registered operator would lose the"
                 f" tangents: call the function in resfx.ops, which differentiates its formula there"
@@ -164,7 +160,7 @@ def kernels_for(module: str, tensors: Any, args: tuple[Any, ...] | None = None) 
     for x in pytree.tree_leaves(tensors):
         if isinstance(x, Tensor):
             device = device or x.device
-            plain = type(x) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_legacy_batchedtensor(x)
+            plain = type(x) in (Tensor, torch.nn.Parameter) and not is_legacy_batchedtensor(x)
             if x.device.type not in KERNEL_DEVICES or x.device != device or not plain:
                 return None
     kernels = None if device is None else _kernel_module(module)

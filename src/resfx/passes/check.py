@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from resfx.errors import CheckError
 from resfx.passes.capture.structure import Flattener
+from resfx.passes.preserve import preserved
 from resfx.passes.scopes.application import Application
 from resfx.passes.scopes.bank import BANK
 
@@ -43,28 +44,22 @@ def check_rewrite(
     if any(t.is_meta for t in new.parameters()):
         return
     args, kwargs = example
-    with _untouched(new, before):
+    with preserved(new, before), _training_kernels():
+        torch.manual_seed(0)
         if all(a.method.start == "preserve" for a in applications):
             _check_output(new, before, args, kwargs, applications, exact)
         _check_gradients(new, args, kwargs)
 
 
 @contextlib.contextmanager
-def _untouched(*modules: nn.Module) -> Iterator[None]:
-    saved = [(b, b.detach().clone()) for m in modules for b in m.buffers()]
-    # torch.nn.TransformerEncoder runs another kernel without gradients, which rounds otherwise than its training.
+def _training_kernels() -> Iterator[None]:
+    """torch.nn.TransformerEncoder runs another kernel without gradients, which rounds otherwise than its training."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    devices = sorted({p.device.index or 0 for m in modules for p in m.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            with torch.no_grad():
-                for buffer, value in saved:
-                    buffer.copy_(value)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:

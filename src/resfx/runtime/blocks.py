@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from resfx._torch import is_exporting
 from resfx.errors import ResfxError
 from resfx.ops.chunks import compiling_chunks
 from resfx.passes.fold.outline import Key, Outlined, Regrouped, outline
@@ -154,7 +155,7 @@ class Blocks:
         return never_traced(self._add)(variant, Plan(compiled, names, recompute))
 
     def _recomputed(self, variant: Any, tree: nn.Module) -> tuple[tuple[str, ...], Callable[..., Any] | None]:
-        if not (tree.training and torch.is_grad_enabled()) or torch.compiler.is_exporting():
+        if not (tree.training and torch.is_grad_enabled()) or is_exporting():
             return (), None
         if self.every:
             return tuple(variant.blocks[:: self.every]), self.recompute

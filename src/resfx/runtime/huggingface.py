@@ -1,4 +1,8 @@
-"""The switch that Hugging Face models have for computing activations again in the backward pass."""
+"""What is known of transformers beyond its documented names: nothing else in the library knows any of it.
+
+The package is not imported: what is here acts on the user's own objects, and holds for models that never heard of it.
+``tests/borrowed.py`` says which of it an installed version has.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
+
+from resfx.errors import ResfxError
+
+CACHE_LAYERS = "layers"
+"""Where a cache keeps its layers: a list, of which a host addresses its own by number."""
+
+LAYER_KEYS = "keys"
+"""Where a layer keeps its keys, ``(batch, heads, length, width)``."""
 
 
 def is_recomputing(tree: nn.Module) -> bool:
@@ -44,3 +57,70 @@ def traced_plainly(tree: nn.Module) -> Iterator[None]:
 
 def _plainly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return function(*args)
+
+
+def from_config(cls: Any, config: Any) -> nn.Module:
+    """A model of a class with fresh weights, in the type and the attention that its config names."""
+    return cls._from_config(config)
+
+
+class ShortState:
+    """A layer of a cache that holds what one mixer keeps: the last few tokens, batch first.
+
+    Attributes:
+        name: path of the mixer in the model's tree.
+        tensors: its state; empty before the first token.
+    """
+
+    is_compileable = is_croppable = supports_early_init = False
+    is_initialized = batch_only = True
+    is_sliding = "short"  # neither True nor false: a host looks for its first layer of either kind to size its masks
+
+    def __init__(self, name: str, tensors: list[torch.Tensor]) -> None:
+        self.name, self.tensors = name, tensors
+
+    def __repr__(self) -> str:
+        return f"ShortState({self.name})"
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Give each row the state of the row it continues (beam search)."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some rows of the batch."""
+        self.tensors = [t[indices.to(t.device)] for t in self.tensors]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row of the batch."""
+        self.tensors = [t.repeat_interleave(repeats, dim=0) for t in self.tensors]
+
+    def reset(self) -> None:
+        """Forget every token."""
+        self.tensors = []
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Raise unless nothing is removed: what the window dropped cannot be had back."""
+        if tokens_to_remove:
+            raise ResfxError(
+                f"cannot take {abs(tokens_to_remove)} tokens back from the cache",
+                f"{self.name} keeps only its last few tokens",
+                "generate without an assistant or prompt look-up; or run the shorter text again with a fresh cache",
+            )  # fmt: skip
+
+    def get_seq_length(self) -> int:
+        """Zero: it is no key-value layer."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+    def offload(self) -> None:
+        """Stay on the device: the state is small."""
+
+    def prefetch(self) -> None:
+        """Nothing to bring back."""
+
+    def nbytes(self) -> int:
+        """Bytes kept."""
+        return sum(t.nbytes for t in self.tensors)

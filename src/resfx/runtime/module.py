@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfx._torch import held_modules, held_parameters
 from resfx.errors import SaveError, VariantError
 from resfx.passes.capture.calls import Call, bind, flatten_call
 from resfx.passes.capture.source import Source
@@ -219,7 +220,7 @@ class Rewritten:
         """What was found and changed in the first variant."""
         report = self._resfx.first
         assert report is not None
-        bank = self._modules.get("resfx")  # type: ignore[attr-defined]
+        bank = held_modules(self).get("resfx")  # type: ignore[arg-type]
         report.new_parameters = (
             {f"resfx.{n}": p.numel() for n, p in bank.named_parameters()} if bank is not None else {}
         )
@@ -232,7 +233,7 @@ class Rewritten:
 
     def new_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that the rewrite added, by name: for an optimizer group of their own."""
-        return {f"resfx.{n}": p for n, p in self._modules["resfx"].named_parameters()}  # type: ignore[attr-defined]
+        return {f"resfx.{n}": p for n, p in self.get_submodule("resfx").named_parameters()}  # type: ignore[attr-defined]
 
     def part(self, name: str) -> Any:
         """A submodule that runs the rewritten adds inside it; see :func:`resfx.runtime.parts.part_of`."""
@@ -270,12 +271,12 @@ def own_parameters(module: nn.Module, copy: bool = False) -> None:
     """Give the module parameter objects of its own, over the same data or a copy of it; ties are kept."""
     twins: dict[int, nn.Parameter] = {}
     for part in module.modules():
-        for name, parameter in part._parameters.items():
+        for name, parameter in held_parameters(part).items():
             if parameter is not None:
                 if id(parameter) not in twins:
                     data = parameter.data.clone() if copy else parameter.data
                     twins[id(parameter)] = nn.Parameter(data, parameter.requires_grad)
-                part._parameters[name] = twins[id(parameter)]
+                held_parameters(part)[name] = twins[id(parameter)]
 
 
 def rewritten_class(cls: type) -> type:

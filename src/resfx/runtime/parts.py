@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from resfx._torch import held_modules, hook_names
 from resfx.errors import NoSitesError, VariantError
 from resfx.passes.capture.export import shell_of
 from resfx.passes.capture.source import Source, without_self
@@ -39,12 +40,12 @@ def part_of(tree: Any, name: str) -> Any:
         source = Source(module, type(module), signature, None)
         runtime.parts[name] = Runtime(source, inner, blocks=runtime.blocks.copy())
     part: Any = shell_of(module, rewritten_class(type(module)))
-    part.__dict__.update({k: copy.copy(v) for k, v in module.__dict__.items() if k.endswith("_hooks")})
+    part.__dict__.update({k: copy.copy(module.__dict__[k]) for k in hook_names(module.__dict__)})
     part._resfx = runtime.parts[name]
     bank = nn.Module()
     for application in part._resfx.applications:
         bank.add_module(application.key, tree.get_submodule(f"resfx.{application.key}.{name}"))
-    part._modules["resfx"] = bank
+    held_modules(part)["resfx"] = bank
     return part
 
 

@@ -1,8 +1,8 @@
 """Decoding: what a mixer keeps between tokens travels with the cache the caller holds.
 
 A call with a cache runs a captured graph whose inputs and outputs include the tensors of the cache. Each mixer's state
-becomes one more layer of that cache (:class:`ShortState`), so that whoever reorders, repeats, selects or resets the
-cache does the same to the short windows. The host never looks at these layers: it addresses its own by number.
+becomes one more layer of that cache (``ShortState``), so that whoever reorders, repeats, selects or resets the cache
+does the same to the short windows. The host never looks at these layers: it addresses its own by number.
 
 Any module that follows :class:`resfx.methods.sequence.mixer.Mixer` takes part, whichever scope put it into the graph.
 """
@@ -13,76 +13,15 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from resfx.errors import ResfxError, VariantError
+from resfx.errors import VariantError
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.structure import Template
 from resfx.passes.find.graph import Capture, hint, shape
 from resfx.passes.find.mark import mark_of
 
-
-class ShortState:
-    """A layer of a cache that holds what one mixer keeps: the last few tokens, batch first.
-
-    Attributes:
-        name: path of the mixer in the model's tree.
-        tensors: its state; empty before the first token.
-    """
-
-    is_compileable = is_croppable = supports_early_init = False
-    is_initialized = batch_only = True
-    is_sliding = "short"  # neither True nor false: a host looks for its first layer of either kind to size its masks
-
-    def __init__(self, name: str, tensors: list[torch.Tensor]) -> None:
-        self.name, self.tensors = name, tensors
-
-    def __repr__(self) -> str:
-        return f"ShortState({self.name})"
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Give each row the state of the row it continues (beam search)."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep some rows of the batch."""
-        self.tensors = [t[indices.to(t.device)] for t in self.tensors]
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row of the batch."""
-        self.tensors = [t.repeat_interleave(repeats, dim=0) for t in self.tensors]
-
-    def reset(self) -> None:
-        """Forget every token."""
-        self.tensors = []
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Raise unless nothing is removed: what the window dropped cannot be had back."""
-        if tokens_to_remove:
-            raise ResfxError(
-                f"cannot take {abs(tokens_to_remove)} tokens back from the cache",
-                f"{self.name} keeps only its last few tokens",
-                "generate without an assistant or prompt look-up; or run the shorter text again with a fresh cache",
-            )  # fmt: skip
-
-    def get_seq_length(self) -> int:
-        """Zero: it is no key-value layer."""
-        return 0
-
-    def get_max_length(self) -> int:
-        """No limit."""
-        return -1
-
-    def offload(self) -> None:
-        """Stay on the device: the state is small."""
-
-    def prefetch(self) -> None:
-        """Nothing to bring back."""
-
-    def nbytes(self) -> int:
-        """Bytes kept."""
-        return sum(t.nbytes for t in self.tensors)
+from .huggingface import CACHE_LAYERS, LAYER_KEYS, ShortState
 
 
 def thread_states(capture: Capture, tree: nn.Module) -> None:
@@ -160,9 +99,9 @@ def _objects(template: Template) -> Iterator[Template]:
 
 def _layers(template: Template) -> Template | None:
     """The list of layers of a cache."""
-    if template[0] != "object" or "layers" not in template[2]:
+    if template[0] != "object" or CACHE_LAYERS not in template[2]:
         return None
-    layers = template[3][template[2].index("layers")]
+    layers = template[3][template[2].index(CACHE_LAYERS)]
     return layers if layers[0] == "seq" else None
 
 
@@ -196,9 +135,9 @@ def _holds_tokens(cache: Template, places: list[fx.Node]) -> bool:
     layers = _layers(cache)
     assert layers is not None
     for layer in layers[2]:
-        if layer[0] != "object" or layer[1] is ShortState or "keys" not in layer[2]:
+        if layer[0] != "object" or layer[1] is ShortState or LAYER_KEYS not in layer[2]:
             continue
-        keys = layer[3][layer[2].index("keys")]
+        keys = layer[3][layer[2].index(LAYER_KEYS)]
         if keys[0] == "tensor":
             sizes = shape(places[keys[1]])
             return sizes is not None and len(sizes) == 4 and hint(sizes[-2]) != 0
@@ -207,7 +146,7 @@ def _holds_tokens(cache: Template, places: list[fx.Node]) -> bool:
 
 def _append(cache: Template, states: list[Template]) -> Template:
     """A cache's template with more layers."""
-    at = cache[2].index("layers")
+    at = cache[2].index(CACHE_LAYERS)
     layers = cache[3][at]
     longer = (layers[0], layers[1], (*layers[2], *states))
     return (*cache[:3], (*cache[3][:at], longer, *cache[3][at + 1 :]))

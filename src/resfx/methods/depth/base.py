@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from resfx._torch import is_exporting
 from resfx.methods.base import Method, Place
 from resfx.methods.learned import Learned
 from resfx.ops.chunks import with_chunks
@@ -117,7 +118,7 @@ class Read(Learned):
         self, sources: list[Tensor], x: Tensor, *ahead: Any, recomputed: bool = False
     ) -> Tensor | tuple[Tensor, ...]:
         given = (sources, x, *ahead)
-        if recomputed or not self.config.recompute or not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        if recomputed or not self.config.recompute or not torch.is_grad_enabled() or is_exporting():
             return self.read(*given)
         # Parameters are passed, not looked up again: a recomputation may run outside the call that swapped them.
         parameters = dict(self.named_parameters())

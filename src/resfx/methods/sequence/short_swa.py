@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resfx._torch import has_hooks, is_exporting
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Linear, zeros
 from resfx.ops.register import accumulator
@@ -127,7 +128,7 @@ class ShortWindow(Mixer):
         """
         parts = (self.q, self.k, self.v)
         narrow = 4 * self.o.in_features <= self.o.out_features
-        if narrow and c.requires_grad and not torch.compiler.is_exporting() and all(untouched(p) for p in parts):
+        if narrow and c.requires_grad and not is_exporting() and all(untouched(p) for p in parts):
             return F.linear(c, torch.cat([p.weight for p in parts])).chunk(3, -1)
         return [p(c) for p in parts]
 
@@ -168,8 +169,7 @@ def untouched(linear: nn.Module) -> bool:
     """Whether a projection is still what it was built as: nothing wraps, shards, quantises, moves or watches it."""
     if type(linear) is not Linear or "forward" in vars(linear) or linear.bias is not None:
         return False
-    watched = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
-    return type(linear.weight) in (Tensor, nn.Parameter) and not any(watched)
+    return type(linear.weight) in (Tensor, nn.Parameter) and not has_hooks(linear)
 
 
 def rotate(q: Tensor, k: Tensor, base: float = 10000.0) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resfx._torch import is_exporting
 from resfx.ops.inductor import per_row
 from resfx.ops.register import accumulator, fused, transforming
 
@@ -178,7 +179,7 @@ def _eager(
 def _open(
     x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None, eps2: float, add: bool
 ) -> Tensor:
-    if transforming() or torch.compiler.is_exporting() or not canonical(x, f, beta, v, mix, total):
+    if transforming() or is_exporting() or not canonical(x, f, beta, v, mix, total):
         return delta_formula(x, f, beta, v, mix, total, eps2, add)
     return _Delta.apply(x, f, beta, v, mix, total, eps2, add)
 

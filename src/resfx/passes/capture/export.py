@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from resfx._torch import denying, held_modules, hold_modules, hook_names
 from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
 from resfx.passes.find.mark import note
@@ -49,7 +49,7 @@ def capture_call(
         given = call.arguments(leaves)
         args, kwargs = unbind(signature, given)
         objects = _objects(given)
-        with _denying(denied):
+        with denying(denied):
             result = forward_class.forward(self, *args, **kwargs)
         flat = Flattener(known=objects)
         outcome["output"] = flat.flatten(result)
@@ -79,18 +79,6 @@ def capture_call(
     return Capture(graph, constants, accepts, outcome["output"], outcome["states"], call.template)
 
 
-@contextlib.contextmanager
-def _denying(denied: Sequence[str]) -> Iterator[None]:
-    before = {name: getattr(torch.compiler, name) for name in (f"_is_{d}_flag" for d in denied)}
-    for name in before:
-        setattr(torch.compiler, name, False)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(torch.compiler, name, value)
-
-
 def distinct(leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Inputs for a trace, which would take one tensor given twice (``labels=input_ids``) for one input."""
     first: dict[int, int] = {}
@@ -101,10 +89,9 @@ def shell_of(module: nn.Module, cls: type) -> nn.Module:
     """A module of another class over the same submodules, parameters and attributes, without hooks."""
     shell: nn.Module = object.__new__(cls)
     shell.__dict__.update(module.__dict__)
-    hooks = [k for k in shell.__dict__ if k.endswith("_hooks") or k.endswith("_hooks_with_kwargs")]
-    for name in hooks:
+    for name in hook_names(shell.__dict__):
         shell.__dict__[name] = type(shell.__dict__[name])()
-    shell.__dict__["_modules"] = {k: m for k, m in module._modules.items() if k != "resfx"}
+    hold_modules(shell, {k: m for k, m in held_modules(module).items() if k != "resfx"})
     shell.__dict__.pop("_resfx", None)
     return shell
 

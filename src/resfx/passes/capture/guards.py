@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
-from torch.utils._sympy.printers import PythonPrinter
+
+from resfx._torch import SYMPY_INTERP, PythonPrinter, guards_of
 
 Accepts = Callable[[Sequence[torch.Tensor]], bool]
 
@@ -51,7 +51,7 @@ def guard_function(program: ExportedProgram, placeholders: Sequence[Any], prefix
         if all(s in names for s in expr.free_symbols):
             text = printer.doprint(expr.subs({s: _symbol(names[s]) for s in expr.free_symbols}))
             lines.append(f"if {here} != {text}: return False")
-    for guard in getattr(program, "_guards_code", None) or []:
+    for guard in guards_of(program):
         text = guard.replace(prefix, "leaves").replace("\n", " ")
         # What an example shares its storage with, as ``ids[:, :-1]`` does, says nothing of other calls.
         if "L[" not in text and "._base" not in text:

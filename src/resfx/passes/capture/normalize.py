@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfx._torch import OpOverload, enter_autocast, exit_autocast, overload_name, schema_of, set_grad_enabled
 from resfx.passes.find.mark import note
 from resfx.passes.find.operators import is_inplace, operator_name
 
@@ -22,13 +23,13 @@ _NOISE = {"_assert_tensor_metadata", "_guards_fn"}
 def enter_grad_mode(enabled: bool) -> bool:
     """Set grad mode and return what it was."""
     before = torch.is_grad_enabled()
-    torch._C._set_grad_enabled(enabled)
+    set_grad_enabled(enabled)
     return before
 
 
 def exit_grad_mode(before: bool) -> None:
     """Put grad mode back."""
-    torch._C._set_grad_enabled(before)
+    set_grad_enabled(before)
 
 
 def flatten_graph(module: fx.GraphModule, tree: nn.Module) -> tuple[fx.Graph, list[Any]]:
@@ -86,10 +87,9 @@ def _inline_grad_mode(graph: fx.Graph, module: fx.GraphModule, node: fx.Node, en
 
 def _inline_autocast(graph: fx.Graph, module: fx.GraphModule, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     device, dtype, enabled, cache, body, *operands = node.args
-    enter, leave = torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast
-    token = graph.call_function(enter, (device, dtype, enabled, cache))
+    token = graph.call_function(enter_autocast, (device, dtype, enabled, cache))
     result = _inline_region(graph, _submodule(module, body), [fx.node.map_arg(a, lambda n: env[n]) for a in operands])
-    graph.call_function(leave, (token,))
+    graph.call_function(exit_autocast, (token,))
     return result
 
 
@@ -116,9 +116,9 @@ def _keep_saved_results(graph: fx.Graph) -> None:
         if not (isinstance(source, fx.Node) and is_inplace(node) and operator_name(source) in _SAVED):
             continue
         target = node.target
-        if isinstance(target, torch._ops.OpOverload) and all(order[u] <= place for u in source.users):
-            packet = getattr(torch.ops.aten, target._schema.name.split("::")[-1][:-1])
-            node.target = getattr(packet, target._overloadname)
+        if isinstance(target, OpOverload) and all(order[u] <= place for u in source.users):
+            packet = getattr(torch.ops.aten, schema_of(target).name.split("::")[-1][:-1])
+            node.target = getattr(packet, overload_name(target))
 
 
 def _lift_constants(graph: fx.Graph, module: fx.GraphModule, tree: nn.Module) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfx._torch import compiled_from, fake_mode, share_codegen
 from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
 
@@ -116,7 +117,7 @@ def _refuse_wrapper(model: nn.Module) -> None:
         found, remedy = "TorchScript has no Python code to capture", "pass the module it was scripted from"
     elif isinstance(model, parallel):
         found, remedy = "it spreads another module over devices", "rewrite its .module, then wrap the result"
-    elif hasattr(model, "_orig_mod"):
+    elif compiled_from(model) is not None:
         found, remedy = "it is compiled already", "rewrite its ._orig_mod, then torch.compile the result"
     if found:
         raise CaptureError(f"cannot capture a {type(model).__name__}", found, remedy)
@@ -152,13 +153,11 @@ def _trace(model: nn.Module) -> fx.Graph:
 def _propagate_shapes(module: fx.GraphModule, example: tuple[tuple[Any, ...], dict[str, Any]] | None) -> None:
     if example is None or any("val" in n.meta for n in module.graph.nodes):
         return
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
     bound = without_self(inspect.signature(type(module).forward)).bind(*example[0], **example[1])
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        FakeTensorProp(module, mode).propagate(*bound.args)
+        FakeTensorProp(module, fake_mode()).propagate(*bound.args)
     except Exception as error:
         raise CaptureError(
             f"cannot run {type(module).__name__} on the inputs given", f"{type(error).__name__}: {error}",
@@ -172,7 +171,7 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     env: dict[fx.Node, fx.Node] = {}
     output = copy.graph_copy(graph, env)
     copy.output(output)
-    copy._codegen = graph._codegen
+    share_codegen(copy, graph)
     for node in list(copy.nodes):
         name = str(getattr(node.target, "__name__", node.target))
         if name.startswith("_assert_tensor_metadata"):

@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
+
+from resfx._torch import pytree
 
 Template = tuple[Any, ...]
 

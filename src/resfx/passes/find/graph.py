@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfx._torch import held_modules
 from resfx.passes.capture.structure import Template
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
@@ -120,7 +121,7 @@ def place_module(tree: nn.Module, path: str, module: nn.Module) -> None:
     root = tree  # in the mode of the whole: eval() on a model in eval mode must not look like another mode
     *parents, name = path.split(".")
     for part in parents:
-        if part not in tree._modules:
+        if part not in held_modules(tree):
             tree.add_module(part, nn.Module().train(root.training))
-        tree = tree._modules[part]  # type: ignore[assignment]
+        tree = held_modules(tree)[part]  # type: ignore[assignment]
     tree.add_module(name, module.train(root.training))

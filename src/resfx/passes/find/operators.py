@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import operator
 
-import torch
 from torch import fx, nn
+
+from resfx._torch import ConvNd, NormBase, OpOverload, schema_of
 
 PASS = frozenset(
     "view reshape _unsafe_view permute transpose swapaxes swapdims t contiguous clone to _to_copy type_as float half"
@@ -68,8 +69,8 @@ _MODULES: dict[type, str] = {
 def is_inplace(node: fx.Node) -> bool:
     """Whether the operator writes its result over its first operand."""
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        base = target._schema.name
+    if isinstance(target, OpOverload):
+        base = schema_of(target).name
         return base.endswith("_") and not base.endswith("__")
     if node.op == "call_method":
         return str(target).endswith("_") and not str(target).endswith("__")
@@ -80,8 +81,8 @@ def operator_name(node: fx.Node, root: nn.Module | None = None) -> str:
     """The one name of a node's operator; ``""`` for inputs, parameters and the output."""
     target = node.target
     if node.op == "call_function":
-        if isinstance(target, torch._ops.OpOverload):
-            name = target._schema.name.split("::")[-1]
+        if isinstance(target, OpOverload):
+            name = schema_of(target).name.split("::")[-1]
         else:
             name = getattr(target, "__name__", str(target))
     elif node.op == "call_method":
@@ -102,9 +103,9 @@ def _module_name(node: fx.Node, root: nn.Module | None) -> str:
         if cls in _MODULES:
             return _MODULES[cls]
     name = type(module).__name__.lower()
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, ConvNd):
         return "convolution"
-    if isinstance(module, nn.modules.batchnorm._NormBase):
+    if isinstance(module, NormBase):
         return "batch_norm"
     if "pool" in name:
         return "avg_pool2d"

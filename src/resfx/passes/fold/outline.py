@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfx._torch import OpOverload, schema_of, share_codegen
 from resfx.ops.chunks import SIZES
 from resfx.passes.find import operators as ops
 
@@ -231,7 +232,7 @@ def _main(graph: fx.Graph, home: dict[fx.Node, Segment], parts: dict[Segment, Ou
     for node in reversed(main.nodes):
         if _is_size(node) and not node.users and node.op != "placeholder":
             main.erase_node(node)
-    main._codegen = graph._codegen
+    share_codegen(main, graph)
     code = main.python_code("self")
     names = {name: stubs[value] for name, value in code.globals.items() if value in stubs}
     return Regrouped(list(parts.values()), code.src, dict(code.globals), names)
@@ -278,8 +279,8 @@ def _targets(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
     name = ops.operator_name(node)
     if name == "batch_norm" and len(node.args) > 5 and node.args[5] is True:
         yield from [(n, True) for n in node.args[3:5] if isinstance(n, fx.Node)]
-    elif isinstance(node.target, torch._ops.OpOverload):
-        arguments = node.target._schema.arguments
+    elif isinstance(node.target, OpOverload):
+        arguments = schema_of(node.target).arguments
         for spec, value in zip(arguments, node.args, strict=False):
             if spec.alias_info is not None and spec.alias_info.is_write and isinstance(value, fx.Node):
                 yield value, name == "add" and str(value.target).endswith("num_batches_tracked")
@@ -288,6 +289,6 @@ def _targets(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
 
 
 def _is_view(node: fx.Node) -> bool:
-    if isinstance(node.target, torch._ops.OpOverload):
-        return any(a.alias_info is not None for a in node.target._schema.arguments)
+    if isinstance(node.target, OpOverload):
+        return any(a.alias_info is not None for a in schema_of(node.target).arguments)
     return True  # unknown: as good as one

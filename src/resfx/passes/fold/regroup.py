@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from resfx._torch import enter_autocast, exit_autocast
 from resfx.passes.capture.normalize import enter_grad_mode, exit_grad_mode
 from resfx.passes.find.mark import mark_of
 from resfx.passes.find.site import Site
@@ -20,8 +21,8 @@ from resfx.passes.find.site import Site
 READ = "~read"
 """The label of what the depth methods put between blocks."""
 
-_ENTER = (enter_grad_mode, torch.amp.autocast_mode._enter_autocast)
-_EXIT = (exit_grad_mode, torch.amp.autocast_mode._exit_autocast)
+_ENTER = (enter_grad_mode, enter_autocast)
+_EXIT = (exit_grad_mode, exit_autocast)
 
 
 @dataclass(eq=False)

@@ -1,0 +1,166 @@
+"""What is borrowed of torch: every name it does not promise, reached through here and nowhere else.
+
+An upgrade of torch that takes a name away breaks this file alone. ``tests/borrowed.py`` has a line for each, with what
+stops working without it, and ``docs/versions.md`` says which of the supported versions have it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._ops import OpOverload  # the operators that graphs are made of
+from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP  # what guards call, by name
+from torch.utils import _pytree as pytree  # arguments and results as trees: torch has no promised name for it
+from torch.utils._python_dispatch import TorchDispatchMode  # sees every operator that runs
+from torch.utils._sympy.printers import PythonPrinter  # sizes as Python, for guards
+
+# -- in every call of an operator ----------------------------------------------------------------------------------
+
+# Whether a tensor is one of the batched tensors of autograd's ``is_grads_batched``, which no kernel can read.
+is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
+_functorch_active = torch._C._are_functorch_transforms_active
+
+
+def forward_mode() -> bool:
+    """Whether forward-mode differentiation is at work."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def transforming() -> bool:
+    """Whether a ``torch.func`` transform or forward-mode differentiation is at work: plain torch is right there."""
+    return _functorch_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def is_exporting() -> bool:
+    """``torch.compiler.is_exporting()``, which Dynamo of torch 2.11 takes for true in whatever it compiles."""
+    return torch.compiler._is_exporting_flag
+
+
+# -- modules -------------------------------------------------------------------------------------------------------
+
+ConvNd, NormBase = nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase  # what all convolutions, all norms are
+
+
+def held_modules(module: nn.Module) -> dict[str, nn.Module | None]:
+    """The dictionary of a module's own submodules: writing to it calls no hook and checks no name."""
+    return module._modules
+
+
+def hold_modules(module: nn.Module, modules: dict[str, nn.Module | None]) -> None:
+    """Give a module another dictionary of submodules; whoever shares the old one keeps it."""
+    module.__dict__["_modules"] = modules
+
+
+def held_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """The dictionary of a module's own parameters: those that are ``None``, too."""
+    return module._parameters
+
+
+def held_buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
+    """The dictionary of a module's own buffers, which a replaced buffer is put back into."""
+    return module._buffers
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything watches or changes the module's calls."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+_HOOKS = frozenset(k for k in vars(nn.Module()) if "hooks" in k)
+
+
+def hook_names(attributes: dict[str, Any]) -> list[str]:
+    """Of a module's ``__dict__``, the keys that hold hooks or say how they are called."""
+    return [k for k in attributes if k in _HOOKS]
+
+
+def compiled_from(module: nn.Module) -> nn.Module | None:
+    """The module that ``torch.compile`` wrapped, if it made this one. Asking its class would import the compiler."""
+    return getattr(module, "_orig_mod", None)
+
+
+# -- graphs --------------------------------------------------------------------------------------------------------
+
+# Nodes of a captured graph: they need to be these functions, which every tracer knows.
+set_grad_enabled = torch._C._set_grad_enabled
+enter_autocast, exit_autocast = torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast
+
+
+def schema_of(overload: Any) -> Any:
+    """The schema of an operator: its name, its arguments, and which of them it writes or returns views of."""
+    return overload._schema
+
+
+def overload_name(overload: OpOverload) -> str:
+    """``"Tensor"`` of ``aten.add.Tensor``."""
+    return overload._overloadname
+
+
+def share_codegen(graph: fx.Graph, source: fx.Graph) -> None:
+    """Let a graph take and return what ``source`` does: an exported graph's pytrees live in its code generator."""
+    graph.set_codegen(source._codegen)
+
+
+# -- tracing -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def denying(denied: Sequence[str]) -> Iterator[None]:
+    """Inside, ``torch.compiler.is_exporting()`` or ``is_compiling()`` say no, so that code takes its eager way.
+
+    Args:
+        denied: ``"exporting"``, ``"compiling"``, both or none.
+    """
+    compiler: Any = torch.compiler
+    before = compiler._is_exporting_flag, compiler._is_compiling_flag
+    if "exporting" in denied:
+        compiler._is_exporting_flag = False
+    if "compiling" in denied:
+        compiler._is_compiling_flag = False
+    try:
+        yield
+    finally:
+        compiler._is_exporting_flag, compiler._is_compiling_flag = before
+
+
+def guards_of(program: torch.export.ExportedProgram) -> list[str]:
+    """What a trace assumed of its inputs, as Python expressions: the program checks it only on its own way."""
+    return list(program._guards_code or [])
+
+
+def fake_mode() -> Any:
+    """A mode in which tensors have shapes and types but no values."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def exporter_log() -> logging.Logger:
+    """Where ``torch.onnx.export`` complains of operators that it could not register."""
+    return logging.getLogger("torch.onnx._internal.exporter._registration")
+
+
+# -- compiling -----------------------------------------------------------------------------------------------------
+
+
+def compile_backend(name: str) -> Callable[..., Any]:
+    """The function behind ``torch.compile(backend=name)``, to be called from a backend of one's own."""
+    return torch._dynamo.lookup_backend(name)
+
+
+@contextlib.contextmanager
+def fresh_inductor_cache() -> Iterator[None]:
+    """Inside, Inductor finds no kernels on disk: compile times of two models can only then be compared."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler's own imports
+        from torch._inductor.utils import fresh_cache
+    with fresh_cache():
+        yield

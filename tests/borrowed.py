@@ -1,0 +1,188 @@
+"""Every name that is borrowed of torch and transformers: what stops working without it, and whether it is there.
+
+Nothing here imports the library, so that this also answers where a missing name keeps it from being imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import fx, nn
+
+SOURCE = Path(__file__).parents[1] / "src" / "resfx"
+LENDERS = {"torch": "_torch.py", "transformers": "runtime/huggingface.py"}
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """One name.
+
+    Attributes:
+        name: where it is found; of an attribute that objects get when they are made, its class and name.
+        through: the function or name of ours that it is reached through.
+        breaks: what stops working without it.
+        probe: whether it is there; by default, whether ``name`` leads anywhere.
+    """
+
+    name: str
+    through: str
+    breaks: str
+    probe: Callable[[], bool] | None = None
+
+    @property
+    def lender(self) -> str:
+        """The package it is borrowed of."""
+        return self.name.split(".")[0]
+
+    def there(self) -> bool:
+        """Whether the installed version has it."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return (self.probe or functools.partial(leads_somewhere, self.name))()
+
+
+def leads_somewhere(name: str) -> bool:
+    """Whether a dotted name can be imported and looked up."""
+    parts = name.split(".")
+    for size in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:size]))
+        except ModuleNotFoundError:
+            continue
+        try:
+            functools.reduce(getattr, parts[size:], found)
+        except AttributeError:
+            return False
+        return True
+    return False
+
+
+def _has(make: Callable[[], object], *names: str) -> Callable[[], bool]:
+    return lambda: all(hasattr(make(), name) for name in names)
+
+
+@functools.cache
+def _program() -> object:
+    return torch.export.export(nn.Identity(), (torch.ones(2),))
+
+
+@functools.cache
+def _recomputing() -> list[dict[str, object]]:
+    from transformers import GPT2Config, GPT2Model
+
+    config = GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8, n_positions=8, bos_token_id=0, eos_token_id=0)
+    host = GPT2Model(config)
+    host.gradient_checkpointing_enable()
+    return [vars(m) for m in host.modules()]
+
+
+def _cache() -> object:
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    cache.update(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4), 0)
+    return cache
+
+
+_linear = functools.partial(nn.Linear, 1, 1)
+_operator = lambda: torch.ops.aten.add.Tensor
+_compiled = lambda: torch.compile(nn.Identity())
+_first_layer = lambda: _cache().layers[0]
+
+
+def _on_modules(name: str, through: str, breaks: str) -> Borrowed:
+    return Borrowed(f"torch.nn.Module.{name}", through, breaks, _has(_linear, name))
+
+
+def _on_operators(name: str, through: str, breaks: str) -> Borrowed:
+    return Borrowed(f"torch._ops.OpOverload.{name}", through, breaks, _has(_operator, name))
+
+
+def _on_layers(name: str, through: str) -> Borrowed:
+    breaks, owner = "gradient_checkpointing_enable() on a rewritten model", "transformers.GradientCheckpointingLayer"
+    return Borrowed(f"{owner}.{name}", through, breaks, lambda: any(name in held for held in _recomputing()))
+
+
+_WATCHED = "seeing that somebody's hook watches a projection"
+_GUARDS = "guards of a capture: telling calls apart"
+_COMPILED = "compiled rows of a comparison"
+_MIXERS = "decoding with inserted mixers"
+
+TABLE = [
+    Borrowed("torch._ops.OpOverload", "OpOverload", "telling torch's operators from other functions in a graph"),
+    Borrowed("torch.fx.experimental.symbolic_shapes.SYMPY_INTERP", "SYMPY_INTERP", _GUARDS),
+    Borrowed("torch.utils._pytree", "pytree", "arguments and results as trees; operators with kernels"),
+    Borrowed("torch.utils._python_dispatch.TorchDispatchMode", "TorchDispatchMode", "operator counts of a comparison"),
+    Borrowed("torch.utils._sympy.printers.PythonPrinter", "PythonPrinter", _GUARDS),
+    Borrowed("torch._C._functorch.is_legacy_batchedtensor", "is_legacy_batchedtensor", "is_grads_batched=True on CUDA"),
+    Borrowed("torch._C._are_functorch_transforms_active", "transforming", "operators under torch.func"),
+    Borrowed("torch.autograd.forward_ad._current_level", "forward_mode", "operators in forward mode"),
+    Borrowed("torch.nn.modules.conv._ConvNd", "ConvNd", "convolutions of fx-traced models"),
+    Borrowed("torch.nn.modules.batchnorm._NormBase", "NormBase", "norms of fx-traced models"),
+    _on_modules("_modules", "held_modules", "putting new modules into a tree"),
+    _on_modules("_parameters", "held_parameters", "moving a rewritten model by .to()"),
+    _on_modules("_buffers", "held_buffers", "leaving buffers as they were"),
+    _on_modules("_forward_hooks", "has_hooks", _WATCHED),
+    _on_modules("_forward_pre_hooks", "has_hooks", _WATCHED),
+    _on_modules("_backward_hooks", "has_hooks", _WATCHED),
+    _on_modules("_backward_pre_hooks", "has_hooks", _WATCHED),
+    Borrowed("torch._dynamo.OptimizedModule._orig_mod", "compiled_from", "refusing a model that is compiled already",
+             _has(_compiled, "_orig_mod")),
+    Borrowed("torch._C._set_grad_enabled", "set_grad_enabled", "models with torch.no_grad() inside"),
+    Borrowed("torch.amp.autocast_mode._enter_autocast", "enter_autocast", "models with autocast inside"),
+    Borrowed("torch.amp.autocast_mode._exit_autocast", "exit_autocast", "models with autocast inside"),
+    _on_operators("_schema", "schema_of", "names of operators: finding any residual add"),
+    _on_operators("_overloadname", "overload_name", "models that write over a result that autograd keeps"),
+    Borrowed("torch.fx.Graph._codegen", "share_codegen", "captured programs", _has(fx.Graph, "_codegen")),
+    Borrowed("torch.compiler._is_exporting_flag", "is_exporting", "operators compiled, operators exported"),
+    Borrowed("torch.compiler._is_compiling_flag", "denying", "models that ask whether they are compiled"),
+    Borrowed("torch.export.ExportedProgram._guards_code", "guards_of", _GUARDS, _has(_program, "_guards_code")),
+    Borrowed("torch._subclasses.fake_tensor.FakeTensorMode", "fake_mode", "fx graphs without shapes"),
+    Borrowed("torch.onnx._internal.exporter._registration", "exporter_log", "quiet exports to ONNX",
+             lambda: importlib.util.find_spec("torch.onnx._internal.exporter._registration") is not None),
+    Borrowed("torch._dynamo.lookup_backend", "compile_backend", _COMPILED),
+    Borrowed("torch._inductor.compile_fx", "fresh_inductor_cache", _COMPILED),
+    Borrowed("torch._inductor.utils.fresh_cache", "fresh_inductor_cache", _COMPILED),
+    Borrowed("transformers.PreTrainedModel.supports_gradient_checkpointing", "is_recomputing",
+             "gradient_checkpointing_enable() on a rewritten model"),
+    _on_layers("gradient_checkpointing", "is_recomputing"),
+    _on_layers("_gradient_checkpointing_func", "host_function"),
+    Borrowed("transformers.PreTrainedModel._from_config", "from_config", "models named by a config folder"),
+    Borrowed("transformers.Cache.layers", "CACHE_LAYERS", _MIXERS, _has(_cache, "layers")),
+    Borrowed("transformers.DynamicLayer.keys", "LAYER_KEYS", _MIXERS, _has(_first_layer, "keys")),
+]  # fmt: skip
+"""In the order of the two files."""
+
+
+def private_names(path: Path) -> set[str]:
+    """The private names in a file: of imports, of attributes, and of attributes asked for by a string."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            found.update((node.module or "").split("."), *(a.name.split(".") for a in node.names))
+        elif isinstance(node, ast.Import):
+            found.update(*(a.name.split(".") for a in node.names))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+            found.update(node.value.split("."))
+    return {n for n in found if n.startswith("_") and not n.startswith("__")}
+
+
+def users(through: str) -> list[str]:
+    """The files of ours that import a name from one of the two."""
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            ours = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[-1] in ("_torch", "huggingface")
+            if ours and through in [a.name for a in node.names]:
+                found.append(path.relative_to(SOURCE).as_posix())
+    return sorted(set(found))
