@@ -109,12 +109,10 @@ def test_two_rewrites_of_one_site_and_of_different_sites():
 
 def test_unknown_mode_and_start():
     net, x = nn.Sequential(Residual()), torch.randn(2, 8)
-    with pytest.raises(ValueError, match=r"unknown mode 'dll'; there are: .*ddl"):
-        resfx.rewrite(net, "dll", args=(x,))
-    with pytest.raises(ValueError, match="start must be"):
-        resfx.rewrite(net, "ddl", args=(x,), start="warm")
-    with pytest.raises(TypeError, match="Method config"):
-        resfx.rewrite(net, 3, args=(x,))
+    for mode, start, words in (("dll", None, "mode='ddl'"), ("ddl", "warm", "start must be"), (3, None, "its config")):
+        with pytest.raises(errors.OptionError, match=words) as caught:
+            resfx.rewrite(net, mode, args=(x,), start=start)
+        says(caught.value)
 
 
 def test_wrong_shape_and_type_of_a_call():

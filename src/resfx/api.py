@@ -4,53 +4,76 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
+import os
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, overload
 
+import torch
 from torch import nn
 
 from resfx.methods.base import Method, Start, method_of
+from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
 from resfx.passes.check import GraphDiffers
-from resfx.passes.scopes.application import DEFAULT_FORMS, Application
+from resfx.passes.scopes.application import Application
+from resfx.passes.scopes.filters import DEFAULT_FORMS, forms_of, globs_of
 from resfx.report.report import Report
 from resfx.runtime.module import Rewritten, Runtime, realise, rewritten_class
 
-from .errors import ResfxError
+from .errors import OptionError, ResfxError, meant, nearest
 from .passes import Source, check_rewrite, find_sites, source_of
 
-Example = tuple[tuple[Any, ...], dict[str, Any]]
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def scan(model: Any, args: tuple[Any, ...] | None = None, kwargs: dict[str, Any] | None = None) -> Report:
+def scan(model: Any, args: Positional | None = None, kwargs: Named | None = None) -> Report:
     """Find every residual add of a model, and say why each other add is not one. Nothing is changed.
 
     Args:
         model: an ``nn.Module``, ``torch.fx.GraphModule``, ``ExportedProgram`` or the path of a ``.pt2`` file.
-        args, kwargs: example inputs, as ``forward`` takes them; not needed for an fx-traceable model, a captured
-            graph, or a model that offers ``dummy_inputs``.
+        args: example inputs, as ``forward`` takes them: a tuple, or one tensor where there is one argument.
+        kwargs: those given by name; what a tokenizer returns is one. Neither is needed for an fx-traceable model, a
+            captured graph, or a model that offers ``dummy_inputs``.
 
     Raises:
-        CaptureError: if the model cannot be captured; says which operator, where, and what to do.
+        InputError: if the inputs come in a form that is not taken, or do not fit ``forward``.
+        ModelError: if the model itself raises on them.
+        CaptureError: if the model runs and cannot be captured; says which operator, where, and what to do.
     """
     source = source_of(model, args, kwargs)
+    if source.example:
+        source.try_out(source.model, *source.example)
     call = source.call(*source.example) if source.example and not source.shared else None
     capture = source.capture(source.model, call)
     nodes = len(capture.graph.nodes)
     return Report(type(source.model).__name__, *find_sites(capture.graph, source.model), nodes)
 
 
+@overload
+def rewrite(
+    model: Model, mode: str | Method | Sequence[str | Method] = ..., args: Positional | None = ...,
+    kwargs: Named | None = ..., *, include: str | Sequence[str] = ..., exclude: str | Sequence[str] = ...,
+    forms: str | Sequence[str] = ..., start: Start | None = ..., check: bool = ...,
+) -> Model: ...  # fmt: skip
+@overload
+def rewrite(
+    model: str | os.PathLike[str] | torch.export.ExportedProgram, mode: str | Method | Sequence[str | Method] = ...,
+    args: Positional | None = ..., kwargs: Named | None = ..., *, include: str | Sequence[str] = ...,
+    exclude: str | Sequence[str] = ..., forms: str | Sequence[str] = ..., start: Start | None = ..., check: bool = ...,
+) -> nn.Module: ...  # fmt: skip
 def rewrite(
     model: Any,
     mode: str | Method | Sequence[str | Method] = "ddl",
-    args: tuple[Any, ...] | None = None,
-    kwargs: dict[str, Any] | None = None,
+    args: Positional | None = None,
+    kwargs: Named | None = None,
     *,
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
-    forms: Sequence[str] = DEFAULT_FORMS,
+    forms: str | Sequence[str] = DEFAULT_FORMS,
     start: Start | None = None,
     check: bool = True,
+    **unknown: Any,
 ) -> Any:
     """Replace a model's residual adds; returns a module of the model's own class.
 
@@ -59,27 +82,33 @@ def rewrite(
 
     Args:
         model, args, kwargs: as for :func:`scan`.
-        mode: a method's name or config, or several to apply in order.
+        mode: a method's name or config, or several to apply in order. A method's options are those of its config.
         include, exclude: globs over the names of the modules that own the adds, e.g. ``"model.layers.*"``.
         forms: forms of adds to claim; ``"resampled"`` and ``"outer"`` (long skips) only when named.
         start: overrides the config's: ``"preserve"`` or ``"published"``.
         check: run the rewritten graph against the original on the example inputs before returning.
 
     Raises:
-        CaptureError: if the model cannot be captured.
+        OptionError: for a mode, form, glob or keyword that does not exist, with the nearest that does.
+        InputError: if the inputs come in a form that is not taken, or do not fit ``forward``.
+        ModelError: if the model itself raises on them.
+        CaptureError: if the model runs and cannot be captured.
         NoSitesError: if nothing is left to rewrite.
         ConflictError: if two methods claim one site.
         CheckError: if the rewritten graph breaks a promise; says at which site.
     """
-    modes: list[Any] = list(mode) if isinstance(mode, (list, tuple)) else [mode]
-    methods = [method_of(m, start) for m in modes]
+    methods = _methods(mode, start, unknown)
+    filters = globs_of(include, "include"), globs_of(exclude, "exclude"), forms_of(forms)
     again = model if isinstance(model, Rewritten) else None
     source = again._resfx.source if again else source_of(model, args, kwargs)
     base: Any = again or source.model
     applications = list(again._resfx.applications) if again else []
-    applications += [Application(m, _globs(include), _globs(exclude), tuple(forms)) for m in methods]
-    example = source.example if args is None and kwargs is None else (tuple(args or ()), dict(kwargs or {}))
-    return rewrite_by(source, base, applications, example, check)
+    applications += [Application(m, *filters) for m in methods]
+    example = example_of(args, kwargs) or source.example
+    with outside_inference_mode():
+        if example:
+            source.try_out(base, *example)
+        return rewrite_by(source, base, applications, example, check)
 
 
 def rewrite_by(
@@ -122,8 +151,25 @@ def copy_sharing_parameters(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
-def _globs(globs: str | Sequence[str]) -> tuple[str, ...]:
-    return (globs,) if isinstance(globs, str) else tuple(globs)
+def _methods(mode: Any, start: Start | None, unknown: Mapping[str, Any]) -> list[Method]:
+    """The configs that a ``mode`` means, once no keyword is left over."""
+    modes: list[Any] = list(mode) if isinstance(mode, (list, tuple)) else [mode]
+    if not modes:
+        raise OptionError("mode names no method", f"{mode!r}", "mode='ddl', or mode=resfx.DDL(...), or a list of them")
+    found = [method_of(m, start) for m in modes]
+    for name, value in unknown.items():
+        asked = f"rewrite takes no argument {name!r}"
+        for method in found:
+            if any(f.name == name for f in dataclasses.fields(method)):
+                cls = type(method).__name__
+                raise OptionError(asked, f"it is an option of {cls}", f"mode=resfx.{cls}({name}={value!r:.40})")
+        names = [n for n, p in inspect.signature(rewrite).parameters.items() if p.kind is not p.VAR_KEYWORD]
+        near = meant(name, names)
+        raise OptionError(
+            asked, f"its arguments: {', '.join(nearest(name, names))}",
+            f"{near}={value!r:.40}" if near else "a method's options go to its config, mode=resfx.DDL(...)",
+        )  # fmt: skip
+    return found
 
 
 def _name_banks(applications: list[Application]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class ResfxError(Exception):
     """Base of all errors of this library.
@@ -24,6 +27,18 @@ class ResfxError(Exception):
 
 class CaptureError(ResfxError):
     """The model could not be turned into a graph."""
+
+
+class ModelError(CaptureError):
+    """The model itself raises on the inputs given; the error it raised is the cause of this one."""
+
+
+class InputError(ResfxError, TypeError):
+    """Example inputs in a form that is not taken, or that do not fit the signature of the model's ``forward``."""
+
+
+class OptionError(ResfxError, ValueError, TypeError):
+    """An option, a method's setting or a path that is not one of those that are taken."""
 
 
 class NoSitesError(ResfxError):
@@ -52,6 +67,18 @@ class ExportError(ResfxError):
 
 class MissingPackageError(ResfxError, ImportError):
     """An optional package is needed and not installed."""
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """``names`` with those like ``name`` first, for a message that lists what there is."""
+    known = list(dict.fromkeys(names))
+    like = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return like + [n for n in known if n not in like]
+
+
+def meant(name: str, names: Iterable[str]) -> str | None:
+    """The one of ``names`` that a misspelt ``name`` stands for, if one is near enough."""
+    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)), None)
 
 
 def require(package: str, extra: str, purpose: str):  # noqa: ANN201 - a module

@@ -14,14 +14,12 @@ from resfx.api import rewrite, scan
 from resfx.comparison.compare import BACKENDS, MODES, compare
 from resfx.errors import ResfxError
 from resfx.methods.base import Method, methods
-from resfx.passes.scopes.application import DEFAULT_FORMS
+from resfx.passes.scopes.filters import DEFAULT_FORMS, FORMS
 from resfx.report.text import methods_table
 from resfx.runtime import saving
 
 from .settings import SettingError, config_of
 from .targets import Target, load_target
-
-FORMS = (*DEFAULT_FORMS, "resampled", "outer")
 
 MODEL = """a model: package.module:factory (a module, or a callable that returns a model or (model, args, kwargs)),
 a Hugging Face config folder or config.json (random weights unless the folder holds them), or a .pt2 file;

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Literal, Union
 
+from resfx.errors import nearest
 from resfx.methods.base import Method, Start, methods
 
 
@@ -35,7 +36,7 @@ def config_of(method: str, settings: Sequence[str] = (), start: Start | None = N
         if not equals:
             raise SettingError(f"{setting!r} is not FIELD=VALUE")
         if name not in names:
-            raise SettingError(f"{method} has no field {name!r}; there are: {', '.join(names)}")
+            raise SettingError(f"{method} has no field {name!r}; there are: {', '.join(nearest(name, names))}")
         try:
             values[name] = read_value(text, kinds[name])
         except ValueError as error:

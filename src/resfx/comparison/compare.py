@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx.errors import ExportError, ResfxError
+from resfx.errors import CaptureError, ExportError, OptionError, ResfxError
+from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
+from resfx.passes.capture.source import source_of
 from resfx.passes.preserve import preserved
+from resfx.runtime.folder import refuse_unwritable
 from resfx.runtime.module import Rewritten
 
 from .measure import Inputs, interleave, peak_memory, set_training, wall_clock
@@ -26,11 +29,12 @@ BACKENDS = ("eager", "compiled", "onnxruntime")
 MODES = ("forward", "train")
 
 
+@outside_inference_mode()
 def compare(
     before: nn.Module,
     after: nn.Module,
-    args: tuple[Any, ...] | None = None,
-    kwargs: dict[str, Any] | None = None,
+    args: Positional | None = None,
+    kwargs: Named | None = None,
     *,
     backends: Sequence[str] = BACKENDS,
     modes: Sequence[str] = MODES,
@@ -60,11 +64,20 @@ def compare(
         plot, json: files to write as well.
 
     Raises:
-        ValueError: for unknown backends or modes, or fewer than one round.
+        ValueError: for fewer than one round.
         ExportError: without inputs.
+        InputError, ModelError: if a model does not take this call, or raises on it.
+        OptionError: for unknown backends or modes, or if ``plot`` or ``json`` cannot be written where they are to be.
     """
     _validate(backends, modes, repeats, warmup)
+    for file in (plot, json):
+        if file is not None:
+            refuse_unwritable(file)
     args, kwargs = _example(before, after, args, kwargs)
+    with preserved(before, after):
+        for model in (before, after):
+            set_training(model, "forward" not in modes)
+            _try_out(model, args, kwargs)
     device = _device(before, args, kwargs)
     say = _teller(progress)
     setting = {
@@ -133,20 +146,33 @@ def _validate(backends: Sequence[str], modes: Sequence[str], repeats: int, warmu
     for given, known, what in ((backends, BACKENDS, "backends"), (modes, MODES, "modes")):
         unknown = [g for g in given if (g.partition(":")[0] if what == "backends" else g) not in known]
         if isinstance(given, str) or unknown or not given:
-            raise ValueError(f"{what} must be a sequence of {known}, not {given!r}")
+            raise OptionError(f"{what} must be a sequence of {', '.join(known)}", f"{given!r}", f"{what}={known}")
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats must be at least 1 and warmup at least 0, not {repeats} and {warmup}")
 
 
-def _example(before: Any, after: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if args is not None or kwargs is not None:
-        return tuple(args or ()), dict(kwargs or {})
+def _example(before: Any, after: Any, args: Any, kwargs: Any) -> Example:
+    if (given := example_of(args, kwargs)) is not None:
+        return given
     for model in (after, before):
         if isinstance(model, Rewritten) and model._resfx.source.example:
             return model._resfx.source.example
         if isinstance(getattr(model, "dummy_inputs", None), dict):
             return (), dict(model.dummy_inputs)
     raise ExportError("cannot compare without inputs", "neither model offers any", "pass args=(...) or kwargs={...}")
+
+
+def _try_out(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """What a model raises on its inputs is said once, before anything is measured."""
+    runtime = getattr(model, "_resfx", None)
+    if runtime is not None:
+        runtime.source.try_out(model, args, kwargs)
+        return
+    try:
+        source = source_of(model, args, kwargs)
+    except CaptureError:  # a wrapper: it can be measured all the same
+        return
+    source.try_out(source.model, args, kwargs)
 
 
 def _device(model: nn.Module, args: Any, kwargs: Any) -> torch.device:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,6 +18,8 @@ from resfx._torch import exporter_log
 from resfx.errors import ExportError, ResfxError, require
 from resfx.ops.onnx import RUNTIME
 from resfx.ops.record import DOMAIN, operators
+from resfx.passes.capture.inputs import Named, Positional, outside_inference_mode
+from resfx.runtime.folder import refuse_unwritable, replacing
 
 from . import builtin
 from .axes import axis_names, other_example, rename_axes
@@ -57,11 +57,12 @@ class Exported:
     notes: tuple[str, ...] = ()
 
 
+@outside_inference_mode()
 def to_onnx(
     new: Any,
     path: str | os.PathLike[str],
-    args: tuple[Any, ...] | None = None,
-    kwargs: dict[str, Any] | None = None,
+    args: Positional | None = None,
+    kwargs: Named | None = None,
     *,
     opset: int = 23,
     external_data: Literal["auto"] | bool = "auto",
@@ -71,7 +72,7 @@ def to_onnx(
 ) -> Exported:
     """Export a rewritten module, or any other model, in eval mode to ONNX.
 
-    Inputs have the names of the arguments, outputs the names of the model's output fields; fields that are ``None``
+    Positional have the names of the arguments, outputs the names of the model's output fields; fields that are ``None``
     are left out, and arguments that are not tensors (``use_cache=False``) become part of the graph. The file is
     written to a folder beside the target and moved when every check has passed: a failure leaves nothing behind
     and an older file as it was.
@@ -98,6 +99,8 @@ def to_onnx(
 
     Raises:
         MissingPackageError: if ``onnx``, ``onnxscript`` or (for a check) ``onnxruntime`` is not installed.
+        OptionError: if ``path`` is a folder or cannot be written to.
+        InputError, ModelError: if the model does not take these inputs, or raises on them.
         ExportError: if the model cannot be lowered, a check fails, or the installed ONNX Runtime is too old for
             ``"ort-cuda"``.
         CaptureError, VariantError: if the model cannot be captured with these inputs.
@@ -109,6 +112,7 @@ def to_onnx(
     ):
         require(package, "onnx", "ONNX export")
     _refuse_bad_options(opset, profile, check)
+    refuse_unwritable(path)
     fused = profile != "standard"
     flat = flatten_model(new, args, kwargs, fused)
     asked = f"cannot lower {type(flat.source.model).__name__} to ONNX"
@@ -127,7 +131,8 @@ def to_onnx(
     target = Path(path)
     weights = sum(v.const_value.nbytes for v in lowered.model.graph.initializers.values() if v.const_value is not None)
     outside = weights > EXTERNAL_ABOVE if external_data == "auto" else external_data
-    with _put_in_place(target) as draft:
+    with replacing(target.parent, target.name) as folder:
+        draft = folder / target.name
         lowered.save(str(draft), external_data=outside)
         backends, notes = _backends(lowered.model, draft, check)
         differences, notes = _check(flat, program, draft, backends, notes) if check else ({}, ("not checked",))
@@ -233,42 +238,3 @@ def _check(
 
 def _shapes(values: Any) -> dict[str, tuple[int | str, ...]]:
     return {v.name: tuple(d if isinstance(d, int) else str(d.value) for d in v.shape) for v in values}
-
-
-@contextmanager
-def _put_in_place(target: Path) -> Iterator[Path]:
-    """A path to write to; what lies beside it is moved to the target's folder at the end, the model itself last."""
-    made = [p for p in [target.parent, *target.parent.parents] if not p.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        (folder / "new").mkdir()
-        draft = folder / "new" / target.name
-        yield draft
-        _move(sorted(draft.parent.iterdir(), key=lambda p: p == draft), target.parent, folder)
-    except BaseException:
-        shutil.rmtree(folder)
-        for parent in made:
-            parent.rmdir()
-        raise
-    shutil.rmtree(folder)
-
-
-def _move(files: list[Path], to: Path, aside: Path) -> None:
-    """Move files over older ones, or put the older ones back."""
-    done: list[tuple[Path, Path | None]] = []
-    try:
-        for file in files:
-            there, kept = to / file.name, None
-            if there.exists() and file is not files[-1]:
-                kept = aside / file.name
-                os.replace(there, kept)
-            done.append((there, kept))
-            os.replace(file, there)
-    except BaseException:
-        for there, kept in reversed(done):
-            if kept is not None:
-                os.replace(kept, there)
-            elif there != to / files[-1].name:
-                there.unlink(missing_ok=True)
-        raise

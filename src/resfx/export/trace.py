@@ -17,8 +17,9 @@ from resfx.errors import ExportError
 from resfx.ops.register import opaque_operators
 from resfx.passes.capture.calls import Call, unbind
 from resfx.passes.capture.export import distinct, dynamic_axes, image_leaves
+from resfx.passes.capture.inputs import Named, Positional, example_of
 from resfx.passes.capture.source import Source, source_of
-from resfx.passes.capture.structure import Flattener, Template
+from resfx.passes.capture.structure import Flattener, Template, named_parts
 from resfx.runtime.module import Rewritten, Variant, realise
 
 Axes = Mapping[str, Mapping[int, str]]
@@ -70,9 +71,7 @@ class FlatModel:
         return [flat[i] for i in self.positions]
 
 
-def flatten_model(
-    model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None, fused: bool = True
-) -> FlatModel:
+def flatten_model(model: Any, args: Positional | None, kwargs: Named | None, fused: bool = True) -> FlatModel:
     """Capture one call of a rewritten module, or of any other model, in eval mode. ``model`` is not changed.
 
     Args:
@@ -84,7 +83,7 @@ def flatten_model(
     """
     rewritten = isinstance(model, Rewritten)
     source = model._resfx.source if rewritten else source_of(model, args, kwargs)
-    example = source.example if args is None and kwargs is None else (tuple(args or ()), dict(kwargs or {}))
+    example = example_of(args, kwargs) or source.example
     if example is None:
         raise ExportError(
             f"cannot export {type(model).__name__} without example inputs", "the model was captured without any",
@@ -93,6 +92,7 @@ def flatten_model(
     tree = copy_sharing_parameters(model if rewritten else source.model)
     if not source.frozen:
         tree.eval()
+    source.try_out(tree, *example)
     call = source.call(*example)
     call.leaves = _two_rows(call.leaves)
     if isinstance(tree, Rewritten) and source.as_eager:
@@ -181,27 +181,15 @@ def _names(template: Template, root: str) -> Iterator[tuple[int, str]]:
     if kind == "int":
         yield template[1], root
         return
-    for key, part in _parts(template):
+    for key, part in named_parts(template):
         yield from _names(part, f"{root}.{key}" if root else key if not key.isdigit() else f"output_{key}")
-
-
-def _parts(template: Template) -> list[tuple[str, Template]]:
-    kind, parts = template[0], template[-1]
-    if kind not in ("seq", "dict", "node", "object"):
-        return []
-    keys: Any = range(len(parts))
-    if kind in ("dict", "object"):
-        keys = template[1] if kind == "dict" else template[2]
-    elif kind == "node" and isinstance(template[2], (list, tuple)) and len(template[2]) == len(parts):
-        keys = template[2]
-    return list(zip(map(str, keys), parts, strict=True))
 
 
 def _object_names(template: Template, source: Source, root: str = "") -> list[str]:
     """Paths of the stateful objects of a call, in the order they were met."""
     if template[0] == "object":
-        return [root, *[n for k, part in _parts(template) for n in _object_names(part, source, f"{root}.{k}")]]
-    return [n for k, part in _parts(template) for n in _object_names(part, source, f"{root}.{k}" if root else k)]
+        return [root, *[n for k, part in named_parts(template) for n in _object_names(part, source, f"{root}.{k}")]]
+    return [n for k, part in named_parts(template) for n in _object_names(part, source, f"{root}.{k}" if root else k)]
 
 
 def _plain(call: Call, source: Source, names: dict[int, str]) -> list[str]:

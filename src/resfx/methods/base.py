@@ -8,10 +8,14 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
+
+from resfx.errors import OptionError, meant, nearest
+
+from .options import refuse_unknown, refuse_wrong_types
 
 Start = Literal["preserve", "published"]
 
@@ -82,9 +86,13 @@ class Method:
 
     start: Start = "preserve"
 
+    def __new__(cls, *values: Any, **options: Any) -> Self:
+        """Refuse options before the dataclass does, in words that list those there are."""
+        refuse_unknown(cls, values, options)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
-        if self.start not in ("preserve", "published"):
-            raise ValueError(f"start must be 'preserve' or 'published', not {self.start!r}")
+        refuse_wrong_types(self)
 
     def refuse(self, place: Place) -> str | None:
         """Why the method cannot act at a place; ``None`` where it can."""
@@ -128,13 +136,21 @@ def method_of(mode: str | Method, start: Start | None = None) -> Method:
     """The config that a ``mode`` means.
 
     Raises:
-        ValueError: for an unknown name.
-        TypeError: for anything but a name or a config.
+        OptionError: for an unknown name, or anything but a name or a config.
     """
     if isinstance(mode, str):
         if mode not in methods():
-            raise ValueError(f"unknown mode {mode!r}; there are: {', '.join(methods())}")
+            near = meant(mode, methods())
+            raise OptionError(
+                f"unknown mode {mode!r}", f"the modes are: {', '.join(nearest(mode, methods()))}",
+                f"mode={near!r}" if near else "one of these, or a config such as resfx.DDL()",
+            )  # fmt: skip
         mode = methods()[mode]()
     if not isinstance(mode, Method):
-        raise TypeError(f"mode must be a name or a Method config, not {type(mode).__name__}")
+        whole = isinstance(mode, type) and issubclass(mode, Method)
+        found = f"the class {mode.__name__}" if isinstance(mode, type) else f"{mode!r:.60}, a {type(mode).__name__}"
+        raise OptionError(
+            "mode must be a method's name or its config", found,
+            f"mode={mode.__name__}()" if whole else "mode='ddl', or mode=resfx.DDL(...), or a list of them",
+        )  # fmt: skip
     return mode if start is None else dataclasses.replace(mode, start=start)

@@ -260,6 +260,11 @@ class Rewritten:
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
+    def __copy__(self) -> Any:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)  # a shallow copy of a module shares its tables of parameters and submodules
+        return twin
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise SaveError(
             "cannot pickle a rewritten module", "its class is made at run time",

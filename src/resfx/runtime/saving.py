@@ -1,16 +1,15 @@
 """A rewritten model as a folder: the recipe as versioned JSON, the new weights as safetensors. Nothing is pickled.
 
 ``recipe.json`` holds what was done (methods, filters, the adds claimed) and a fingerprint of the base model;
-``weights.safetensors`` holds the new parameters, or all of them with ``weights="all"``.
+``weights.safetensors`` holds the new parameters, or all of them with ``weights="all"``. The rewritten model has buffers
+of its own, so the persistent ones (running statistics) are always saved; of the others, which no ``state_dict`` holds
+either, a digest is kept and compared at load.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,63 +18,97 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from resfx.api import rewrite_by
-from resfx.errors import ResfxError, SaveError
+from resfx.api import Model, rewrite_by
+from resfx.errors import OptionError, ResfxError, SaveError
 from resfx.methods.base import Method
 from resfx.methods.learned import upgrade_all
 from resfx.passes import source_of
+from resfx.passes.capture.inputs import Named, Positional, outside_inference_mode
 
 from . import recipe as recipes
+from .fingerprint import digests, fingerprint, is_new, persistent_buffers
+from .folder import replacing
 from .module import Rewritten
 from .recipe import Recipe
 
 RECIPE, WEIGHTS = "recipe.json", "weights.safetensors"
+BUFFERS = "buffers"  # what the digests of unsaved buffers are called in the notes of the weights' file
 
 
 def save(module: Any, folder: str | os.PathLike[str], *, weights: Literal["new", "all"] = "new") -> None:
-    """Write a rewritten module to ``folder``; the folder appears whole or not at all.
+    """Write a rewritten module to ``folder``: ``recipe.json`` and ``weights.safetensors``, both or none.
 
     Args:
         module: what :func:`resfx.rewrite` returned.
-        folder: made if missing; an earlier save in it is replaced.
-        weights: ``"new"`` saves the parameters that the rewrite added, to be used with the same base model;
-            ``"all"`` saves every parameter and buffer.
+        folder: made if missing. An earlier save in it is replaced once the new one is on disk, and stays as it was if
+            anything fails before; files of other names are left alone.
+        weights: ``"new"`` saves the parameters that the rewrite added and the buffers, to be used with the same base
+            model; ``"all"`` saves every parameter and buffer.
 
     Raises:
-        SaveError: if the module is not a rewritten one, or ``folder`` holds something else.
+        SaveError: if the module is not a rewritten one or holds what cannot be saved, or ``folder`` holds something
+            that this library did not write.
+        OptionError: for other ``weights``.
+        OSError: if the disk refuses.
     """
     from safetensors.torch import save_file
 
     if not isinstance(module, Rewritten):
         raise SaveError(f"cannot save a {type(module).__name__}", "it is not a rewritten module",
                         "pass what resfx.rewrite returned; torch.save(module.state_dict()) for others")  # fmt: skip
+    if weights not in ("new", "all"):
+        raise OptionError("weights must be 'new' or 'all'", f"{weights!r}", "weights='new'")
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / RECIPE).exists())):
-        raise SaveError(f"cannot save to {target}", "it exists and is not a save of this library", "another folder")
-    state = module.state_dict()  # type: ignore[attr-defined]
-    chosen = {k: v for k, v in state.items() if weights == "all" or k.startswith("resfx.")}
-    recipe = recipes.to_dict(module, weights, fingerprint(module))  # type: ignore[arg-type]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    _refuse_foreign(target)
+    text = json.dumps(recipes.to_dict(module, weights, fingerprint(module)), indent=1)  # type: ignore[arg-type]
+    tensors = _untied(_chosen(module, weights))  # type: ignore[arg-type]
+    with replacing(target, RECIPE) as draft:
+        save_file(tensors, draft / WEIGHTS, metadata={BUFFERS: json.dumps(digests(module))})  # type: ignore[arg-type]
+        (draft / RECIPE).write_text(text)
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Raise unless a folder is missing, empty, or a save of this library."""
+    asked, remedy = f"cannot save to {target}", "another folder"
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise SaveError(asked, "it is a file", remedy)
+    if not (target / RECIPE).exists():
+        if any(target.iterdir()):
+            raise SaveError(asked, "it exists and is not a save of this library", remedy)
+        return
     try:
-        save_file(_untied(chosen), part / WEIGHTS)
-        (part / RECIPE).write_text(json.dumps(recipe, indent=1))
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(part, target)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+        recipe = json.loads((target / RECIPE).read_text())
+    except (OSError, ValueError) as error:
+        raise SaveError(
+            asked, f"there is a {RECIPE} that cannot be read: {error}", f"remove it, or {remedy}"
+        ) from error
+    if not isinstance(recipe, dict) or recipe.get("format") != recipes.FORMAT:
+        raise SaveError(asked, f"there is a {RECIPE} that this library did not write", remedy)
+
+
+def _chosen(module: nn.Module, weights: str) -> dict[str, torch.Tensor]:
+    """The tensors to save by name."""
+    chosen: dict[str, Any] = {n: v for n, v in module.state_dict().items() if weights == "all" or is_new(n)}
+    chosen |= persistent_buffers(module)
+    for name, value in chosen.items():
+        asked = f"cannot save {name} of this {type(module).__name__}"
+        if not isinstance(value, torch.Tensor):
+            raise SaveError(asked, f"a {type(value).__name__}, not a tensor", "weights='new'")
+        if value.is_meta:
+            raise SaveError(asked, "it is on the meta device and has no values", "load or initialise the model first")
+    return chosen
 
 
 def load(
     folder: str | os.PathLike[str],
-    model: nn.Module,
-    args: tuple[Any, ...] | None = None,
-    kwargs: dict[str, Any] | None = None,
+    model: Model,
+    args: Positional | None = None,
+    kwargs: Named | None = None,
     *,
     custom: Mapping[str, type[Method]] | None = None,
-) -> Any:
+) -> Model:
     """Rewrite ``model`` by a saved recipe and give it the saved weights. Nothing in the folder is executed.
 
     Args:
@@ -86,7 +119,13 @@ def load(
 
     Raises:
         SaveError: for a damaged or foreign folder, another version, or another base model.
+        InputError: if the inputs come in a form that is not taken, or do not fit ``forward``.
+
+    Warns:
+        UserWarning: if the base model has other weights, or other buffers of those that are not saved, than when it
+            was saved.
     """
+    _refuse_other(folder, model)
     path = Path(folder)
     recipe = _read_recipe(path, custom or {})
     found = fingerprint(model)
@@ -97,13 +136,14 @@ def load(
             f" {recipe.base['tensors']} tensors; this one has {found['parameters']} in {found['tensors']}",
             "build the model from the same config",
         )
-    tensors = _read_weights(path / WEIGHTS)
+    tensors, kept = _read_weights(path / WEIGHTS)
     if recipe.weights == "new" and found["content"] != recipe.base["content"]:
         warnings.warn(
             f"{path} was saved beside other base weights; the new parameters were trained with those", stacklevel=2
         )
     new = _rewritten(model, recipe, args, kwargs, path)
-    _fill(new, tensors, recipe.weights, path)
+    _fill(new, tensors, recipe.weights, path, buffers=kept is not None)
+    _compare_buffers(new, kept, path)
     return new
 
 
@@ -116,7 +156,8 @@ def _rewritten(model: nn.Module, recipe: Recipe, args: Any, kwargs: Any, path: P
     try:
         source = source_of(model, args, kwargs)
         source.as_eager = recipe.as_eager
-        new = rewrite_by(source, source.model, list(recipe.applications), source.example, check=False)
+        with outside_inference_mode():
+            new = rewrite_by(source, source.model, list(recipe.applications), source.example, check=False)
     except Exception as error:  # a file may ask for anything: more memory than there is, arguments nobody takes
         known = isinstance(error, ResfxError)
         reason = f"{error.asked}: {error.found}" if known else f"{type(error).__name__}: {error}"  # type: ignore[attr-defined]
@@ -129,21 +170,33 @@ def _rewritten(model: nn.Module, recipe: Recipe, args: Any, kwargs: Any, path: P
     return new
 
 
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """What a base model is: its parameters' names and shapes, and a digest of their values."""
-    structure, content = hashlib.sha256(), hashlib.sha256()
-    count = tensors = 0
-    for name, parameter in model.named_parameters():
-        if name.startswith("resfx."):
-            continue
-        structure.update(f"{name} {tuple(parameter.shape)}\n".encode())
-        value = parameter.detach().float().flatten()
-        sample = value[:: max(1, value.numel() // 4096)].contiguous().cpu()
-        content.update(sample.numpy().tobytes())
-        count += parameter.numel()
-        tensors += 1
-    return {"structure": structure.hexdigest(), "content": content.hexdigest(), "parameters": count,
-            "tensors": tensors}  # fmt: skip
+def _refuse_other(folder: Any, model: Any) -> None:
+    """Raise where :func:`load` is given its arguments the wrong way round, or a model that is no base model."""
+    asked = "cannot load a save"
+    if isinstance(folder, nn.Module) or isinstance(model, (str, os.PathLike)):
+        raise SaveError(asked, f"load({type(folder).__name__}, {type(model).__name__})",
+                        "resfx.load(folder, model): the folder first")  # fmt: skip
+    if isinstance(model, Rewritten):
+        raise SaveError(asked, "the model given is rewritten already",
+                        "the base model, as it was before resfx.rewrite; a save of two methods holds both")  # fmt: skip
+    if not isinstance(model, nn.Module):
+        raise SaveError(asked, f"a {type(model).__name__} as the base model", "an nn.Module of the architecture saved")
+
+
+def _compare_buffers(new: nn.Module, kept: dict[str, str] | None, path: Path) -> None:
+    if kept is None:
+        if names := [n for n in persistent_buffers(new) if not is_new(n)]:
+            warnings.warn(f"{path} was saved without buffers: those of the model given are used ({_few(names)})",
+                          stacklevel=3)  # fmt: skip
+        return
+    found = digests(new)
+    if names := sorted(n for n in found.keys() | kept.keys() if found.get(n) != kept.get(n)):
+        warnings.warn(f"{path} was saved beside other buffers, not in any state_dict ({_few(names)}): the model given"
+                      " may compute otherwise", stacklevel=3)  # fmt: skip
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -167,20 +220,24 @@ def _read_recipe(path: Path, custom: Mapping[str, type[Method]]) -> Recipe:
     return recipes.from_text(text, custom, str(path))
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
+def _read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str] | None]:
+    """The tensors by name, and the digests of the buffers that are not saved; ``None`` in a file that has none."""
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, framework="pt") as file:
+            notes = (file.metadata() or {}).get(BUFFERS)
+        kept = None if notes is None else dict(json.loads(notes))
+        return load_file(path), kept
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise SaveError(f"cannot load {path}", f"the file is missing or damaged: {error}", "save it again") from error
 
 
-def _fill(new: nn.Module, tensors: dict[str, torch.Tensor], weights: str, path: Path) -> None:
+def _fill(new: nn.Module, tensors: dict[str, torch.Tensor], weights: str, path: Path, buffers: bool) -> None:
     state = new.state_dict()
     upgrade_all(new, tensors)
-    want = {k for k in state if weights == "all" or k.startswith("resfx.")}
+    want = {k for k in state if weights == "all" or is_new(k)} | (set(persistent_buffers(new)) if buffers else set())
     shapes = {k: tuple(tensors[k].shape) for k in want & set(tensors)}
     wrong = sorted(want ^ set(tensors)) or [k for k, s in shapes.items() if s != tuple(state[k].shape)]
     if wrong:

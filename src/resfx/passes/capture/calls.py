@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from .structure import Flattener, Template, build
+from resfx.errors import InputError, meant
+
+from .structure import COMPOUND, Flattener, Template, build
 
 
 @dataclass
@@ -33,8 +35,15 @@ class Call:
 
 
 def bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by parameter name; ``*args`` and ``**kwargs`` stay one entry each. Defaults are left out."""
-    bound = signature.bind(*args, **kwargs)
+    """Arguments by parameter name; ``*args`` and ``**kwargs`` stay one entry each. Defaults are left out.
+
+    Raises:
+        InputError: if they do not fit, naming the arguments that ``forward`` takes.
+    """
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise _misfit(signature, kwargs, error) from None
     given: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         default = signature.parameters[name].default
@@ -44,6 +53,31 @@ def bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, 
             continue
         given[name] = dict(value) if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else value
     return given
+
+
+def _misfit(signature: inspect.Signature, kwargs: dict[str, Any], error: TypeError) -> InputError:
+    parameters = signature.parameters.values()
+    names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    strange = [] if open_ended else [k for k in kwargs if k not in names]
+    what = f"no argument {', '.join(map(repr, strange))}" if strange else str(error)
+    return InputError(
+        "these arguments do not fit the model's forward", f"{what}; it takes ({', '.join(map(_name, parameters))})",
+        spelling(names, kwargs) or "pass args=/kwargs= as the model itself takes them",
+    )  # fmt: skip
+
+
+def _name(parameter: inspect.Parameter) -> str:
+    stars = "*" * ((parameter.kind is parameter.VAR_POSITIONAL) + 2 * (parameter.kind is parameter.VAR_KEYWORD))
+    return stars + parameter.name
+
+
+def spelling(names: Collection[str], kwargs: Collection[str]) -> str:
+    """What misspelt keywords stand for, in words; empty where none is near an argument's name."""
+    free = [n for n in names if n not in kwargs]
+    strange = [k for k in kwargs if k not in names]
+    pairs = [(k, free[0] if len(free) == len(strange) == 1 else meant(k, free)) for k in strange]
+    return ", ".join(f"{name}= instead of {given}=" for given, name in pairs if name)
 
 
 def unbind(signature: inspect.Signature, given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -84,6 +118,6 @@ def unwrap(template: Template, leaves: Any) -> list[Any]:
 def _integers(template: Template) -> list[int]:
     if template[0] == "int":
         return [template[1]]
-    if template[0] in ("seq", "dict", "node", "object"):
+    if template[0] in COMPOUND:
         return [i for part in template[-1] for i in _integers(part)]
     return []

@@ -1,12 +1,19 @@
-"""Why a model could not be captured, in words a user can act on."""
+"""Why a model could not be captured, in words a user can act on: what it raises itself, or what stops a trace."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import logging
 import re
 import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from resfx.errors import ModelError, ResfxError
 
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
@@ -15,6 +22,8 @@ _HERE = str(Path(__file__).parent)
 _CAUSES = (
     (r"data-dependent|GuardOnDataDependent|Could not guard|unbacked", "control flow that depends on tensor values",
      "replace the branch by torch.where or torch.cond, or pass the value it depends on as a Python constant"),
+    (r"on the same device|FakeTensorDeviceMismatch", "inputs and parameters on different devices",
+     "move the inputs to the model's device"),
     (r"numpy|can't convert|\.numpy\(\)|__array__", "a computation that leaves torch for numpy",
      "compute it with torch operators, or outside forward and pass it in"),
     (r"item\(\)|aten\._local_scalar_dense", "a Python number read from a tensor (.item(), int(tensor), bool(tensor))",
@@ -23,13 +32,34 @@ _CAUSES = (
      "an operator without a shape function",
      "register one with torch.library.register_fake"),
     (r"mutat|inplace", "a mutation that the tracer cannot express", "return the new value instead of writing in place"),
-    (r"missing a required argument|unexpected keyword|takes \d+ positional|required positional",
-     "arguments that do not fit forward", "pass args=/kwargs= as the model itself takes them"),
+)  # fmt: skip
+
+# (pattern in what a model raises by itself, remedy)
+_MISTAKES = (
+    (r"on the (same|expected) device|device type .* got|Expected .* on (cpu|cuda|device)|Placeholder storage",
+     "move the inputs to the model's device: x.to(next(model.parameters()).device)"),
+    (r"tensor for argument #1 'indices'|scalar types? Long", "ids are whole numbers: pass ids.long()"),
+    (r"same dtype|expected (m1|mat1|scalar type)|Input type .* weight type|expected .* dtype|but found",
+     "cast floating inputs to the model's type: x.to(next(model.parameters()).dtype)"),
+    (r"Guard failed", "a captured program: export it with dynamic_shapes for the sizes that vary, or pass the model"),
+    (r"index out of range|out of bounds",
+     "ids must be smaller than the table they look up (the vocabulary, the positions)"),
+    (r"shapes? cannot be multiplied|size of tensor|normalized_shape|expected .* channels|must match|dimension",
+     "check the shapes of the inputs: features last, channels where the model has them"),
+    (r"'(list|str|tuple|dict|int|float|ndarray)' object|must be Tensor, not|not (list|str|tuple|ndarray)",
+     "pass tensors: torch.tensor(value), with a batch dimension first"),
+)  # fmt: skip
+
+_TALKERS = (
+    "torch._export.non_strict_utils", "torch._export", "torch.export", "torch.fx.experimental.symbolic_shapes",
+    "torch.fx.experimental.recording", "torch._subclasses.fake_tensor", "torch._dynamo",
 )  # fmt: skip
 
 
 def diagnose(cls: type, error: BaseException) -> tuple[str, str, str]:
     """``(asked, found, try)`` for a failed capture."""
+    if isinstance(error, ResfxError):
+        return error.asked, error.found, error.try_
     text = f"{type(error).__name__}: {error}"
     cause, remedy = (
         "an operation the tracer cannot follow",
@@ -39,10 +69,55 @@ def diagnose(cls: type, error: BaseException) -> tuple[str, str, str]:
         if re.search(pattern, text, re.IGNORECASE):
             cause, remedy = kind, advice
             break
+    return f"cannot capture {cls.__name__}", f"{cause}{_where(error)} ({_brief(error)})", remedy
+
+
+def model_error(cls: type, error: BaseException, given: Sequence[str], hint: str = "") -> ModelError:
+    """The error for a model that raises by itself, without any capture.
+
+    Args:
+        given: the inputs in words.
+        hint: what to do, where the caller knows better than the text of the error.
+    """
+    text = f"{type(error).__name__}: {error}"
+    advice = next((remedy for pattern, remedy in _MISTAKES if re.search(pattern, text, re.IGNORECASE)), "")
+    inputs = f"; called with {', '.join(given)}" if given else ""
+    return ModelError(
+        f"{cls.__name__} itself raises on these inputs", f"{_brief(error)}{_where(error)}{inputs}",
+        hint or advice or "call the model on these inputs yourself until it runs, then pass them",
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """Inside, torch's tracer logs no advice and prints no graph of its own: what matters of it is in the error."""
+    loggers = [logging.getLogger(name) for name in _TALKERS]
+    mute = _Mute()  # one of our own: another thread may be tracing too
+    exporter: Any = importlib.import_module("torch.export._trace")
+    try:
+        for logger in loggers:
+            logger.addFilter(mute)
+        exporter.print = lambda *_, **__: None  # the whole graph so far, on the error stream
+        yield
+    finally:
+        vars(exporter).pop("print", None)
+        for logger in loggers:
+            logger.removeFilter(mute)
+
+
+class _Mute(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return False
+
+
+def _brief(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def _where(error: BaseException) -> str:
     frame = user_frame(error)
-    where = f" at {frame.filename}:{frame.lineno} in {frame.name}: {(frame.line or '').strip()}" if frame else ""
-    first = str(error).strip().splitlines()[:1]
-    return f"cannot capture {cls.__name__}", f"{cause}{where} ({type(error).__name__}: {' '.join(first)})", remedy
+    return f" at {frame.filename}:{frame.lineno} in {frame.name}: {(frame.line or '').strip()}" if frame else ""
 
 
 def user_frame(error: BaseException) -> traceback.FrameSummary | None:

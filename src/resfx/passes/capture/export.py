@@ -18,9 +18,9 @@ from resfx.runtime.huggingface import traced_plainly
 
 from .calls import Call, unbind
 from .diagnose import diagnose
-from .guards import guard_function
+from .guards import Accepts, guard_function
 from .normalize import flatten_graph
-from .structure import Flattener, Template
+from .structure import COMPOUND, Flattener, Template
 
 AUTO = torch.export.Dim.AUTO
 
@@ -31,6 +31,7 @@ def capture_call(
     signature: inspect.Signature,
     call: Call,
     denied: Sequence[Literal["exporting", "compiling"]] = (),
+    grad: bool = True,
 ) -> Capture:
     """Capture one call of ``forward_class.forward`` over the tree of ``module``.
 
@@ -39,6 +40,7 @@ def capture_call(
     Args:
         denied: what ``torch.compiler.is_exporting()`` and ``is_compiling()`` say no to while the model's code runs,
             so that code which asks takes the way it takes in eager mode.
+        grad: trace with gradients on. A graph traced without is good for calls without.
 
     Raises:
         CaptureError: with the operator, the user's source line and a remedy.
@@ -60,7 +62,7 @@ def capture_call(
     dynamic = tuple([dynamic_axes(x, i in images) for i, x in enumerate(call.leaves)])
     shell = shell_of(module, type(forward_class.__name__, (forward_class,), {"forward": forward}))
     try:
-        with warnings.catch_warnings(), torch.enable_grad(), traced_plainly(module):
+        with warnings.catch_warnings(), torch.set_grad_enabled(grad), traced_plainly(module):
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 shell, distinct(call.leaves), dynamic_shapes=(dynamic,) if dynamic else None, strict=False
@@ -76,7 +78,13 @@ def capture_call(
         if part[0] == "tensor":
             note(inputs[part[1]], argument=name)
     accepts = guard_function(program, [n.meta["val"] for n in inputs], "L['leaves']")
+    if not grad:
+        accepts = _without_gradients(accepts)
     return Capture(graph, constants, accepts, outcome["output"], outcome["states"], call.template)
+
+
+def _without_gradients(accepts: Accepts) -> Accepts:
+    return lambda leaves: not torch.is_grad_enabled() and accepts(leaves)
 
 
 def distinct(leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -113,7 +121,7 @@ def image_leaves(call: Call) -> set[int]:
 def _batch_only(template: Template, inside: bool) -> Iterator[int]:
     if template[0] == "tensor" and inside:
         yield template[1]
-    if template[0] in ("seq", "dict", "node", "object"):
+    if template[0] in COMPOUND:
         inside = inside or (template[0] == "object" and getattr(template[1], "batch_only", False))
         for part in template[-1]:
             yield from _batch_only(part, inside)

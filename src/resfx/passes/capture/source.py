@@ -15,7 +15,10 @@ from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
 
 from .calls import Call, bind, flatten_call
+from .diagnose import quiet_tracing
 from .export import capture_call, shell_of
+from .inputs import Example, example_of, outside_inference_mode
+from .trial import try_call
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Source:
     model: nn.Module
     cls: type
     signature: inspect.Signature
-    example: tuple[tuple[Any, ...], dict[str, Any]] | None
+    example: Example | None
     fixed: fx.Graph | None = None
     traced: bool = False
     frozen: bool = False
@@ -53,34 +56,66 @@ class Source:
         """Take the arguments of one call apart.
 
         Raises:
-            TypeError: if they do not fit the signature, as the model itself would.
+            InputError: if they do not fit the signature, as the model itself would.
+            CaptureError: if one of them holds tensors and cannot be taken apart.
         """
         return flatten_call(bind(self.signature, args, kwargs), self.varying)
 
+    def try_out(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run the model itself on an example, before anything is made of it.
+
+        Raises:
+            ModelError: if it raises: its own error, where, and what to do.
+            InputError: if the arguments do not fit, or the example has no rows.
+        """
+        try_call(tree, self.cls, self.signature, self.call(args, kwargs))
+
     def capture(self, tree: nn.Module, call: Call | None) -> Capture:
-        """The graph of one call over ``tree`` (the model, or a copy of it)."""
+        """The graph of one call over ``tree`` (the model, or a copy of it).
+
+        Raises:
+            ModelError: if the model itself raises on this call.
+            CaptureError: if it runs and cannot be traced.
+        """
+        with outside_inference_mode(), quiet_tracing():
+            try:
+                return self._captured(tree, call)
+            except CaptureError:
+                if call is not None:
+                    for grad in (False, True)[: 1 + torch.is_grad_enabled()]:
+                        try_call(tree, self.cls, self.signature, call, grad)
+                raise
+
+    def _captured(self, tree: nn.Module, call: Call | None) -> Capture:
         if self.fixed is not None:
             return Capture(copy_graph(self.fixed), [])
         if self.traced:
             return Capture(_trace(shell_of(tree, self.cls)), [])
         assert call is not None
-        ways: list[Any] = [(), ("exporting", "compiling")]
+        # Code that knows it is traced may take a way that fails, or that eager mode does not take.
+        ways: list[tuple[Any, bool]] = [((), True), (("exporting", "compiling"), True)]
         if self.as_eager:
-            ways.insert(0, ("exporting",))
-        errors: list[CaptureError] = []
-        for denied in ways:  # code that knows it is traced may take a way that fails, or that eager mode does not take
+            ways.insert(0, (("exporting",), True))
+        if not torch.is_grad_enabled():  # some kernels exist without gradients only
+            ways.append(((), False))
+        errors: dict[tuple[Any, bool], CaptureError] = {}
+        for denied, grad in ways:
             try:
-                return capture_call(tree, self.cls, self.signature, call, denied)
+                return capture_call(tree, self.cls, self.signature, call, denied, grad)
             except CaptureError as error:
-                errors.append(error)
-        raise errors[-2]
+                errors[denied, grad] = error
+        raise errors[(), True]
 
 
-def source_of(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None) -> Source:
+def source_of(model: Any, args: Any = None, kwargs: Any = None) -> Source:
     """Find out what ``model`` is and which inputs to capture it with.
+
+    Args:
+        args, kwargs: as :func:`resfx.passes.capture.inputs.example_of` takes them.
 
     Raises:
         CaptureError: if it is none of the things that can be captured, or inputs are needed and missing.
+        InputError: if the inputs come in a form that is not taken.
     """
     if isinstance(model, (str, os.PathLike)):
         model = _load_program(model)
@@ -89,12 +124,17 @@ def source_of(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] |
             args, kwargs = model.example_inputs
         model = model.module()
     if not isinstance(model, nn.Module):
+        if isinstance(model, type) and issubclass(model, nn.Module):
+            raise CaptureError(
+                f"cannot capture {model.__name__}", "it is a class, not a module", f"{model.__name__}(...)"
+            )
         raise CaptureError(
             f"cannot capture a {type(model).__name__}", "it is not a torch module",
             "pass an nn.Module, a torch.fx.GraphModule, an ExportedProgram or the path of a .pt2 file",
         )  # fmt: skip
     _refuse_wrapper(model)
-    example = None if args is None and kwargs is None else (tuple(args or ()), dict(kwargs or {}))
+    _refuse_inference(model)
+    example = example_of(args, kwargs)
     if isinstance(model, fx.GraphModule):
         _propagate_shapes(model, example)
         signature = inspect.signature(type(model).forward)
@@ -103,7 +143,7 @@ def source_of(model: Any, args: tuple[Any, ...] | None, kwargs: dict[str, Any] |
     signature = without_self(inspect.signature(type(model).forward))
     dummy: Any = getattr(model, "dummy_inputs", None)
     if example is None and isinstance(dummy, dict):
-        example = ((), dict(dummy))
+        example = example_of(None, dummy)
     if example is None:
         return Source(model, type(model), signature, None, traced=True)
     return Source(model, type(model), signature, example)
@@ -121,6 +161,16 @@ def _refuse_wrapper(model: nn.Module) -> None:
         found, remedy = "it is compiled already", "rewrite its ._orig_mod, then torch.compile the result"
     if found:
         raise CaptureError(f"cannot capture a {type(model).__name__}", found, remedy)
+
+
+def _refuse_inference(model: nn.Module) -> None:
+    made = next((n for n, p in model.named_parameters() if p.is_inference()), None)
+    if made is not None:
+        raise CaptureError(
+            f"cannot capture this {type(model).__name__}",
+            f"{made} was made under torch.inference_mode: nothing can be differentiated through it",
+            "build the model outside torch.inference_mode, or torch.save and torch.load its state_dict",
+        )  # fmt: skip
 
 
 def _load_program(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
@@ -150,14 +200,15 @@ def _trace(model: nn.Module) -> fx.Graph:
         ) from error
 
 
-def _propagate_shapes(module: fx.GraphModule, example: tuple[tuple[Any, ...], dict[str, Any]] | None) -> None:
+def _propagate_shapes(module: fx.GraphModule, example: Example | None) -> None:
     if example is None or any("val" in n.meta for n in module.graph.nodes):
         return
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-    bound = without_self(inspect.signature(type(module).forward)).bind(*example[0], **example[1])
+    signature = without_self(inspect.signature(type(module).forward))
+    bind(signature, *example)  # says what does not fit
     try:
-        FakeTensorProp(module, fake_mode()).propagate(*bound.args)
+        FakeTensorProp(module, fake_mode()).propagate(*signature.bind(*example[0], **example[1]).args)
     except Exception as error:
         raise CaptureError(
             f"cannot run {type(module).__name__} on the inputs given", f"{type(error).__name__}: {error}",

@@ -10,6 +10,7 @@ from resfx.passes.find.site import Site
 from .application import Application
 from .claim import claim
 from .depth.scope import apply_depth
+from .filters import refuse_idle_globs
 from .sequence.scope import apply_sequence
 from .site import apply_site
 from .surgery import Surgery, Turn
@@ -33,6 +34,8 @@ def apply_method(surgery: Surgery, sites: Sequence[Site], application: Applicati
         VariantError: if a later capture lacks a claimed site.
     """
     first = not application.is_built
+    if first and sites and application.claimed is None:
+        refuse_idle_globs(application.include, application.exclude, [s.owner for s in sites], surgery.tree)
     chosen, known = claim(sites, application)
     places = {site.name: place for site, place in known.items()}
     turn = Turn(surgery, application, surgery.now(chosen), places, first)

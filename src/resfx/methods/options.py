@@ -1,0 +1,107 @@
+"""The options of a method's config, held against the names and types of its dataclass before anything is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import numbers
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Union
+
+from resfx.errors import OptionError, meant, nearest
+
+
+def refuse_unknown(cls: type, values: Sequence[Any], given: Iterable[str]) -> None:
+    """Raise :class:`OptionError` for a keyword that a config does not take, with the nearest of its options first."""
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+    if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters):
+        return
+    names = [p.name for p in parameters]
+    if len(values) > sum(p.kind is not p.KEYWORD_ONLY for p in parameters):
+        raise OptionError(f"{cls.__name__} takes its options by name", f"{values[0]!r:.60} without one",
+                          f"one of: {', '.join(names)}")  # fmt: skip
+    for name in given:
+        if name not in names:
+            near = meant(name, names)
+            raise OptionError(
+                f"{cls.__name__} has no option {name!r}", f"its options: {', '.join(nearest(name, names))}",
+                f"{cls.__name__}({near}=...)" if near else "one of these",
+            )  # fmt: skip
+
+
+def refuse_wrong_types(config: Any) -> None:
+    """Raise :class:`OptionError` for a value that its field does not take; numbers of other libraries become plain."""
+    kinds = kinds_of(type(config))  # type: ignore[arg-type]
+    for field in dataclasses.fields(config):
+        if field.name not in kinds:
+            continue
+        value = plain(getattr(config, field.name))
+        if not fits(value, kinds[field.name]):
+            default, near = field.default, meant(str(value), _texts(kinds[field.name]))
+            remedy = "see its docstring" if default is dataclasses.MISSING else f"its default is {default!r}"
+            raise OptionError(
+                f"{type(config).__name__}: {field.name} must be {describe(kinds[field.name])}, not {value!r}",
+                f"a {type(value).__name__}", f"{field.name}={near!r}" if near else remedy,
+            )  # fmt: skip
+        object.__setattr__(config, field.name, value)
+
+
+@functools.cache
+def kinds_of(cls: Any) -> dict[str, Any]:
+    """The types of a config's fields; none where an annotation cannot be read."""
+    try:
+        return typing.get_type_hints(cls)
+    except (NameError, TypeError):  # a class made in a function, with names that only it knows
+        return {}
+
+
+def plain(value: Any) -> Any:
+    """Whole and real numbers as Python's own, whoever made them."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type. Types that are not known here take anything."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return any(value == allowed and type(value) is type(allowed) for allowed in inner)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, part) for part in inner)
+    if origin in (tuple, list):
+        if not isinstance(value, origin):
+            return False
+        if origin is tuple and inner and not (len(inner) == 2 and inner[1] is Ellipsis):
+            return len(value) == len(inner) and all(map(fits, value, inner))
+        return not inner or all(fits(v, inner[0]) for v in value)
+    if kind in (bool, str, type(None)):
+        return type(value) is kind
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return True
+
+
+def _texts(kind: Any) -> list[str]:
+    """The texts that a type allows by name."""
+    return [t for t in typing.get_args(kind) if isinstance(t, str)] if typing.get_origin(kind) is Literal else []
+
+
+def describe(kind: Any) -> str:
+    """A type in words, such as ``a whole number`` or ``one of ('sum', 'mean')``."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return f"one of {inner}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(describe, inner))
+    if origin in (tuple, list):
+        return f"a {origin.__name__} of {describe(inner[0])}" if inner else f"a {origin.__name__}"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "None"}
+    return words.get(kind, getattr(kind, "__name__", str(kind)))

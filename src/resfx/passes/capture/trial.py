@@ -1,0 +1,133 @@
+"""The model itself, run once on a call: what it raises is the user's to mend, not the tracer's fault."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from resfx.errors import CaptureError, InputError
+
+from .calls import Call, spelling, unbind
+from .diagnose import model_error
+from .export import shell_of
+from .structure import COMPOUND, Flattener, Template, describe, named_parts
+
+
+def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Call, grad: bool = False) -> None:
+    """Run one call of ``cls.forward`` over ``tree``; nothing of it is kept.
+
+    Arguments are copies. Buffers, attributes and random number generators are put back. Nothing is run where the
+    model is on the meta device.
+
+    Args:
+        grad: record gradients: for a model that is known to run without.
+
+    Raises:
+        ModelError: if the model raises.
+        InputError: if a tensor among the arguments has no rows.
+        CaptureError: if the model writes into a list or dict among the arguments, which a graph cannot.
+    """
+    refuse_no_rows(cls, call)
+    held = [*tree.parameters(), *tree.buffers()]
+    if any(t.is_meta for t in held) or any(isinstance(t, FakeTensor) for t in [*call.leaves, *held]):
+        return
+    leaves = [leaf.detach().clone() for leaf in call.leaves]
+    given = call.arguments(leaves)
+    args, kwargs = unbind(signature, given)
+    with left_as_it_was(tree), torch.set_grad_enabled(grad):
+        shell = shell_of(tree, cls)
+        try:
+            shell(*args, **kwargs)
+        except Exception as error:
+            names = [n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
+            hint = "call it under torch.no_grad(), and rewrite with check=False" if grad else spelling(names, kwargs)
+            raise model_error(cls, error, _inputs(call), hint) from error
+        _refuse_written(cls, call, leaves, given)
+
+
+def refuse_no_rows(cls: type, call: Call) -> None:
+    """An example of no rows says nothing of the sizes that other calls have."""
+    for name, part in named_parts(call.template):
+        if part[0] == "tensor" and call.leaves[part[1]].dim() and call.leaves[part[1]].shape[0] == 0:
+            raise InputError(
+                f"cannot take {cls.__name__} by this example",
+                f"{name} has no rows: {tuple(call.leaves[part[1]].shape)}", "an example of two rows or more",
+            )  # fmt: skip
+
+
+def _refuse_written(cls: type, call: Call, leaves: list[torch.Tensor], given: dict[str, Any]) -> None:
+    """Lists and dicts among the arguments go into a graph by value; what is written into them would be lost."""
+    flat = Flattener()
+    after = dict(named_parts(flat.flatten(given)))
+    for name, part in named_parts(call.template):
+        if name not in after or not _unwritten(part, after[name], leaves, flat.leaves):
+            raise CaptureError(
+                f"cannot capture {cls.__name__}", f"forward writes into the list or dict given as {name!r}",
+                "return what it writes, or pass an object with attributes, as a cache is",
+            )  # fmt: skip
+
+
+def _unwritten(before: Template, after: Template, old: list[torch.Tensor], new: list[Any]) -> bool:
+    if before[0] == "object":  # written back after every call
+        return True
+    if before[0] == "tensor":
+        return after[0] == "tensor" and old[before[1]] is new[after[1]]
+    if before[0] not in COMPOUND:
+        return before[0] == "int" or before == after
+    if before[:-1] != after[:-1] or len(before[-1]) != len(after[-1]):
+        return False
+    return all(_unwritten(a, b, old, new) for a, b in zip(before[-1], after[-1], strict=True))
+
+
+@contextlib.contextmanager
+def left_as_it_was(tree: nn.Module) -> Iterator[None]:
+    """Put back what a forward pass may write: buffers, attributes, lists and dicts in them, random numbers."""
+    modules = list(tree.modules())
+    attributes = [(m, dict(vars(m))) for m in modules]
+    held = {id(v): (v, v.copy()) for _, values in attributes for v in values.values() if type(v) in (list, dict, set)}
+    buffers = [(b, b.detach().clone()) for b in tree.buffers()]
+    python, arrays = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
+        for module, values in attributes:
+            vars(module).clear()
+            vars(module).update(values)
+        for value, before in held.values():
+            _put_back(value, before)
+        with torch.no_grad():
+            for buffer, data in buffers:
+                if not torch.equal(buffer, data):
+                    buffer.copy_(data)
+
+
+def _put_back(value: Any, before: Any) -> None:
+    if isinstance(value, list):
+        value[:] = before
+    else:
+        value.clear()
+        value.update(before)
+
+
+def _inputs(call: Call) -> list[str]:
+    return [f"{name}={_words(part, call)}" for name, part in named_parts(call.template)]
+
+
+def _words(part: Template, call: Call) -> str:
+    if part[0] != "tensor":
+        return describe(part)[:80]
+    leaf = call.leaves[part[1]]
+    place = "" if leaf.device.type == "cpu" else f" on {leaf.device}"
+    return f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}{place}"
