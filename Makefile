@@ -6,13 +6,16 @@ VERSIONS = constraints/$(SET).txt
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-versions versions ready lint zoo matrix clean bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide
+.PHONY: demo test test-versions versions ready lint zoo matrix first-use clean bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide
 
 $(READY): pyproject.toml $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) torch
+	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) $$(grep '^torch==' $(VERSIONS))
 	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) -e '.[hf,onnx,bench,triton,dev]'
 	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) --no-deps timm
+	@$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) --no-deps torchvision && \
+		$(RUN) -c "import torchvision" 2>/dev/null || { $(RUN) -m pip uninstall -q -y torchvision; \
+		echo "note: no torchvision here fits this torch; without one, import timm fails (tests bring a stand-in)"; }
 	touch $@
 
 demo: $(READY)
@@ -34,6 +37,9 @@ ready: $(READY)
 
 zoo: $(READY)
 	$(RUN) -m tests.zoo
+
+first-use: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) -m tests.first_use
 
 matrix: $(READY)
 	$(RUN) -m tests.matrix

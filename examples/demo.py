@@ -12,64 +12,112 @@ from pathlib import Path
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
 
 import resfx
+from resfx.report.progress import duration
 
 OUT = Path("demo")
 BATCH, LENGTH, STEPS = 2, 128, 12
 
+# What is done, and how long it usually takes on two cores of a laptop.
+PLAN = (
+    ("What would be rewritten", 10),
+    ("Rewrite with Deep Delta Learning", 20),
+    ("The same function until the new parameters learn", 25),
+    (f"Train {STEPS} steps on the Python documentation, byte by byte", 45),
+    ("torch.compile", 75),
+    ("ONNX", 75),
+    ("Before and after", 150),
+)
+
 
 def main() -> None:
-    started = time.perf_counter()
+    """Run every step of the plan, saying what it does and how long it usually takes."""
+    quiet()
     OUT.mkdir(exist_ok=True)
     torch.manual_seed(0)
+    print(f"Seven steps, about {duration(sum(usual for _, usual in PLAN))} in all; nothing is downloaded.\n")
     model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).eval()
+    total = sum(p.numel() for p in model.parameters())
+    print(f"The model: GPT-2 as published, 12 blocks, {total / 1e6:.0f} million parameters with random weights.")
     text = corpus()
     ids = batch(text, 0)
+    inputs = {"input_ids": ids, "use_cache": False}
+    clock = Clock()
 
-    heading("1. What would be rewritten", started)
-    print(resfx.scan(model, kwargs={"input_ids": ids, "use_cache": False}))
+    clock.step()
+    print(resfx.scan(model, kwargs=inputs))
 
-    heading("2. Rewrite with Deep Delta Learning", started)
-    new = resfx.rewrite(model, mode="ddl", kwargs={"input_ids": ids, "use_cache": False})
+    clock.step()
+    new = resfx.rewrite(model, mode="ddl", kwargs=inputs)
     added = sum(p.numel() for p in new.new_parameters().values())
-    total = sum(p.numel() for p in model.parameters())
-    print(f"{len(new.report.changed)} residual adds rewritten, {added:,} new parameters ({100 * added / total:.3f} %)")
+    print(
+        f"{len(new.report.changed)} residual adds became delta updates, with {added:,} new parameters"
+        f" ({100 * added / total:.3f} % more)."
+    )
+    print(f"The class is still {type(new).__name__}, and the weights are the model's own.")
+    new.report.draw(OUT / "stream.svg")
+    print(f"A picture of the stream: {OUT / 'stream.svg'}")
 
-    heading("3. The same function until the new parameters learn", started)
+    clock.step()
     with torch.no_grad():
-        before = model(ids, use_cache=False).logits
-        after = new(ids, use_cache=False).logits
-    print(f"logits equal bit for bit: {torch.equal(before, after)}")
+        before, after = model(**inputs).logits, new(**inputs).logits
+    print(f"logits are equal bit for bit: {yes(torch.equal(before, after))}")
     prompt = ids[:1, :16]
     options = {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(prompt), "pad_token_id": 0}
     same = torch.equal(model.generate(prompt, **options), new.generate(prompt, **options))
-    print(f"generate() with its cache gives the same tokens: {same}")
+    print(f"generate(), with its cache, gives the same tokens: {yes(same)}")
 
-    heading(f"4. Train {STEPS} steps on the Python documentation, byte by byte", started)
+    clock.step()
     losses = train(new, text)
-    print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
-    moved = max(float(p.detach().abs()) for n, p in new.new_parameters().items() if n.endswith(".mix"))
-    print(f"largest interpolation towards the delta shortcut so far: {moved:.4f}")
+    print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}")
+    mixes = [float(p.detach().abs().max()) for n, p in new.new_parameters().items() if n.endswith(".mix")]
+    print(f"{sum(m > 0 for m in mixes)} of {len(mixes)} adds have left the plain sum, by up to {max(mixes):.3f}")
     resfx.save(new, OUT / "ddl")
-    print(f"recipe and new weights saved to {OUT / 'ddl'}")
+    print(f"recipe and new weights: {OUT / 'ddl'}")
 
-    heading("5. torch.compile and ONNX Runtime", started)
+    clock.step()
     new.eval()
     with torch.no_grad():
-        eager = new(ids, use_cache=False).logits
-        compiled = torch.compile(new)(ids, use_cache=False).logits
-    print(f"compiled agrees with eager to {float((compiled - eager).abs().max()):.2e}")
-    exported = resfx.export.to_onnx(new, OUT / "gpt2-ddl.onnx", kwargs={"input_ids": ids, "use_cache": False})
-    print(exported)
+        eager, compiled = new(**inputs).logits, torch.compile(new)(**inputs).logits
+    print(f"compiled and eager logits differ by at most {float((compiled - eager).abs().max()):.1e}")
 
-    heading("6. Before and after", started)
+    clock.step()
+    print(resfx.export.to_onnx(new, OUT / "gpt2-ddl.onnx", kwargs=inputs))
+
+    clock.step()
     files = {"plot": OUT / "compare.png", "json": OUT / "compare.json"}
-    inputs = {"input_ids": ids, "use_cache": False}
     print(resfx.compare(model, new, kwargs=inputs, modes=("forward",), repeats=5, **files))
-    print("one training step, eager:")
+    print("\none training step, eager:")
     print(resfx.compare(model, new, kwargs=inputs, backends=("eager",), modes=("train",), repeats=3))
-    heading(f"Done; files are in {OUT}/", started)
+    print(f"\nas a chart: {files['plot']}; all figures: {files['json']}")
+    clock.end()
+
+
+class Clock:
+    """Announces the steps of the plan one after another."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.plan = iter(enumerate(PLAN, 1))
+
+    def step(self) -> None:
+        number, (what, usual) = next(self.plan)
+        print(f"\n== {number} of {len(PLAN)}. {what} (about {duration(usual)})", flush=True)
+
+    def end(self) -> None:
+        assert next(self.plan, None) is None, "the plan has a step that was not run"
+        print(f"\n== Done after {duration(time.perf_counter() - self.started)}; the files are in {OUT}/")
+
+
+def yes(held: bool) -> str:
+    return "yes" if held else "NO"
+
+
+def quiet() -> None:
+    """Keep the chatter of other libraries away: what is printed here is meant to be read."""
+    logging.set_verbosity_error()
 
 
 def corpus() -> torch.Tensor:
@@ -103,10 +151,6 @@ def train(model: torch.nn.Module, text: torch.Tensor) -> list[float]:
         losses.append(loss.item())
         print(f"  step {step + 1:2d}  loss {losses[-1]:.3f}", file=sys.stderr, flush=True)
     return losses
-
-
-def heading(text: str, started: float) -> None:
-    print(f"\n== {text}   [{time.perf_counter() - started:.0f} s]", flush=True)
 
 
 if __name__ == "__main__":

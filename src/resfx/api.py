@@ -122,14 +122,14 @@ def rewrite_by(
     new = _rewritten(source, base, applications, example)
     may_differ = not (source.shared or source.as_eager)
     try:
-        check_rewrite(new, base, example, applications, exact=may_differ)
+        check_rewrite(new, copy_sharing_parameters(base), example, applications, exact=may_differ)
     except GraphDiffers:  # some models compute otherwise while they are exported
         try:
             other = _rewritten(dataclasses.replace(source, as_eager=True), base, fresh, example)
-            check_rewrite(other, base, example, fresh, exact=True)
+            check_rewrite(other, copy_sharing_parameters(base), example, fresh, exact=True)
             return other
         except (GraphDiffers, ResfxError):
-            check_rewrite(new, base, example, applications)
+            check_rewrite(new, copy_sharing_parameters(base), example, applications)
     return new
 
 

@@ -38,6 +38,28 @@ def with_args():
 def with_kwargs():
     return model(), (torch.linspace(-1, 1, 48).sin().view(2, 3, 8),), {"scale": torch.ones(())}
 
+class Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+class Reversing(Tiny):
+    def forward(self, x):
+        return Reverse.apply(super().forward(x) * 1.0)
+
+def reversing():
+    return Reversing().eval(), (torch.linspace(-1, 1, 48).sin().view(2, 3, 8),)
+
+class Branching(Tiny):
+    def forward(self, x):
+        return super().forward(x) if x.shape[0] > 1 else x
+
+def branching():
+    return Branching().eval()
+
 def plain():
     return nn.Linear(3, 3), (torch.zeros(2, 3),)
 
@@ -147,7 +169,8 @@ def test_a_captured_program(tiny, tmp_path, capsys):
 def test_export_writes_a_file_that_runs(tiny, tmp_path, capsys):
     assert main(["export", f"{tiny}:with_args", "--out", "tiny.onnx"]) == 0
     out, err = capsys.readouterr()
-    assert "2 rewritten by ddl" in out and "tiny.onnx" in err
+    assert "2 rewritten by ddl" in out and "wrote tiny.onnx: " in err
+    assert "checked in ONNX Runtime: differs from PyTorch by at most" in err
     from tiny_models import with_args
 
     model, args = with_args()
@@ -188,16 +211,48 @@ def test_errors_say_what_to_try_without_a_traceback(tiny, command, words, capsys
     assert all(word in err for word in words)
 
 
-def test_the_check_can_be_left_out(tiny, tmp_path, capsys):
-    (tmp_path / "dead.py").write_text(
-        f"import torch, {tiny}\n"
-        "def model():\n"
-        f"    model, args, _ = {tiny}.with_kwargs()\n"
-        "    return model, args, {'scale': torch.zeros(())}\n"
-    )
-    assert main(["rewrite", "dead:model"]) == 1  # an output times zero has nothing to learn from
-    assert "no gradient" in capsys.readouterr().err
-    assert main(["rewrite", "dead:model", "--no-check"]) == 0
+def test_the_check_can_be_left_out(tiny, capsys):
+    assert main(["rewrite", f"{tiny}:reversing"]) == 1
+    assert "a backward written by hand (Reverse)" in capsys.readouterr().err
+    assert main(["rewrite", f"{tiny}:reversing", "--no-check"]) == 0
+
+
+def test_version_of_library_and_torch(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and out.startswith("resfx ") and torch.__version__ in out
+
+
+@pytest.mark.parametrize("command", [["scan"], ["rewrite"], ["export", "--out", "never.onnx"], ["bench"]])
+def test_a_callable_without_inputs_is_told_how_to_give_them(tiny, command, capsys, tmp_path):
+    assert main([*command[:1], f"{tiny}:branching", *command[1:]]) == 1
+    err = capsys.readouterr().err
+    assert "(model, args)" in err and "args=(" not in err
+    assert not (tmp_path / "never.onnx").exists()
+
+
+def test_a_traceable_model_without_inputs_is_rewritten_and_said_to_be_unchecked(tiny, capsys):
+    assert main(["rewrite", f"{tiny}:model"]) == 0
+    assert "not checked against the original" in capsys.readouterr().err
+    assert main(["rewrite", f"{tiny}:with_args"]) == 0
+    assert "not checked" not in capsys.readouterr().err
+    assert main(["export", f"{tiny}:model", "--out", "never.onnx"]) == 1
+    assert "(model, args)" in capsys.readouterr().err
+
+
+def test_a_config_says_which_model_it_became(gpt2_folder, tmp_path, capsys):
+    config = json.loads((gpt2_folder / "config.json").read_text())
+    assert main(["scan", str(gpt2_folder)]) == 0
+    assert capsys.readouterr().err == ""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({k: v for k, v in config.items() if k != "architectures"}))
+    assert main(["scan", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("GPT2Model: ") and "base model GPT2Model" in err and "GPT2LMHeadModel" in err
+    file.write_text(json.dumps({**config, "architectures": ["MyGPT"]}))
+    assert main(["scan", str(tmp_path)]) == 1
+    assert "MyGPT" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(tiny, capsys):

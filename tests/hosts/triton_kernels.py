@@ -11,7 +11,10 @@ from torch.utils import _pytree as pytree
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 installed = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-inside = pytest.mark.skipif(not INTERPRETED, reason="runs inside test_under_the_interpreter")
+inside = pytest.mark.skipif(
+    not INTERPRETED,
+    reason="needs the Triton interpreter: test_under_the_interpreter runs it",
+)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 

@@ -188,7 +188,7 @@ def test_bad_config_is_a_value_error(bad):
 @pytest.mark.parametrize("add", [True, False])
 def test_registered_operator(mix, add):
     if mix != "none" and not add:
-        pytest.skip("no such form")
+        pytest.skip("the operator has no form with a mix and without the add")
     x, f = torch.randn(3, 5), torch.randn(3, 5)
     m = {"none": None, "scalar": torch.tensor(0.3), "channel": torch.rand(5)}[mix]
     args = [t.requires_grad_() if t is not None else None for t in (x, f, torch.rand(3, 1), torch.randn(3, 1), m)]

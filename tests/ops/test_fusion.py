@@ -23,7 +23,7 @@ def row_loops(function, *args):
         torch.testing.assert_close(got, function(*args), rtol=1e-4, atol=1e-5)
     assert code.count("async_compile.cpp_pybinding(") == 1
     if torch.__version__ < "2.13":
-        pytest.skip("joins fewer loops")
+        pytest.skip("compilers before torch 2.13 join fewer loops, so their number says nothing")
     return code.count("for(int64_t x0=")
 
 

@@ -6,13 +6,17 @@ import argparse
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+import torch
 
 from resfx import export
 from resfx.api import rewrite, scan
 from resfx.comparison.compare import BACKENDS, MODES, compare
-from resfx.errors import ResfxError
+from resfx.errors import CaptureError, ExportError, ResfxError
 from resfx.methods.base import Method, methods
 from resfx.passes.scopes.filters import DEFAULT_FORMS, FORMS
 from resfx.report.text import methods_table
@@ -65,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("resfx", description=__doc__, epilog=EPILOG, formatter_class=plain)
+    parser.add_argument("--version", action="version", version=f"resfx {_version()} (torch {torch.__version__})")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _scan_options(_common(commands.add_parser("scan", help="list residual adds, and why other adds are none")))
     save = _rewriting(_common(commands.add_parser("rewrite", help="rewrite, check and save")))
@@ -136,7 +141,8 @@ def _say(text: str) -> None:
 
 def _scan(options: argparse.Namespace) -> int:
     target = _target(options)
-    report = scan(target.model, target.args, target.kwargs)
+    with _inputs_wanted(target):
+        report = scan(target.model, target.args, target.kwargs)
     _show(options, report)
     if options.out:
         with open(options.out, "w", encoding="utf-8") as file:
@@ -158,20 +164,22 @@ def _rewrite(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     target = _target(options)
     new = _rewritten(options, target)
-    written = export.to_onnx(new, options.out, target.args, target.kwargs, check=not options.no_check)
+    with _inputs_wanted(target):
+        written = export.to_onnx(new, options.out, target.args, target.kwargs, check=not options.no_check)
     _show(options, new.report)
-    _say(f"wrote {written.path}: {sum(written.nodes.values())} nodes")
+    _say(f"wrote {written}")
     return 0
 
 
 def _bench(options: argparse.Namespace) -> int:
     target = _target(options)
     new = _rewritten(options, target)
-    result = compare(
-        target.module(), new, target.args, target.kwargs, backends=options.backends, modes=options.modes,
-        repeats=options.repeats, warmup=options.warmup, seconds=options.seconds, progress=not options.quiet,
-        plot=options.plot, json=options.out,
-    )  # fmt: skip
+    with _inputs_wanted(target):
+        result = compare(
+            target.module(), new, target.args, target.kwargs, backends=options.backends, modes=options.modes,
+            repeats=options.repeats, warmup=options.warmup, seconds=options.seconds, progress=not options.quiet,
+            plot=options.plot, json=options.out,
+        )  # fmt: skip
     _show(options, result)
     return 0 if any(r.after for r in result.rows) else 1
 
@@ -187,13 +195,39 @@ def _kernels(options: argparse.Namespace) -> int:
 
 
 def _target(options: argparse.Namespace) -> Target:
-    return load_target(options.model, options.batch, options.length)
+    target = load_target(options.model, options.batch, options.length)
+    if target.note:
+        _say(target.note)
+    return target
+
+
+@contextmanager
+def _inputs_wanted(target: Target) -> Iterator[None]:
+    """Where the library asks for ``args=``, say how a command line gives them."""
+    try:
+        yield
+    except (CaptureError, ExportError) as error:
+        if target.args is None and target.kwargs is None and "args=" in error.try_:
+            remedy = "let the callable return (model, args) or (model, args, kwargs): a model and inputs it can run on"
+            raise type(error)(error.asked, error.found, remedy) from error
+        raise
+
+
+def _version() -> str:
+    try:
+        return version("resfx")
+    except PackageNotFoundError:  # run from its source, never installed
+        return "from source"
 
 
 def _rewritten(options: argparse.Namespace, target: Target) -> Any:
     config: Method = options.config
-    return rewrite(target.model, config, target.args, target.kwargs, include=options.include,
-                   exclude=options.exclude, forms=tuple(options.forms), check=not options.no_check)  # fmt: skip
+    with _inputs_wanted(target):
+        new = rewrite(target.model, config, target.args, target.kwargs, include=options.include,
+                      exclude=options.exclude, forms=tuple(options.forms), check=not options.no_check)  # fmt: skip
+    if new._resfx.source.example is None and not options.no_check:
+        _say("not checked against the original: the callable gives a model without inputs")
+    return new
 
 
 def _draw(options: argparse.Namespace, report: Any) -> None:

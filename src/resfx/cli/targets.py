@@ -23,11 +23,13 @@ class Target:
 
     Attributes:
         model: a module, an ``ExportedProgram``, or anything else that ``resfx.scan`` takes.
+        note: what the user should know about how it was made.
     """
 
     model: Any
     args: tuple[Any, ...] | None = None
     kwargs: dict[str, Any] | None = None
+    note: str = ""
 
     def module(self) -> nn.Module:
         """The model as a module that runs."""
@@ -117,18 +119,38 @@ def _config(path: Path, batch: int, length: int) -> Target:
     try:
         config = transformers.AutoConfig.from_pretrained(str(file), local_files_only=True)
         torch.manual_seed(0)
-        cls = next((getattr(transformers, n) for n in config.architectures or () if hasattr(transformers, n)), None)
+        cls, note = _class(transformers, config, file)
         if any(file.parent.glob("*.safetensors")):
-            maker = cls or transformers.AutoModel
-            model = maker.from_pretrained(str(file.parent), local_files_only=True)
+            model = cls.from_pretrained(str(file.parent), local_files_only=True)
         else:
-            model = from_config(cls, config) if cls is not None else transformers.AutoModel.from_config(config)
+            model = from_config(cls, config)
+    except ResfxError:
+        raise
     except Exception as error:
         raise CaptureError(
             f"cannot build a model from {file}", _line(error),
             "a config that transformers knows, without remote code; or package.module:factory",
         ) from error  # fmt: skip
-    return Target(model.eval(), (), example_inputs(model, batch, length))
+    return Target(model.eval(), (), example_inputs(model, batch, length), note)
+
+
+def _class(transformers: Any, config: Any, file: Path) -> tuple[Any, str]:
+    """The class that a config names; else the base model of its type, and a word that says so."""
+    named = list(config.architectures or ())
+    for name in named:
+        if hasattr(transformers, name):
+            return getattr(transformers, name), ""
+    if named:
+        raise CaptureError(
+            f"cannot build a model from {file}", f"this transformers has no {' or '.join(named)}",
+            "another version of transformers, or package.module:factory for code of your own",
+        )  # fmt: skip
+    base = transformers.MODEL_MAPPING[type(config)]
+    base = base[0] if isinstance(base, (tuple, list)) else base
+    stem = base.__name__.removesuffix("Model")
+    heads = sorted(n for n in dir(transformers) if n.startswith((f"{stem}For", f"{stem}LMHead")))
+    remedy = f'; for one with a head add "architectures": ["..."] to it: {_few(heads)}' if heads else ""
+    return base, f"{file} names no architectures: taking the base model {base.__name__}{remedy}"
 
 
 def example_inputs(model: Any, batch: int, length: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from resfx.errors import CaptureError, ExportError, OptionError, ResfxError
 from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
 from resfx.passes.capture.source import source_of
 from resfx.passes.preserve import preserved
+from resfx.report.progress import duration
 from resfx.runtime.folder import refuse_unwritable
 from resfx.runtime.module import Rewritten
 
@@ -94,7 +95,7 @@ def compare(
         rounds = repeats, warmup, seconds
         row = _row(backend, mode, (before, after), (args, kwargs), device, rounds, partial(say, head))
         result.rows.append(row)
-        say(head, row.reason or f"{_milliseconds(row.before)} -> {_milliseconds(row.after)}, {verdict(row)}")
+        say(head, row.reason or f"{_median(row.before)} -> {_median(row.after)}, {verdict(row)}")
     setting["seconds"] = round(time.perf_counter() - start, 3)
     if json is not None:
         result.save_json(json)
@@ -211,5 +212,5 @@ def _teller(progress: bool) -> Callable[..., None]:
     return tell
 
 
-def _milliseconds(measured: Measured | None) -> str:
-    return f"{measured.median * 1e3:.4g} ms" if measured else "-"
+def _median(measured: Measured | None) -> str:
+    return duration(measured.median) if measured else "-"

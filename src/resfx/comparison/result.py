@@ -165,4 +165,4 @@ def _lines(row: Row, tokens: int | None) -> list[tuple[Any, ...]]:
 
 
 def _figure(seconds: float) -> str:
-    return f"{seconds * 1e3:.3f}" if seconds < 0.1 else f"{seconds * 1e3:.1f}"
+    return f"{seconds * 1e3:.3f}" if seconds < 0.1 else f"{seconds * 1e3:,.1f}"

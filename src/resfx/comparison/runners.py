@@ -17,7 +17,7 @@ from resfx._torch import compile_backend, fresh_inductor_cache
 from resfx.errors import ExportError
 from resfx.passes.capture.calls import bind
 from resfx.passes.capture.structure import Flattener
-from resfx.passes.check import tensors_of
+from resfx.passes.check.values import tensors_of
 
 from .measure import Inputs, Runner, operator_count
 

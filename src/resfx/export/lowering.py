@@ -19,6 +19,7 @@ from resfx.errors import ExportError, ResfxError, require
 from resfx.ops.onnx import RUNTIME
 from resfx.ops.record import DOMAIN, operators
 from resfx.passes.capture.inputs import Named, Positional, outside_inference_mode
+from resfx.report.progress import step
 from resfx.runtime.folder import refuse_unwritable, replacing
 
 from . import builtin
@@ -29,6 +30,7 @@ from .trace import FlatModel, flatten_model, trace
 from .translations import translations
 from .verify import verify, wants_reference
 
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "reference": "onnx.reference"}
 EXTERNAL_ABOVE = 2**30  # bytes of weights; one protobuf file holds 2 GiB at most
 
 Backend = Literal["onnxruntime", "reference"]
@@ -56,8 +58,16 @@ class Exported:
     data: Path | None = None
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        weights = f", weights in {self.data.name}" if self.data else ""
+        inside = f"{self.nodes[DOMAIN]:,} fused operators of resfx" if self.nodes[DOMAIN] else "no fused operators"
+        lines = [f"{self.path}: {sum(self.nodes.values()):,} nodes, {inside}{weights}"]
+        for backend, difference in self.differences.items():
+            lines.append(f"checked in {RUNTIMES[backend]}: differs from PyTorch by at most {difference:.1e}")
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 @outside_inference_mode()
+@step("exporting to {path}")
 def to_onnx(
     new: Any,
     path: str | os.PathLike[str],

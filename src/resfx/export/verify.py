@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from resfx.errors import ExportError, require
-from resfx.passes.check import difference
+from resfx.passes.check.values import difference
+from resfx.report.progress import step
 
 from .runtime import session
 
@@ -19,6 +20,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torc
 REFERENCE_LIMIT = 2**28  # bytes of weights beyond which the reference evaluator, in plain numpy, takes minutes
 
 
+@step("running {path} against the eager model")
 def verify(
     path: str, inputs: Sequence[str], outputs: Sequence[str], cases: Sequence[tuple[Any, Any]], backends: Sequence[str]
 ) -> dict[str, float]:

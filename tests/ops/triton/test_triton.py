@@ -23,7 +23,7 @@ from resfx.ops.window import formula as window
 pytestmark = installed
 
 
-@pytest.mark.skipif(INTERPRETED, reason="already there")
+@pytest.mark.skipif(INTERPRETED, reason="this is the run under the interpreter")
 def test_under_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     files = sorted(map(str, Path(__file__).parent.glob("test_triton*.py")))

@@ -13,6 +13,7 @@ from torch import fx, nn
 from resfx._torch import compiled_from, fake_mode, share_codegen
 from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
+from resfx.report.progress import step
 
 from .calls import Call, bind, flatten_call
 from .diagnose import quiet_tracing
@@ -70,6 +71,7 @@ class Source:
         """
         try_call(tree, self.cls, self.signature, self.call(args, kwargs))
 
+    @step("capturing a call of {self.cls.__name__}")
     def capture(self, tree: nn.Module, call: Call | None) -> Capture:
         """The graph of one call over ``tree`` (the model, or a copy of it).
 

@@ -1,0 +1,52 @@
+"""Which new module is the first to change the stream."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from resfx.passes.scopes.application import Application
+from resfx.passes.scopes.bank import BANK
+
+from .values import same
+
+# What new modules compute as long as they leave the host alone, by the scope of their method and their role.
+_PLAIN: dict[tuple[str, str], Callable[[Sequence[Any], dict[str, Any]], torch.Tensor]] = {
+    ("site", "add"): lambda given, named: total if (total := named.get("total")) is not None else given[0] + given[1],
+    ("depth", "read"): lambda given, named: given[1],
+    ("depth", "exit"): lambda given, named: given[1],
+    ("wide", "read"): lambda given, named: given[0][..., 0, :],
+    ("wide", "write"): lambda given, named: given[0] + given[1].unsqueeze(-2),
+}
+
+
+def first_broken_site(new: Any, args: Any, kwargs: Any, applications: Sequence[Application]) -> str | None:
+    """The first new module that changes the stream: an add that is not the plain sum, a read that is not the state."""
+    broken: list[str] = []
+
+    def look(name: str, plain: Callable[..., torch.Tensor]) -> Any:
+        def hook(module: nn.Module, given: Any, named: Any, output: Any) -> None:
+            results = output if isinstance(output, tuple) else (output,)
+            if not broken and not all(same(plain(given, named), r) for r in results if isinstance(r, torch.Tensor)):
+                broken.append(name)
+
+        return hook
+
+    hooks: list[RemovableHandle] = []
+    for application in applications:
+        for placed in application.placed.values():
+            if plain := _PLAIN.get((application.method.scope, placed.role)):
+                module, name = new.get_submodule(placed.path), placed.path.removeprefix(f"{BANK}.")
+                hooks.append(module.register_forward_hook(look(name, plain), with_kwargs=True))
+    try:
+        with torch.no_grad():
+            new(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return broken[0] if broken else None

@@ -1,0 +1,108 @@
+"""The original and the rewritten model, run on one call from the same seeds, and left as they were."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from resfx.report.progress import log
+
+from .gradients import Gradients, backward, compared
+from .learning import Values
+from .values import pairs, tensors_of
+from .watch import Seen, functions_behind, generators, seed, watched
+
+Example = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@contextlib.contextmanager
+def untouched(*modules: nn.Module) -> Iterator[None]:
+    """Inside, modules may run and change mode; afterwards buffers, training flags and generators are as before."""
+    saved = [(b, b.detach().clone()) for m in modules for b in m.buffers()]
+    flags = [(m, m.training) for top in modules for m in top.modules()]
+    others = random.getstate(), np.random.get_state()
+    # torch.nn.TransformerEncoder runs another kernel without gradients, which rounds otherwise than its training.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    devices = sorted({p.device.index or 0 for m in modules for p in m.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(others[0])
+            np.random.set_state(others[1])
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for module, flag in flags:
+                module.training = flag
+            with torch.no_grad():
+                for buffer, value in saved:
+                    buffer.copy_(value)
+
+
+@dataclass
+class Outcome:
+    """What one call of a model did: its results, and what it left behind.
+
+    Attributes:
+        results: the output, the arguments after the call, buffers by name.
+        states: of the random number generators of Python and numpy.
+        grads: of the original's parameters, where they were asked for.
+        seen: what it does that a graph may lose, where it was watched and has gradients.
+    """
+
+    results: Any
+    states: dict[str, Any]
+    grads: Gradients | None = None
+    seen: Seen = field(default_factory=Seen)
+
+
+class Trial:
+    """The two models and the call; every run gets arguments of its own and the same seeds."""
+
+    def __init__(self, new: Any, before: nn.Module, example: Example) -> None:
+        self.new, self.before, self.example = new, before, example
+        self.names = list(compared(before))
+        self.buffers = [n for n, _ in before.named_buffers()]
+        self.start: Values = {
+            n: p.detach().clone() for n, p in new.named_parameters() if n.startswith("resfx.") and p.requires_grad
+        }
+        self.shape: Any = None
+
+    def run(self, model: nn.Module, values: Values | None = None) -> Outcome:
+        """One call from seed 0, with some parameters replaced."""
+        args, kwargs = copy.deepcopy(self.example)
+        seed(0)
+        output = torch.func.functional_call(model, values, args, kwargs) if values else model(*args, **kwargs)
+        buffers = dict(model.named_buffers())
+        return Outcome((output, args, kwargs, {n: buffers.get(n) for n in self.buffers}), generators())
+
+    def original(self) -> Outcome:
+        """A call of the original with gradients, watched."""
+        with torch.enable_grad(), watched() as seen:
+            outcome = self.run(self.before)
+        outputs = tensors_of(outcome.results[0])
+        seen.functions = functions_behind(outputs)
+        self.shape = outcome.results
+        try:
+            outcome.grads = backward(outputs, {n: self.before.get_parameter(n) for n in self.names})
+            outcome.seen = seen
+        except Exception as error:  # some backward passes written by hand refuse to run but in training
+            log.info("%s has no gradients to compare, its own backward fails: %s", type(self.new).__name__, error)
+        return outcome
+
+    def forward(self, values: Values) -> list[torch.Tensor]:
+        """Outputs that the original has, of the rewritten model with some parameters replaced."""
+        with torch.enable_grad():
+            return self.outputs(self.run(self.new, values))
+
+    def outputs(self, outcome: Outcome) -> list[torch.Tensor]:
+        return [b for _, b in pairs(self.shape[0], outcome.results[0])]
