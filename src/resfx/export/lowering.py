@@ -66,6 +66,7 @@ class Exported:
             lines.append(f"checked in {RUNTIMES[backend]}: differs from PyTorch by at most {difference:.1e}")
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
+
 @outside_inference_mode()
 @step("exporting to {path}")
 def to_onnx(

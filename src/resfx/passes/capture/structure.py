@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from resfx._torch import pytree
-
 from resfx.errors import CaptureError
 
 from .objects import ATOMS, CONSTANTS, Held, empty, fields_of, fill, hides_tensor, is_iterator, is_open, layout_of

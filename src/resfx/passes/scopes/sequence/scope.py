@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import fx, nn
 
-from resfx._torch import held_modules
 from resfx.errors import NoSitesError, VariantError
 from resfx.methods.base import Method, Place
 from resfx.methods.learned import copied_norm
