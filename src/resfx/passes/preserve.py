@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +13,30 @@ import torch
 from torch import nn
 
 from resfx._torch import held_buffers
+
+TRACING = threading.RLock()
+"""Held while anything is traced: ``torch.export`` and what surrounds it keep global state."""
+
+
+@contextlib.contextmanager
+def left_as_found(model: nn.Module) -> Iterator[None]:
+    """Inside, a model's forward may be traced; the attributes that it sets are then as before.
+
+    What a trace sets are fake tensors. Attributes come back, also those that were added or removed, and so do lists,
+    dicts and sets that a module holds, as the same objects.
+    """
+    before = [(vars(m), dict(vars(m))) for m in model.modules()]
+    held = [v for _, own in before for v in own.values() if isinstance(v, (list, dict, set))]
+    contents = [(v, copy.copy(v)) for v in {id(v): v for v in held}.values()]
+    try:
+        yield
+    finally:
+        for attributes, own in before:
+            attributes.clear()
+            attributes.update(own)
+        for container, content in contents:
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager

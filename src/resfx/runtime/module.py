@@ -26,6 +26,7 @@ from resfx.passes.capture.structure import Template, build, describe, restore, v
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import Capture
 from resfx.passes.fold.regroup import block_names
+from resfx.passes.preserve import TRACING
 from resfx.passes.scopes.application import Application
 from resfx.passes.scopes.apply import apply_method
 from resfx.passes.scopes.surgery import Surgery
@@ -131,9 +132,10 @@ class Runtime:
 
     @never_traced
     def _add_shared(self, tree: nn.Module) -> Variant:
-        variant = realise(tree, self.source.capture(tree, None), self.applications)
-        self.adopt(variant, tree, None)
-        return variant
+        with TRACING:
+            variant = realise(tree, self.source.capture(tree, None), self.applications)
+            self.adopt(variant, tree, None)
+            return variant
 
     def _find(self, tree: nn.Module, call: Call) -> Variant | None:
         # A compiled call takes the settings it was traced with, as torch.compile does of any config.
@@ -146,13 +148,14 @@ class Runtime:
 
     @never_traced
     def _add(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Variant, Call]:
-        call = self.source.call(args, kwargs)
-        mode = _mode(tree, call)
-        for variant in self.variants:
-            if variant.mode == mode and variant.template is not None:
-                self.source.varying |= varied(variant.template, call.template) or set()
-        call = self.source.call(args, kwargs)
-        return self.variant_of(tree, call), call
+        with TRACING:  # another thread may have made it meanwhile
+            call = self.source.call(args, kwargs)
+            mode = _mode(tree, call)
+            for variant in self.variants:
+                if variant.mode == mode and variant.template is not None:
+                    self.source.varying |= varied(variant.template, call.template) or set()
+            call = self.source.call(args, kwargs)
+            return self.variant_of(tree, call), call
 
 
 def realise(tree: nn.Module, capture: Capture, applications: Sequence[Application]) -> Variant:
