@@ -23,11 +23,15 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
     """Inside, a model's forward may be traced; the attributes that it sets are then as before.
 
     What a trace sets are fake tensors. Attributes come back, also those that were added or removed, and so do lists,
-    dicts and sets that a module holds, as the same objects.
+    dicts and sets that a module holds, as the same objects. Buffers that are ``None`` are plain attributes inside:
+    ``torch.export`` would write one that the trace sets over an input of the graph.
     """
     before = [(vars(m), dict(vars(m))) for m in model.modules()]
     held = [v for _, own in before for v in own.values() if isinstance(v, (list, dict, set))]
     contents = [(v, copy.copy(v)) for v in {id(v): v for v in held}.values()]
+    for module in model.modules():
+        for name in [n for n, b in held_buffers(module).items() if b is None]:
+            vars(module)[name] = held_buffers(module).pop(name)
     try:
         yield
     finally:

@@ -141,6 +141,11 @@ class Blocks:
         self.every, self.recompute = every, functools.partial(checkpoint, **given)
         self.runners.clear()
 
+    def forget(self, variant: Any) -> None:
+        """A variant that is gone."""
+        self.regrouped.pop(variant, None)
+        self.runners = [known for known in self.runners if known[0] is not variant]
+
     def runner(self, variant: Any, tree: nn.Module) -> Callable[..., Any]:
         """What runs the graph of a variant in this call: the flat graph where nothing else is asked for."""
         compiled = self.options is not None and not torch.compiler.is_compiling()

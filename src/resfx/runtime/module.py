@@ -11,6 +11,7 @@ import copy
 import functools
 import inspect
 import linecache
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from resfx._torch import held_modules, held_parameters
 from resfx.errors import SaveError, VariantError
 from resfx.passes.capture.calls import Call, bind, flatten_call
 from resfx.passes.capture.source import Source
-from resfx.passes.capture.structure import Template, build, describe, restore, varied
+from resfx.passes.capture.structure import Template, build, describe, named_parts, restore, varied
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import Capture
 from resfx.passes.fold.regroup import block_names
@@ -58,6 +59,10 @@ class Variant:
         """Whether the graph was captured for calls like this one; no ``settings`` fit any."""
         same = self.mode == mode and (not settings or settings == self.settings)
         return same and self.template == call.template and self.capture.accepts(call.leaves)
+
+
+MOST = 32
+"""Variants that a module keeps: more say that something varies with every call."""
 
 
 @dataclass(eq=False)
@@ -108,8 +113,21 @@ class Runtime:
             variant.mode = _flags(tree)
         else:
             variant.template, variant.mode, variant.settings = call.template, _mode(tree, call), _settings(tree)
-        self.variants.append(variant)
         self.first = self.first or variant.report
+        if len(self.variants) >= MOST:
+            self._forget_oldest(tree, variant)
+        self.variants.append(variant)
+
+    def _forget_oldest(self, tree: nn.Module, variant: Variant) -> None:
+        old, new = self.variants[-1].template, variant.template
+        parts = dict(named_parts(old)) if old else {}
+        names = [str(n) for n, part in named_parts(new) if parts.get(n) != part] if new else []
+        self.blocks.forget(self.variants.pop(0))
+        warnings.warn(
+            f"{_name(tree)} has been captured {MOST} times: {', '.join(names) or 'a size, a type or a setting'} differs"
+            " from call to call. Captures are dropped, oldest first; pass what varies as a tensor",
+            stacklevel=2,
+        )
 
     def _run_shared(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
@@ -301,11 +319,23 @@ def rewritten_class(cls: type) -> type:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
+    if hasattr(cls, "save_pretrained"):
+        body["save_pretrained"] = functools.wraps(cls.save_pretrained)(_save_pretrained)
     if hasattr(cls, "get_encoder"):
         body["get_encoder"] = _get_encoder
     if hasattr(cls, "prepare_inputs_for_generation"):
         body["create_masks_for_generate"] = property(_masks_for_generate)
     return type(cls.__name__, (Rewritten, cls), body)
+
+
+def _save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The user's own, with a word on what a folder of this kind cannot hold."""
+    warnings.warn(
+        "save_pretrained writes the weights, not what resfx.rewrite did: from_pretrained builds the model without its"
+        " methods. resfx.save(model, folder) keeps both",
+        stacklevel=2,
+    )
+    return self._resfx.source.cls.save_pretrained(self, *args, **kwargs)
 
 
 def _get_encoder(self: Any, *args: Any, **kwargs: Any) -> Any:
