@@ -146,6 +146,8 @@ TABLE = [
     Borrowed("torch.compiler._is_compiling_flag", "denying", "models that ask whether they are compiled"),
     Borrowed("torch.export.ExportedProgram._guards_code", "guards_of", _GUARDS, _has(_program, "_guards_code")),
     Borrowed("torch._subclasses.fake_tensor.FakeTensorMode", "fake_mode", "fx graphs without shapes"),
+    Borrowed("torch._subclasses.fake_tensor.FakeTensor", "is_fake", "models built without values"),
+    Borrowed("torch.export._trace", "printing_nothing", "failed captures that print nothing"),
     Borrowed("torch.onnx._internal.exporter._registration", "exporter_log", "quiet exports to ONNX",
              lambda: importlib.util.find_spec("torch.onnx._internal.exporter._registration") is not None),
     Borrowed("torch._dynamo.lookup_backend", "compile_backend", _COMPILED),

@@ -23,7 +23,13 @@ ROOT_FILES = {"__init__.py", "__main__.py", "api.py", "errors.py", "_torch.py", 
 BELOW = {"ops": {"ops", "errors", "_torch"}, "methods": {"methods", "ops", "errors", "_torch"}}
 BESIDE = {"passes.find": {"report"}}
 DRAWING = "comparison.plot"  # imported where a picture is asked for
-FOREIGN = {"export/verify.py": {"_ortvalue"}}  # of ONNX Runtime: the one way to a tensor of a type that NumPy lacks
+FOREIGN = {
+    "export/verify.py": {"_ortvalue"},  # of ONNX Runtime: the one way to a tensor of a type that NumPy lacks
+    "methods/learned.py": {
+        "_is_hf_initialized"
+    },  # what a tensor says to transformers' initialisers: written, never read
+}
+PROMISED = {"_fields", "_getframe"}  # of Python's named tuples and of sys: documented
 
 ASKING = {"getattr", "setattr", "hasattr", "delattr", "get", "pop", "import_module", "getLogger"}
 
@@ -155,7 +161,11 @@ def private_uses(path: Path) -> set[str]:
             found.add(text(node.slice))
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ASKING:
             found.update(part for a in node.args for part in text(a).split("."))
-    return {n for n in found if n.startswith("_") and not n.startswith("__") and n.isidentifier()} - {"_"}
+    return (
+        {n for n in found if n.startswith("_") and not n.startswith(("__", "_resfx")) and n.isidentifier()}
+        - {"_"}
+        - PROMISED
+    )
 
 
 def text(node: ast.expr) -> str:

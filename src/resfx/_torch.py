@@ -7,6 +7,7 @@ stops working without it, and ``docs/versions.md`` says which of the supported v
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._ops import OpOverload  # the operators that graphs are made of
+from torch._ops import OpOverload, OpOverloadPacket  # the operators that graphs are made of
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP  # what guards call, by name
 from torch.utils import _pytree as pytree  # arguments and results as trees: torch has no promised name for it
 from torch.utils._python_dispatch import TorchDispatchMode  # sees every operator that runs
@@ -146,6 +147,24 @@ def fake_mode() -> Any:
 def exporter_log() -> logging.Logger:
     """Where ``torch.onnx.export`` complains of operators that it could not register."""
     return logging.getLogger("torch.onnx._internal.exporter._registration")
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has a shape and a type but no values."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(tensor, FakeTensor)
+
+
+@contextlib.contextmanager
+def printing_nothing() -> Iterator[None]:
+    """Inside, ``torch.export`` does not print the graph so far on the error stream when it fails."""
+    exporter: Any = importlib.import_module("torch.export._trace")
+    try:
+        exporter.print = lambda *_, **__: None
+        yield
+    finally:
+        vars(exporter).pop("print", None)
 
 
 # -- compiling -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import random
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,18 +21,14 @@ TRACING = threading.RLock()
 
 @contextlib.contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Inside, a model's forward may be traced; the attributes that it sets are then as before.
+    """Inside, a model's forward may run; the attributes that it sets are then as before.
 
-    What a trace sets are fake tensors. Attributes come back, also those that were added or removed, and so do lists,
-    dicts and sets that a module holds, as the same objects. Buffers that are ``None`` are plain attributes inside:
-    ``torch.export`` would write one that the trace sets over an input of the graph.
+    Attributes come back, also those that were added or removed, and so do lists, dicts and sets that a module holds
+    (its hooks, its buffers' names), as the same objects.
     """
     before = [(vars(m), dict(vars(m))) for m in model.modules()]
-    held = [v for _, own in before for v in own.values() if isinstance(v, (list, dict, set))]
+    held = [v for _, own in before for v in own.values() if type(v) in (list, dict, set, OrderedDict)]
     contents = [(v, copy.copy(v)) for v in {id(v): v for v in held}.values()]
-    for module in model.modules():
-        for name in [n for n, b in held_buffers(module).items() if b is None]:
-            vars(module)[name] = held_buffers(module).pop(name)
     try:
         yield
     finally:
@@ -40,7 +37,21 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
             attributes.update(own)
         for container, content in contents:
             container.clear()
-            container.extend(content) if isinstance(container, list) else container.update(content)  # type: ignore[arg-type]
+            container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+@contextlib.contextmanager
+def traceable(model: nn.Module) -> Iterator[None]:
+    """Inside, a model's forward may be traced, by one thread at a time; what it sets then are fake tensors, and go.
+
+    Buffers that are ``None`` are plain attributes inside: ``torch.export`` would write one that the trace sets over an
+    input of the graph.
+    """
+    with TRACING, left_as_found(model):
+        for module in model.modules():
+            for name in [n for n, b in held_buffers(module).items() if b is None]:
+                vars(module)[name] = held_buffers(module).pop(name)
+        yield
 
 
 @contextlib.contextmanager

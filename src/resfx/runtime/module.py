@@ -258,7 +258,7 @@ class Rewritten:
 
     def part(self, name: str) -> Any:
         """A submodule that runs the rewritten adds inside it; see :func:`resfx.runtime.parts.part_of`."""
-        return part_of(self, name)
+        return part_of(self, name, rewritten_class)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         # Types and devices are literals in a captured graph, and the parameters are still the original model's.
@@ -343,7 +343,7 @@ def _get_encoder(self: Any, *args: Any, **kwargs: Any) -> Any:
     encoder = self._resfx.source.cls.get_encoder(self, *args, **kwargs)
     name = next((n for n, m in self.named_modules() if m is encoder), "")
     claimed = [c for a in self._resfx.applications for c in a.claimed or ()]
-    return part_of(self, name) if name and any(c.is_within(name) for c in claimed) else encoder
+    return part_of(self, name, rewritten_class) if name and any(c.is_within(name) for c in claimed) else encoder
 
 
 def _masks_for_generate(self: Any) -> Callable[..., Any]:

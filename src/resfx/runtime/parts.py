@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -19,18 +20,19 @@ from resfx.passes.capture.source import Source, without_self
 from resfx.passes.scopes.application import Application
 
 
-def part_of(tree: Any, name: str) -> Any:
+def part_of(tree: Any, name: str, rewritten_class: Callable[[type], type]) -> Any:
     """The submodule ``name`` over the same parameters, its claimed adds rewritten.
+
+    Args:
+        rewritten_class: makes the class of a rewritten module of the user's class.
 
     Raises:
         AttributeError: if there is no such submodule.
         NoSitesError: if none of its adds was rewritten.
         VariantError: if a method reaches across the submodule's border.
     """
-    from .module import Runtime, rewritten_class
-
     module = tree.get_submodule(name)
-    runtime: Runtime = tree._resfx
+    runtime = tree._resfx
     if name not in runtime.parts:
         inner = [a for a in (_within(a, name) for a in runtime.applications) if a is not None]
         if not inner:
@@ -38,7 +40,7 @@ def part_of(tree: Any, name: str) -> Any:
                                "call the submodule itself")  # fmt: skip
         signature = without_self(inspect.signature(type(module).forward))
         source = Source(module, type(module), signature, None)
-        runtime.parts[name] = Runtime(source, inner, blocks=runtime.blocks.copy())
+        runtime.parts[name] = type(runtime)(source, inner, blocks=runtime.blocks.copy())
     part: Any = shell_of(module, rewritten_class(type(module)))
     part.__dict__.update({k: copy.copy(module.__dict__[k]) for k in hook_names(module.__dict__)})
     part._resfx = runtime.parts[name]

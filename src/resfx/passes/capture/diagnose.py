@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import re
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from resfx._torch import printing_nothing
 from resfx.errors import ModelError, ResfxError
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -93,14 +92,12 @@ def quiet_tracing() -> Iterator[None]:
     """Inside, torch's tracer logs no advice and prints no graph of its own: what matters of it is in the error."""
     loggers = [logging.getLogger(name) for name in _TALKERS]
     mute = _Mute()  # one of our own: another thread may be tracing too
-    exporter: Any = importlib.import_module("torch.export._trace")
     try:
         for logger in loggers:
             logger.addFilter(mute)
-        exporter.print = lambda *_, **__: None  # the whole graph so far, on the error stream
-        yield
+        with printing_nothing():
+            yield
     finally:
-        vars(exporter).pop("print", None)
         for logger in loggers:
             logger.removeFilter(mute)
 

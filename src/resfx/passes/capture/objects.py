@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from resfx._torch import OpOverload, OpOverloadPacket
+
 ATOMS = (type(None), bool, int, float, complex, str, bytes, range, slice, type(Ellipsis))
 CONSTANTS = (
     torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Generator, torch.nn.Module, type, enum.Enum,
@@ -206,6 +208,6 @@ def hides_tensor(value: Any) -> bool:
         seen.add(id(here))
         if isinstance(here, types.FunctionType):  # not its globals
             todo += [*(here.__closure__ or ()), here.__defaults__, here.__kwdefaults__]
-        elif not isinstance(here, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        elif not isinstance(here, (OpOverload, OpOverloadPacket)):
             todo += gc.get_referents(here)
     return False

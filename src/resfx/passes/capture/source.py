@@ -13,7 +13,7 @@ from torch import fx, nn
 from resfx._torch import compiled_from, fake_mode, share_codegen
 from resfx.errors import CaptureError, ModelError
 from resfx.passes.find.graph import Capture
-from resfx.passes.preserve import TRACING, left_as_found
+from resfx.passes.preserve import traceable
 from resfx.report.progress import step
 
 from .calls import Call, bind, flatten_call
@@ -92,7 +92,7 @@ class Source:
             ModelError: if the model itself raises on this call.
             CaptureError: if it runs and cannot be traced.
         """
-        with TRACING, outside_inference_mode(), quiet_tracing(), left_as_found(tree):
+        with traceable(tree), outside_inference_mode(), quiet_tracing():
             try:
                 return self._captured(tree, call)
             except CaptureError:

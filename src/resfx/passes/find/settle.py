@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from torch import fx
 
+from resfx.passes.find.branches.features import opening_norm, settle_axes
 from resfx.passes.find.forms.coupled import only_opens
 
 from .draft import Draft
-from .features import opening_norm, settle_axes
 from .reasons import CELL, NESTED_SCALED, OPENS, REINJECTED
 from .walk import Walk
 

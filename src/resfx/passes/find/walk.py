@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from resfx.passes.find.branches.features import describe_site
+
 from . import operators as ops
 from .draft import Draft
-from .features import describe_site
 from .graph import calls_of, owner, same_shape, source_line, source_lines
 from .index import Index
 from .terms import Reading, Sum

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import fx
 
+from resfx._torch import OpOverload, overload_name, schema_of
 from resfx.passes.find.mark import KEY, Mark
 from resfx.passes.find.operators import is_inplace
 
@@ -47,9 +48,9 @@ def out_of_place(node: fx.Node) -> None:
     if not is_inplace(node):
         return
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        packet = getattr(torch.ops.aten, target._schema.name.split("::")[-1].removesuffix("_"))
-        node.target = getattr(packet, target._overloadname)
+    if isinstance(target, OpOverload):
+        packet = getattr(torch.ops.aten, schema_of(target).name.split("::")[-1].removesuffix("_"))
+        node.target = getattr(packet, overload_name(target))
     elif node.op == "call_method":
         node.target = str(target).removesuffix("_")
     else:

@@ -8,8 +8,8 @@ shortcut; that is how it is told from an add that merely takes in another stream
 
 from __future__ import annotations
 
+from resfx.passes.find.branches.features import opening_norm
 from resfx.passes.find.draft import Draft
-from resfx.passes.find.features import opening_norm
 from resfx.passes.find.graph import same_shape
 from resfx.passes.find.terms import Reading
 from resfx.passes.find.walk import Walk

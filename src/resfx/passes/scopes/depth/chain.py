@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import fx
 
-from resfx.passes.find.features import norm_output
+from resfx.passes.find.branches.features import norm_output
 from resfx.passes.find.graph import dtype, same_shape
 from resfx.passes.find.index import Index
 from resfx.passes.find.site import Site, Stream

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from torch import fx
 
 from resfx.passes.find import operators as ops
-from resfx.passes.find.attention import attention_operands
+from resfx.passes.find.branches.attention import attention_operands
 from resfx.passes.find.index import Index
 from resfx.passes.find.mark import mark_of
 from resfx.passes.find.site import Site

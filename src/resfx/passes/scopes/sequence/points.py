@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from resfx.passes.find.attention import ready_to_rotate
-from resfx.passes.find.branch import Branch
+from resfx.passes.find.branches.attention import ready_to_rotate
+from resfx.passes.find.branches.branch import Branch
 
 EXPERTS = "a mixture of experts: its hidden features are not a sequence"
 FUSED = "queries, keys and values come from one projection, which on='qkv' convolves whole"

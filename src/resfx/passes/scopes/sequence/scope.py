@@ -17,8 +17,8 @@ from resfx.errors import NoSitesError, VariantError
 from resfx.methods.base import Method, Place
 from resfx.methods.learned import copied_norm
 from resfx.methods.sequence.mixer import Mixer
-from resfx.passes.find.attention import NO_ATTENTION, REMEDIES, Attention, branch_region, find_attention
-from resfx.passes.find.branch import NO_MLP, Branch
+from resfx.passes.find.branches.attention import NO_ATTENTION, REMEDIES, Attention, branch_region, find_attention
+from resfx.passes.find.branches.branch import NO_MLP, Branch
 from resfx.passes.find.graph import hint, shape
 from resfx.passes.find.index import Index
 from resfx.passes.find.mark import KEY

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfx.passes.find.graph import hint, owner, shape
+from resfx.passes.find.index import Index
+from resfx.passes.find.site import Site, Stream
+
 from .attention import Attention, branch_region, find_attention
 from .features import is_norm_output, norm_output
-from .graph import hint, owner, shape
-from .index import Index
-from .site import Site, Stream
 
 NO_MLP = "no MLP in this branch"
 
@@ -55,7 +56,7 @@ class Branch:
         found, stack = {self.site.branch}, [self.site.branch]
         while stack:
             node = stack.pop()
-            fresh = [x for x in self.index.data[node] if x is not stop and x not in found]
+            fresh = [x for x in node.all_input_nodes if x is not stop and x not in found]
             found.update(x for x in fresh if x is self.site.fork or x in self.region)
             stack.extend(x for x in fresh if x in self.region)
         return found

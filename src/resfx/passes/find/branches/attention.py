@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from . import operators as ops
+from resfx.passes.find import operators as ops
+from resfx.passes.find.graph import hint, shape
+from resfx.passes.find.index import Index
+from resfx.passes.find.mark import mark_of
+from resfx.passes.find.site import Site
+
 from .features import norm_output
-from .graph import hint, shape
-from .index import Index
-from .mark import mark_of
-from .site import Site
 
 NO_ATTENTION = "no attention in this branch"
 CROSS = "cross-attention: its keys come from another stream"

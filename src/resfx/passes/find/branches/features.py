@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from . import operators as ops
-from .draft import Draft
-from .graph import hint, shape
-from .index import Index
+from resfx.passes.find import operators as ops
+from resfx.passes.find.draft import Draft
+from resfx.passes.find.graph import hint, shape
+from resfx.passes.find.index import Index
 
 _TURNS = frozenset("transpose permute swapaxes swapdims movedim moveaxis t".split())
 _RESHAPES = frozenset("view reshape flatten unflatten _unsafe_view view_as reshape_as".split())
