@@ -87,3 +87,26 @@ def test_parameters_of_a_patched_forward_get_their_gradients():
     want, layer.weight.grad = layer.weight.grad, None
     new(batch()).square().sum().backward()
     assert torch.equal(layer.weight.grad, want)
+
+
+def test_exporting_a_call_that_was_not_seen_before():
+    model = Stepped().eval()
+    new = resfx.rewrite(model, "ddl", args=(batch(),))
+    program = torch.export.export(new, (batch(),), {"step": 2.0}, strict=False)
+    assert torch.equal(program.module()(batch(), step=2.0), model(batch(), step=2.0))
+
+
+def test_a_model_that_installs_hooks_in_its_first_call_has_each_once():
+    class Installing(Net):
+        def forward(self, x):
+            if not hasattr(self, "collected"):
+                self.collected = []
+                self.out.register_forward_hook(lambda *_: self.collected.append(1))
+            self.collected.clear()
+            return super().forward(x), len(self.blocks)
+
+    model = net(Installing)
+    resfx.rewrite(model, "ddl", args=(batch(),))
+    assert not hasattr(model, "collected") and not model.out._forward_hooks
+    model(batch())
+    assert len(model.out._forward_hooks) == 1
