@@ -33,11 +33,19 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for attributes, own in before:
-            attributes.clear()
-            attributes.update(own)
+            for name in set(attributes) - set(own):
+                del attributes[name]
+            attributes.update(own)  # never empty meanwhile: other threads may be running the model
         for container, content in contents:
-            container.clear()
-            container.extend(content) if isinstance(container, list) else container.update(content)
+            if isinstance(container, list):
+                container[:] = content
+            elif isinstance(container, set):
+                container &= content
+                container |= content
+            else:
+                for key in [k for k in container if k not in content]:
+                    del container[key]
+                container.update(content)
 
 
 @contextlib.contextmanager
