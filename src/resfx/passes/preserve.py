@@ -40,8 +40,8 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
             if isinstance(container, list):
                 container[:] = content
             elif isinstance(container, set):
-                container &= content
-                container |= content
+                container.intersection_update(content)
+                container.update(content)
             else:
                 for key in [k for k in container if k not in content]:
                     del container[key]
