@@ -187,14 +187,16 @@ def is_fake(tensor: torch.Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def printing_nothing() -> Iterator[None]:
-    """Inside, ``torch.export`` does not print the graph so far on the error stream when it fails."""
+def own_export() -> Iterator[None]:
+    """Inside, ``torch.export`` prints no graph when it fails, and leaves what an export around it keeps in globals."""
     exporter: Any = importlib.import_module("torch.export._trace")
+    around = {name: getattr(exporter, name, None) for name in ("_EXPORT_FLAGS", "_EXPORT_MODULE_HIERARCHY")}
     try:
         exporter.print = lambda *_, **__: None
         yield
     finally:
         vars(exporter).pop("print", None)
+        vars(exporter).update(around)
 
 
 # -- compiling -----------------------------------------------------------------------------------------------------

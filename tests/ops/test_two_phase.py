@@ -78,7 +78,8 @@ def _pair(host: str, **options):
     """One-phase and two-phase rewrites of one model with the same new parameters."""
     torch.manual_seed(0)
     model, inputs = BY_NAME[host].make(), BY_NAME[host].inputs(2, 7)
-    pair = [resfx.rewrite(model, resfx.AttnRes(block=2, two_phase=two), kwargs=inputs, **options) for two in (0, 1)]
+    configs = [resfx.AttnRes(block=2, two_phase=two) for two in (False, True)]
+    pair = [resfx.rewrite(model, config, kwargs=inputs, **options) for config in configs]
     for new in pair:
         randomise(new, 0.5)
     return *pair, inputs

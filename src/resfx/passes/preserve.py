@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +14,52 @@ import torch
 from torch import nn
 
 from resfx._torch import held_buffers
+
+TRACING = threading.RLock()
+"""Held while anything is traced: ``torch.export`` and what surrounds it keep global state."""
+
+
+@contextlib.contextmanager
+def left_as_found(model: nn.Module) -> Iterator[None]:
+    """Inside, a model's forward may run; the attributes that it sets are then as before.
+
+    Attributes come back, also those that were added or removed, and so do lists, dicts and sets that a module holds
+    (its hooks, its buffers' names), as the same objects.
+    """
+    before = [(vars(m), dict(vars(m))) for m in model.modules()]
+    held = [v for _, own in before for v in own.values() if type(v) in (list, dict, set, OrderedDict)]
+    contents = [(v, copy.copy(v)) for v in {id(v): v for v in held}.values()]
+    try:
+        yield
+    finally:
+        for attributes, own in before:
+            for name in set(attributes) - set(own):
+                del attributes[name]
+            attributes.update(own)  # never empty meanwhile: other threads may be running the model
+        for container, content in contents:
+            if isinstance(container, list):
+                container[:] = content
+            elif isinstance(container, set):
+                container.intersection_update(content)
+                container.update(content)
+            else:
+                for key in [k for k in container if k not in content]:
+                    del container[key]
+                container.update(content)
+
+
+@contextlib.contextmanager
+def traceable(model: nn.Module) -> Iterator[None]:
+    """Inside, a model's forward may be traced, by one thread at a time; what it sets then are fake tensors, and go.
+
+    Buffers that are ``None`` are plain attributes inside: ``torch.export`` would write one that the trace sets over an
+    input of the graph.
+    """
+    with TRACING, left_as_found(model):
+        for module in model.modules():
+            for name in [n for n, b in held_buffers(module).items() if b is None]:
+                vars(module)[name] = held_buffers(module).pop(name)
+        yield
 
 
 @contextlib.contextmanager

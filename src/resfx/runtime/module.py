@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -106,6 +108,11 @@ class Rewritten:
         twin.__dict__.update(copy.deepcopy(held, memo))
         return twin
 
+    def __copy__(self) -> Any:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)  # a shallow copy of a module shares its tables of parameters and submodules
+        return twin
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise SaveError(
             "cannot pickle a rewritten module", "its class is made at run time",
@@ -137,6 +144,8 @@ def hand_back(tree: nn.Module, rewriting: Rewriting, original: nn.Module) -> Any
         body: dict[str, Any] = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__,
                                 "_resfx_before": own}  # fmt: skip
         body |= {n: _access(n) for n in _ACCESS if n not in taken}
+        if hasattr(own, "save_pretrained"):
+            body["save_pretrained"] = functools.wraps(own.save_pretrained)(_save_pretrained)
         if hasattr(own, "prepare_inputs_for_generation"):
             body["create_masks_for_generate"] = property(_masks_for_generate)
         tree.__class__ = type(own.__name__, (Rewritten, cls), body)
@@ -149,6 +158,16 @@ def _access(name: str) -> Any:
     if name == "new_parameters":
         return lambda self: Handle(self).new_parameters()
     return property(lambda self: getattr(Handle(self), name), doc=getattr(Handle, name).__doc__)
+
+
+def _save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """The user's own, with a word on what a folder of this kind cannot hold."""
+    warnings.warn(
+        "save_pretrained writes the weights, not what resfx.rewrite did: from_pretrained builds the model without its"
+        " methods. resfx.save(model, folder) keeps both",
+        stacklevel=2,
+    )
+    return type(self)._resfx_before.save_pretrained(self, *args, **kwargs)
 
 
 def _masks_for_generate(self: Any) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from torch import fx, nn
 from resfx._torch import held_modules, hold_modules, outside_of_traces
 from resfx.errors import VariantError
 from resfx.passes.capture.calls import Call, bind, flatten_call
-from resfx.passes.capture.clone import TRACING, class_before
+from resfx.passes.capture.clone import class_before
 from resfx.passes.capture.guards import shape_guard
 from resfx.passes.capture.source import Source, without_self
 from resfx.passes.find.detect import find_sites
@@ -23,6 +23,7 @@ from resfx.passes.find.graph import Capture, hint
 from resfx.passes.fold import Code, Plan, Region, Shared, fold, from_function, only_handed_on
 from resfx.passes.fold.guard import Always, Guard, autocast_state
 from resfx.passes.fold.values import bound
+from resfx.passes.preserve import TRACING
 from resfx.passes.scopes.application import Application
 from resfx.passes.scopes.apply import apply_method
 from resfx.passes.scopes.surgery import Surgery

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from resfx.api import Model, rewrite_by
-from resfx.errors import OptionError, ResfxError, SaveError
+from resfx.errors import InputError, ModelError, OptionError, ResfxError, SaveError
 from resfx.methods.base import Method
 from resfx.methods.learned import upgrade_all
 from resfx.passes import source_of
@@ -120,6 +120,7 @@ def load(
     Raises:
         SaveError: for a damaged or foreign folder, another version, or another base model.
         InputError: if the inputs come in a form that is not taken, or do not fit ``forward``.
+        ModelError: if the model itself raises on them.
 
     Warns:
         UserWarning: if the base model has other weights, or other buffers of those that are not saved, than when it
@@ -159,6 +160,8 @@ def _rewritten(model: nn.Module, recipe: Recipe, args: Any, kwargs: Any, path: P
         with outside_inference_mode():
             new = rewrite_by(source, source.model, list(recipe.applications), source.example, check=False)
     except Exception as error:  # a file may ask for anything: more memory than there is, arguments nobody takes
+        if not own and isinstance(error, (InputError, ModelError)):  # the inputs given are the user's, not the file's
+            raise
         known = isinstance(error, ResfxError)
         reason = f"{error.asked}: {error.found}" if known else f"{type(error).__name__}: {error}"  # type: ignore[attr-defined]
         found = f"{RECIPE}: its {'example or ' if own else ''}applications do not fit this model: {reason}"

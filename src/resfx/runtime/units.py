@@ -22,7 +22,7 @@ from resfx.passes.fold.guard import Always, Guard
 from resfx.passes.fold.values import Handed
 
 MOST = 32
-"""Variants of one module before a warning says that something varies with every call."""
+"""Variants that a module keeps: more say that something varies with every call."""
 
 
 @dataclass(eq=False)
@@ -55,12 +55,13 @@ class Unit:
 
     def _make(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Code:
         code = self.recipe.make(module, self, args, kwargs)
-        if len(self.variants) == MOST:
+        if len(self.variants) > MOST:
             warnings.warn(
                 f"{self.path or type(module).__name__} has been captured {MOST} times: {self._varies()} differs from"
-                " call to call; pass what varies as a tensor",
+                " call to call. Captures are dropped, oldest first; pass what varies as a tensor",
                 stacklevel=6,
             )
+            del self.variants[: len(self.variants) - MOST]
         return code
 
     def _varies(self) -> str:

@@ -43,6 +43,7 @@ def test_encoder_and_decoder_are_read_apart():
     assert len(reads_of(new)) == 2 * LAYERS + 3 * LAYERS
 
 
+@pytest.mark.filterwarnings("ignore:gradients of .* round differently")  # on some processors, by 2e-14
 def test_fused_projections_of_flattened_heads_read_what_is_theirs():
     """BLOOM: rows of q, k and v lie within each head, and batch and heads are one axis of a biased product."""
     from transformers import BloomConfig, BloomForCausalLM

@@ -8,7 +8,6 @@ rewrite has changed are copied as what they were.
 from __future__ import annotations
 
 import copy
-import threading
 import types
 import warnings
 from collections.abc import Callable
@@ -18,9 +17,6 @@ import torch
 from torch import fx, nn
 
 from resfx._torch import held_buffers, held_parameters, hook_keys, pre_hooks
-
-TRACING = threading.RLock()
-"""Held while anything is traced: ``torch.export`` and what surrounds it keep global state."""
 
 _HOOKS = hook_keys()
 _ORDINARY = (torch.Tensor, nn.Parameter, nn.Buffer)

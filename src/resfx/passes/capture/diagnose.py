@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from resfx._torch import printing_nothing
+from resfx._torch import own_export
 from resfx.errors import ModelError, ResfxError
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -95,7 +95,7 @@ def quiet_tracing() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.addFilter(mute)
-        with printing_nothing():
+        with own_export():
             yield
     finally:
         for logger in loggers:

@@ -15,6 +15,7 @@ from resfx._torch import denying
 from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
 from resfx.passes.find.mark import note
+from resfx.passes.preserve import traceable
 from resfx.runtime.huggingface import kept_functions, traced_plainly
 
 from .calls import Call, unbind
@@ -68,7 +69,7 @@ def capture_call(
     clone.__dict__["forward"] = MethodType(forward, clone)
     try:
         with (
-            warnings.catch_warnings(), torch.set_grad_enabled(grad), traced_plainly(clone),
+            traceable(clone), warnings.catch_warnings(), torch.set_grad_enabled(grad), traced_plainly(clone),
             recorder.listening(clone, kept_functions(clone)),
         ):  # fmt: skip
             warnings.simplefilter("ignore")

@@ -126,8 +126,13 @@ def _lift_constants(graph: fx.Graph, module: fx.GraphModule, tree: nn.Module) ->
     first = next(iter(graph.nodes))
     constants: list[Any] = []
     by_target: dict[str, fx.Node] = {}
+    names: dict[Any, str] = {place: n for n, p in tree.named_parameters() if (place := _memory(p)) is not None}
     for node in list(graph.nodes):
         if node.op != "get_attr" or resolves(tree, node.target):
+            continue
+        # A parameter reached on another way than the tree's (a patched forward): the tracer lifts it detached.
+        if (name := names.get(_memory(resolve(module, node.target)))) is not None:
+            node.target = name
             continue
         if node.target not in by_target:
             anchor = placeholders[-1] if placeholders else first
@@ -141,6 +146,16 @@ def _lift_constants(graph: fx.Graph, module: fx.GraphModule, tree: nn.Module) ->
         node.replace_all_uses_with(by_target[node.target])
         graph.erase_node(node)
     return constants
+
+
+def _memory(value: Any) -> tuple[Any, ...] | None:
+    """Where the numbers of a tensor lie and how they are read; ``None`` for what has none."""
+    if not isinstance(value, torch.Tensor) or value.is_meta or not value.numel() or value.layout != torch.strided:
+        return None
+    try:
+        return value.data_ptr(), value.shape, value.stride(), value.dtype
+    except RuntimeError:  # a shard, a quantised weight
+        return None
 
 
 def resolve(root: Any, target: str) -> Any:

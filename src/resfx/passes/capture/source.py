@@ -11,12 +11,13 @@ import torch
 from torch import fx, nn
 
 from resfx._torch import compiled_from, fake_mode, share_codegen
-from resfx.errors import CaptureError
+from resfx.errors import CaptureError, ModelError
 from resfx.passes.find.graph import Capture
+from resfx.passes.preserve import TRACING
 from resfx.report.progress import step
 
 from .calls import Call, bind, flatten_call
-from .clone import TRACING, clone_tree
+from .clone import clone_tree
 from .diagnose import quiet_tracing
 from .export import capture_call
 from .inputs import Example, example_of, outside_inference_mode
@@ -70,7 +71,19 @@ class Source:
             ModelError: if it raises: its own error, where, and what to do.
             InputError: if the arguments do not fit, or the example has no rows.
         """
-        try_call(tree, self.cls, self.signature, self.call(args, kwargs))
+        self._try(tree, self.call(args, kwargs))
+
+    def _try(self, tree: nn.Module, call: Call) -> None:
+        """Raise what the model raises, unless it runs where gradients are recorded: a hook on one needs them."""
+        try:
+            try_call(tree, self.cls, self.signature, call)
+        except ModelError as error:
+            if not torch.is_grad_enabled():
+                raise
+            try:
+                try_call(tree, self.cls, self.signature, call, grad=True)
+            except ModelError:
+                raise error from error.__cause__
 
     @step("capturing a call of {self.cls.__name__}")
     def capture(self, tree: nn.Module, call: Call | None) -> Capture:
@@ -85,8 +98,9 @@ class Source:
                 return self._captured(tree, call)
             except CaptureError:
                 if call is not None:
-                    for grad in (False, True)[: 1 + torch.is_grad_enabled()]:
-                        try_call(tree, self.cls, self.signature, call, grad)
+                    self._try(tree, call)
+                    if torch.is_grad_enabled():
+                        try_call(tree, self.cls, self.signature, call, grad=True)
                 raise
 
     def _captured(self, tree: nn.Module, call: Call | None) -> Capture:
@@ -210,9 +224,8 @@ def _propagate_shapes(module: fx.GraphModule, example: Example | None) -> None:
 
     signature = without_self(inspect.signature(type(module).forward))
     bind(signature, *example)  # says what does not fit
-    mode = fake_mode()
     try:
-        FakeTensorProp(module, mode).propagate(*signature.bind(*example[0], **example[1]).args)
+        FakeTensorProp(module, fake_mode()).propagate(*signature.bind(*example[0], **example[1]).args)
     except Exception as error:
         raise CaptureError(
             f"cannot run {type(module).__name__} on the inputs given", f"{type(error).__name__}: {error}",

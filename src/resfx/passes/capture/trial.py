@@ -14,6 +14,7 @@ from torch import nn
 
 from resfx._torch import is_fake
 from resfx.errors import CaptureError, InputError
+from resfx.passes.preserve import left_as_found
 
 from .calls import Call, spelling, unbind
 from .clone import clone_tree
@@ -90,35 +91,19 @@ def _unwritten(before: Template, after: Template, old: list[torch.Tensor], new: 
 @contextlib.contextmanager
 def left_as_it_was(tree: nn.Module) -> Iterator[None]:
     """Put back what a forward pass may write: buffers, attributes, lists and dicts in them, random numbers."""
-    modules = list(tree.modules())
-    attributes = [(m, dict(vars(m))) for m in modules]
-    held = {id(v): (v, v.copy()) for _, values in attributes for v in values.values() if type(v) in (list, dict, set)}
     buffers = [(b, b.detach().clone()) for b in tree.buffers()]
     python, arrays = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with left_as_found(tree), torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python)
         np.random.set_state(arrays)
-        for module, values in attributes:
-            vars(module).clear()
-            vars(module).update(values)
-        for value, before in held.values():
-            _put_back(value, before)
         with torch.no_grad():
             for buffer, data in buffers:
                 if not torch.equal(buffer, data):
                     buffer.copy_(data)
-
-
-def _put_back(value: Any, before: Any) -> None:
-    if isinstance(value, list):
-        value[:] = before
-    else:
-        value.clear()
-        value.update(before)
 
 
 def _inputs(call: Call) -> list[str]:

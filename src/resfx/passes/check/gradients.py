@@ -40,8 +40,9 @@ def backward(outputs: Sequence[torch.Tensor], parameters: dict[str, Any]) -> Gra
     if not floats or not parameters:
         return None
     # A plain sum is blind behind a norm; any fixed uneven weighting is not.
-    terms = [(t.float() * torch.cos(torch.arange(t.numel(), device=t.device)).view(t.shape)).sum() for t in floats]
-    loss = torch.stack([t.cpu() for t in terms]).sum()
+    with torch.enable_grad():  # a rewrite under no_grad or inference_mode is checked all the same
+        terms = [(t.float() * torch.cos(torch.arange(t.numel(), device=t.device)).view(t.shape)).sum() for t in floats]
+        loss = torch.stack([t.cpu() for t in terms]).sum()
     grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return {n: g.to_dense() if g is not None and g.is_sparse else g for n, g in zip(parameters, grads, strict=True)}
 

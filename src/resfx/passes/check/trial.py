@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from resfx.passes.preserve import preserved
 from resfx.report.progress import log
 
 from .gradients import Gradients, backward, compared
@@ -25,27 +24,16 @@ Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 @contextlib.contextmanager
 def untouched(*modules: nn.Module) -> Iterator[None]:
-    """Inside, modules may run and change mode; afterwards buffers, training flags and generators are as before."""
-    saved = [(b, b.detach().clone()) for m in modules for b in m.buffers()]
-    flags = [(m, m.training) for top in modules for m in top.modules()]
-    others = random.getstate(), np.random.get_state()
+    """Inside, modules may run from seed 0 and change mode; afterwards they and the generators are as before."""
     # torch.nn.TransformerEncoder runs another kernel without gradients, which rounds otherwise than its training.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    devices = sorted({p.device.index or 0 for m in modules for p in m.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        seed(0)
-        try:
+    try:
+        with preserved(*modules):
+            seed(0)
             yield
-        finally:
-            random.setstate(others[0])
-            np.random.set_state(others[1])
-            torch.backends.mha.set_fastpath_enabled(fast)
-            for module, flag in flags:
-                module.training = flag
-            with torch.no_grad():
-                for buffer, value in saved:
-                    buffer.copy_(value)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @dataclass

@@ -1,0 +1,116 @@
+"""Captures made after the rewrite: by several threads, in any number, and of models that write to themselves."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from hosts.small import Net, batch, net
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+import resfx
+from resfx.runtime.module import MOST
+
+
+class Writing(nn.Module):
+    """Makes its buffer when it is first needed, and keeps what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.seen = Net(), []
+        self.register_buffer("scale", None, persistent=False)
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = torch.full((8,), 0.5)
+        self.last = x
+        self.seen.append(x)
+        return self.body(x) * self.scale
+
+
+class Stepped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = Net()
+
+    def forward(self, x, step=0.5):
+        return self.body(x) * (1.0 + step)
+
+
+def test_what_a_traced_forward_writes_is_taken_back():
+    model = Writing().eval()
+    resfx.scan(model, args=(batch(),))
+    assert model.scale is None and model.seen == [] and not hasattr(model, "last")
+    new = resfx.rewrite(model, "ddl", args=(batch(),))
+    new(batch()[:1])  # a capture of its own
+    held = [v for m in new.modules() for v in (*vars(m).values(), *m._buffers.values())]
+    assert not any(isinstance(v, FakeTensor) for v in (*held, *new.seen))
+    assert model.scale is None and model.seen == []
+
+
+def test_threads_that_need_captures_at_once():
+    """While one thread traces, torch says to all that it compiles: what another runs then rounds as compiled code."""
+    model = net()
+    new, found = resfx.rewrite(model, "ddl", args=(batch(),)), []
+
+    def call(length):
+        x = torch.randn(1, length, 8)
+        found.append((x, new(x)))
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in (1, 4, 1, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and not torch.compiler.is_exporting()
+    for x, out in found:
+        torch.testing.assert_close(out, model(x), rtol=0, atol=1e-6)
+        assert torch.equal(new(x), model(x))
+
+
+def test_a_number_that_differs_in_every_call_is_named_and_not_kept_for_ever():
+    model = Stepped().eval()
+    new = resfx.rewrite(model, "ddl", args=(batch(), 0.5))
+    for k in range(1, MOST):
+        new(batch(), k / 128)
+    with pytest.warns(UserWarning, match=f"captured {MOST} times: step differs"):
+        new(batch(), 0.75)
+    assert len(new.variants) == MOST
+    assert torch.equal(new(batch(), 0.75), model(batch(), 0.75))
+
+
+def test_parameters_of_a_patched_forward_get_their_gradients():
+    model = net()
+    layer = next(m for m in model.modules() if isinstance(m, nn.Linear))
+    plain = layer.forward
+    layer.forward = lambda x: plain(x) * 2
+    new = resfx.rewrite(model, "ddl", args=(batch(),))
+    model(batch()).square().sum().backward()
+    want, layer.weight.grad = layer.weight.grad, None
+    new(batch()).square().sum().backward()
+    assert torch.equal(layer.weight.grad, want)
+
+
+def test_exporting_a_call_that_was_not_seen_before():
+    model = Stepped().eval()
+    new = resfx.rewrite(model, "ddl", args=(batch(),))
+    program = torch.export.export(new, (batch(),), {"step": 2.0}, strict=False)
+    assert torch.equal(program.module()(batch(), step=2.0), model(batch(), step=2.0))
+
+
+def test_a_model_that_installs_hooks_in_its_first_call_has_each_once():
+    class Installing(Net):
+        def forward(self, x):
+            if not hasattr(self, "collected"):
+                self.collected = []
+                self.out.register_forward_hook(lambda *_: self.collected.append(1))
+            self.collected.clear()
+            return super().forward(x), len(self.blocks)
+
+    model = net(Installing)
+    resfx.rewrite(model, "ddl", args=(batch(),))
+    assert not hasattr(model, "collected") and not model.out._forward_hooks
+    model(batch())
+    assert len(model.out._forward_hooks) == 1
