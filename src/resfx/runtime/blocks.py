@@ -47,11 +47,12 @@ def compile_blocks(module: Any, **options: Any) -> Any:
     groups: dict[Any, Any] = {}
     for name in block_names(module):
         block = module.get_submodule(name)
-        key = tuple(
+        parts = tuple(
             (n, type(m), tuple(code.function for _, code in unit.variants))
             for n, m in block.named_modules()
-            if (unit := m.__dict__.get("_resfx_unit")) is not None or not n
+            if (unit := m.__dict__.get("_resfx_unit")) is not None
         )
+        key = (type(block), parts)
         if key not in groups:
             groups[key] = torch.compile(_own_call(len(groups)), **options)
         set_compiled_call(block, functools.partial(groups[key], block))
@@ -84,7 +85,9 @@ def checkpoint_blocks(module: Any, every: int = 1, **options: Any) -> Any:
     for name in names:
         block = module.get_submodule(name)
         if isinstance(block.__dict__.get("forward"), Recomputed):
-            block.forward = block.forward.run
+            before = block.__dict__.pop("forward").run
+            if getattr(before, "__func__", None) is not type(block).forward:
+                block.forward = before
         if name in chosen:
             block.forward = Recomputed(block, block.forward, {"use_reentrant": False, **options})
     return module
@@ -95,6 +98,7 @@ class Recomputed:
 
     def __init__(self, block: nn.Module, run: Any, options: dict[str, Any]) -> None:
         self.block, self.run, self.options = block, run, options
+        self._resfx_before = run  # what a trace takes instead
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not (self.block.training and torch.is_grad_enabled()):

@@ -40,8 +40,8 @@ def remembering(mixer: Mixer, name: str, cache: Any) -> Callable[..., Any]:
         )  # fmt: skip
     own = next((x for x in layers if isinstance(x, ShortState) and x.name == name), None)
 
-    def run(x: torch.Tensor, **given: Any) -> Any:
-        if own is None and _holds_tokens(layers, x.shape[1]):
+    def run(x: torch.Tensor | tuple[torch.Tensor, ...], **given: Any) -> Any:
+        if own is None and _holds_tokens(layers, (x[0] if isinstance(x, tuple) else x).shape[1]):
             raise VariantError(
                 "cannot continue from this cache", "it holds tokens that the inserted mixers have not seen",
                 "fill the cache with this model from the first token on",

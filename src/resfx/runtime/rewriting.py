@@ -138,6 +138,10 @@ class Rewriting:
             found.append(inside)
         return found
 
+    def acts_within(self, path: str) -> bool:
+        """Whether any add inside a module was rewritten."""
+        return any(a.within(path) is not None for a in self.applications) if path else True
+
     def _fold(self, capture: Capture, tree: nn.Module, prefix: str, module: nn.Module) -> None:
         if not capture.calls:  # a graph that the user already has
             code = Code(_of_a_graph(capture.graph, type(module).__name__), (), str(capture.graph))

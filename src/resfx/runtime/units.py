@@ -33,15 +33,19 @@ class Unit:
         path: of the module in the model's tree.
         recipe: what the rewrite was, and how to make code for a call not seen before: ``make(module, path, given)``.
         variants: code with what it was made for.
+        active: whether it is run.
+        native: whether a call that comes with no word from around it runs the module's own code: none of its adds was
+            rewritten.
     """
 
     path: str
     recipe: Any
     variants: list[tuple[Guard | Always, Code]] = field(default_factory=list)
     active: bool = True
+    native: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
-        twin = Unit(self.path, self.recipe, list(self.variants), self.active)
+        twin = Unit(self.path, self.recipe, list(self.variants), self.active, self.native)
         memo[id(self)] = twin
         return twin
 
@@ -83,7 +87,7 @@ def outside_of_compilers(fn: Callable[..., Any]) -> Callable[..., Any]:
 def forward_of_unit(self: Any, *args: Any, resfx: Handed | None = None, **kwargs: Any) -> Any:
     """``forward`` of every rewritten module."""
     unit: Unit = self._resfx_unit
-    if resfx is None and not unit.active:
+    if resfx is None and (unit.native or not unit.active):
         return type(self)._resfx_before.forward(self, *args, **kwargs)
     code = unit.code_for(self, args, kwargs) if resfx is None else resfx.code
     new = [look_below(self._resfx_new, way) for way in code.parts]
@@ -123,7 +127,8 @@ def unit_class(cls: Hashable) -> type:
 
     @functools.wraps(own.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return forward_of_unit(self, *args, **kwargs)
+        run = forward_of_unit if "_resfx_unit" in vars(self) else own.forward
+        return run(self, *args, **kwargs)
 
     forward.__signature__ = inspect.signature(own.forward)  # type: ignore[attr-defined]
     body = {"forward": forward, "__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__,
@@ -139,5 +144,6 @@ def make_unit(module: nn.Module, path: str, recipe: Any, bank: nn.Module) -> Uni
     unit = module.__dict__.get("_resfx_unit")
     if unit is None or unit.recipe is not recipe:
         unit = module.__dict__["_resfx_unit"] = Unit(path, recipe)
+        unit.native = not recipe.acts_within(path)
     module.__dict__["_resfx_new"] = bank
     return unit

@@ -39,7 +39,7 @@ class Watch:
             return True
         cls = type(value)
         try:
-            value.__class__ = _telling(cls)  # type: ignore[arg-type]
+            object.__setattr__(value, "__class__", _telling(cls))  # a frozen dataclass refuses the plain way
         except TypeError:  # slots, or a class of a C extension
             return False
         value.__dict__["_resfx_watch"] = (self, key)
@@ -49,7 +49,7 @@ class Watch:
     def end(self) -> None:
         """Give every object its class back."""
         for value, cls, _ in self._watched.values():
-            value.__class__ = cls
+            object.__setattr__(value, "__class__", cls)
             value.__dict__.pop("_resfx_watch", None)
         self._watched.clear()
 

@@ -190,11 +190,11 @@ class Writer(Text):
         """A parameter or buffer of the module's own, by the way from ``self``."""
         own = f"{self.region.path}." if self.region.path else ""
         if target.startswith(own):
-            return "self" + values.steps(target.removeprefix(own))
+            return "self" + values.steps(self.module, target.removeprefix(own))
         wanted = values.follow(self.tree, target)
         for name, tensor in [*self.module.named_parameters(remove_duplicate=False), *self.module.named_buffers()]:
             if tensor is wanted:
-                return "self" + values.steps(name)
+                return "self" + values.steps(self.module, name)
         raise NotExpressible(f"{target}, which is no attribute of {self.region.path}")
 
     def _size(self, node: fx.Node) -> str:
@@ -214,7 +214,7 @@ class Writer(Text):
     # -- statements -----------------------------------------------------------------------------------------------
 
     def _operator(self, node: fx.Node) -> None:
-        if not node.users and not node.is_impure() and node.op != "call_module":
+        if not node.users and node.op != "call_module" and not node.is_impure():
             return
         text = self._new_call(node) if node.op == "call_module" else self._target(node)
         name = "x" if node.op == "call_module" else operator_name(node).strip("_") or "value"
@@ -279,7 +279,7 @@ class Writer(Text):
         given += [f"{k}={self._argument(inner, t)}" if k.isidentifier() else f"**{{{k!r}: {self._argument(inner, t)}}}"
                   for k, t in zip(kwargs[1], kwargs[2], strict=True)]  # fmt: skip
         if inner.path is not None:
-            text = "self" + values.steps(self._below(inner.path))
+            text = "self" + values.steps(self.module, self._below(inner.path))
             name = next((p for p in reversed(inner.path.split(".")) if not p.isdigit()), "layer")
         else:
             name = inner.call.name
@@ -343,5 +343,5 @@ class Writer(Text):
             if path == (self.region.path or ""):
                 return "self"
             if path.startswith(own):
-                return "self" + values.steps(path.removeprefix(own))
+                return "self" + values.steps(self.module, path.removeprefix(own))
         raise NotExpressible(f"{paths[0]}, which is not below {self.region.path}")

@@ -99,7 +99,6 @@ class Plan:
         self.copies = separate_copies(self.graph, self.calls)
         self.written = self._leave_objects_out()
         self._settle_homes()
-        self._take_functions_in()
         self._cross()
         self._pass_cache_on()
         self._generate()
@@ -153,13 +152,6 @@ class Plan:
         for operand in node.all_input_nodes:
             self._move_out(operand, region)
 
-    def _take_functions_in(self) -> None:
-        """A function whose inside was changed is no call any more: its operators belong to the code around it."""
-        for region in list(self.region.values()):
-            changed = any(is_new(n) for n, r in self.home.items() if region in r.around())
-            if region.path is None and changed and region.outer is not None:
-                self._dissolve(region)
-
     def _dissolve(self, region: Region) -> None:
         assert region.outer is not None
         region.outer.dissolved |= {region.call, *region.dissolved}
@@ -186,8 +178,8 @@ class Plan:
         for region in self.region.values():
             region.taken, region.handed = [], []
         for node in list(self.graph.nodes):
-            if node.op in ("placeholder", "get_attr") or node in self.root.enters.values():
-                continue
+            if node.op in ("placeholder", "get_attr") or node in self.root.enters.values() or is_size(node):
+                continue  # a size can be read off whatever has it
             at = self._reads_in(node)
             for operand in node.all_input_nodes:
                 seen = self._seen(operand, at)
@@ -254,7 +246,6 @@ class Plan:
     def _generate(self) -> None:
         """Settle which regions run code of their own: those that were changed, and those that must pass values on."""
         waiting = [*self.changed, *(self.home[n] for n in self.graph.nodes if is_new(n))]
-        waiting += [r for r in self.region.values() if not r.closed]
         # Which positions are padding is told to the whole model: what mixes them is run from there.
         self.mixing = {r for n in self.graph.nodes if self.mixes(n) for r in self.home[n].around()}
         waiting += [r.outer for r in self.region.values() if r.call in self.copies and r.outer is not None]
@@ -269,6 +260,7 @@ class Plan:
             if region.generated:
                 continue
             region.generated = True
+            waiting += [inner for inner in region.inner if not inner.closed]
             repeated = len(by_path.get(region.path or "", ())) > 1
             marks = (*region.enters.values(), *region.leaves.values())
             wide = region in self.mixing or any(m.meta.get("wide") for m in marks)
@@ -276,6 +268,10 @@ class Plan:
             region.passed_on = region.outer is not None and (repeated or wide or not region.closed)
             if region.passed_on and region.outer is not None:
                 waiting.append(region.outer)
+        # A function whose inside was changed is no call any more: its operators belong to the code around it.
+        if opened := next((r for r in self.region.values() if r.path is None and r.generated), None):
+            self.dissolve(opened)
+            return
         for node in self.graph.nodes:
             if self.home[node].generated and node.op not in ("placeholder", "get_attr", "output"):
                 self.home[node].nodes.append(node)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from resfx._torch import pytree
 from resfx.passes.capture.objects import fields_of
@@ -97,11 +98,17 @@ def numbered(template: Template) -> tuple[Template, list[int], list[int]]:
     return visit(template), slots, known
 
 
-def steps(path: str) -> str:
+def steps(root: Any, path: str) -> str:
     """A dotted path as code behind the object it starts from: ``layers.0.mlp`` is ``.layers[0].mlp``."""
     found = ""
     for name in path.split(".") if path else ():
-        found += f".{name}" if name.isidentifier() else f"[{name}]" if name.isdigit() else f"._modules[{name!r}]"
+        if name.isidentifier() and not keyword.iskeyword(name):
+            found += f".{name}"
+        elif isinstance(root, (nn.ModuleList, nn.Sequential, nn.ParameterList)):
+            found += f"[{name}]"
+        else:
+            found += f".__getattr__({name!r})"
+        root = getattr(root, name)
     return found
 
 

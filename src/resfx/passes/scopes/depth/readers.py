@@ -22,7 +22,8 @@ ROLES = ("q", "k", "v")
 class Readers:
     """The readers of one state, behind casts that change nothing.
 
-    A module that reads the state is one reader, unless it holds all of ``sites``: then those inside it are told apart.
+    A module that reads the state is one reader, unless it holds all of ``sites`` and their branches: then those inside
+    it are told apart.
 
     Args:
         created: nodes of the rewrite itself, which keep what they read.
@@ -34,10 +35,13 @@ class Readers:
     ) -> None:
         self.graph, self.state, self.index, self.created = graph, state, index, created
         self.names = [state]
+        sublayer = self.region(s.branch for s in sites) | {s.node for s in sites}
         for node in self.names:
+            inside = [u for u in node.users if u in sublayer]
             self.names += [
                 u for u in node.users
-                if u not in created and is_alias(u, node, index) and (u.target is not enter or _holds(u, sites))
+                if u not in created and is_alias(u, node, index)
+                and (u.target is not enter or (inside == [u] and _holds(u, sites)))
             ]  # fmt: skip
 
     @property
@@ -50,15 +54,16 @@ class Readers:
         return [(n, u) for n in self.names for u in n.users if u not in self.created and u not in self.names]
 
     def redirect_all(self, new: fx.Node) -> None:
-        """Every reader, the shortcut too."""
+        """Every reader behind the new value, the shortcut too."""
         for name, user in self.edges():
-            user.replace_input_with(name, new)
+            if user > new:
+                user.replace_input_with(name, new)
 
     def redirect_branch(self, branches: Iterable[fx.Node], new: fx.Node) -> None:
         """The readers from which a branch is computed."""
         region = self.region(branches)
         for name, user in self.edges():
-            if user in region:
+            if user in region and user > new:
                 user.replace_input_with(name, new)
 
     def region(self, branches: Iterable[fx.Node]) -> set[fx.Node]:
@@ -98,7 +103,8 @@ class Readers:
                 if (kept := value.get((x, roles[node][0]), x)) is not x:
                     node.replace_input_with(x, kept)
         for name, user in others:
-            user.replace_input_with(name, new.get("r", name))
+            if "r" in new and user > new["r"]:
+                user.replace_input_with(name, new["r"])
 
     def attention(self, sites: Sequence[Site]) -> dict[fx.Node, str] | str:
         """The queries, keys and values of the branch that has attention, or why they cannot be told apart."""
