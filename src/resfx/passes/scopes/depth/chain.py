@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import fx
 
-from resfx.passes.capture.record import enter
+from resfx.passes.capture.record import enter, leave
 from resfx.passes.find.branches.features import norm_output
 from resfx.passes.find.graph import dtype, same_shape
 from resfx.passes.find.index import Index
@@ -106,13 +106,20 @@ def _continues(node: fx.Node, target: fx.Node, index: Index) -> bool:
 
 
 def _advance(node: fx.Node, index: Index) -> fx.Node:
-    """Down through casts and dropout that all readers share, out of the modules that computed it, into none."""
+    """Down through casts and dropout that all readers share, out of the modules that computed it; never to a place
+    inside a module that does more."""
+    found, inside = node, set()
     while len(node.users) == 1:
         (user,) = node.users
-        if not is_alias(user, node, index) or user.target is enter:
-            return node
+        if not is_alias(user, node, index):
+            break
+        if user.target is enter:
+            inside.add(user.args[1])
+        elif user.target is leave:
+            inside.discard(user.args[1])
         node = user
-    return node
+        found = found if inside else node
+    return found
 
 
 def is_alias(user: fx.Node, node: fx.Node, index: Index) -> bool:
