@@ -6,8 +6,10 @@ import functools
 
 import torch
 from hosts import BY_NAME
+from torch import fx
 
 import resfx
+from resfx.export.trace import flatten_model
 
 
 def rewritten(name: str, mode: object = "ddl"):
@@ -34,3 +36,8 @@ def randomise(module, std: float = 0.1) -> None:
     with torch.no_grad():
         for parameter in module.new_parameters().values():
             parameter.add_(std * torch.randn(parameter.shape, generator=generator).to(parameter))
+
+
+def flat_graph(new, *args, **kwargs) -> fx.Graph:
+    """The whole rewritten graph of one call of a rewritten model."""
+    return flatten_model(new, args or None, kwargs or None).variant.capture.graph

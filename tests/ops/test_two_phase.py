@@ -9,7 +9,7 @@ import operator
 import pytest
 import torch
 from hosts import BY_NAME, VOCAB, Block, tokens
-from hosts.made import randomise
+from hosts.made import flat_graph, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -108,7 +108,7 @@ def test_reads_of_chosen_blocks_only():
 
 def test_each_finished_block_is_read_once_for_all_reads():
     new = resfx.rewrite(Decoder(6), resfx.AttnRes(block=4, two_phase=True), args=(IDS,), check=False)
-    graph = new._resfx.variants[0].capture.graph
+    graph = flat_graph(new, IDS)
     calls = [n for n in graph.nodes if n.op == "call_module" and "resfx" in n.target]
     ahead = [n for n in calls if n.target.rpartition(".")[2].startswith("ahead")]
     reads = [n for n in calls if n not in ahead]

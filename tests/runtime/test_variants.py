@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import resfx
-from resfx.runtime.module import MOST
+from resfx.runtime.units import MOST
 
 
 class Writing(nn.Module):
@@ -31,9 +31,19 @@ class Writing(nn.Module):
 
 
 class Stepped(nn.Module):
+    """Owns an add beside those of its body, and takes a number."""
+
     def __init__(self):
         super().__init__()
-        self.body = Net()
+        self.body, self.last = Net(), nn.Linear(8, 8)
+
+    def forward(self, x, step=0.5):
+        h = self.body(x)
+        return h + self.last(h) * (1.0 + step)
+
+
+class Scaled(Stepped):
+    """Owns no add."""
 
     def forward(self, x, step=0.5):
         return self.body(x) * (1.0 + step)
@@ -73,12 +83,23 @@ def test_threads_that_need_captures_at_once():
 def test_a_number_that_differs_in_every_call_is_named_and_not_kept_for_ever():
     model = Stepped().eval()
     new = resfx.rewrite(model, "ddl", args=(batch(), 0.5))
+    once = [line for line in new.variants if not line.startswith("(root)")]
     for k in range(1, MOST):
-        new(batch(), k / 128)
-    with pytest.warns(UserWarning, match=f"captured {MOST} times: step differs"):
+        assert torch.equal(new(batch(), k / 128), model(batch(), k / 128))
+    with pytest.warns(UserWarning, match=f"Stepped has been captured {MOST} times: .*step.* differs from call to call"):
         new(batch(), 0.75)
-    assert len(new.variants) == MOST
+    assert sum(line.startswith("(root)") for line in new.variants) == MOST
+    assert [line for line in new.variants if not line.startswith("(root)")] == once, "the blocks take no number"
     assert torch.equal(new(batch(), 0.75), model(batch(), 0.75))
+
+
+def test_a_number_that_only_the_users_own_code_reads_is_never_captured():
+    model = Scaled().eval()
+    new = resfx.rewrite(model, "ddl", args=(batch(), 0.5))
+    before = new.variants
+    for k in range(MOST + 2):
+        assert torch.equal(new(batch(), k / 128), model(batch(), k / 128))
+    assert new.variants == before
 
 
 def test_parameters_of_a_patched_forward_get_their_gradients():

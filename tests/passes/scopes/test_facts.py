@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from hosts.exact import Layer, exact_decoder, exact_ids
+from hosts.made import flat_graph
 from torch import nn
 
 import resfx
@@ -31,7 +32,7 @@ def test_every_new_module_is_on_record_and_every_call_of_one_is_marked(modes):
     assert all(name.startswith(tuple(f"{path}." for path in paths)) for name in new.new_parameters())
     assert all(new.get_submodule(path) is not None for path in paths)
     assert {entry.site for entry in placed if ".short_swa" not in entry.site} <= {s.name for s in new.report.sites}
-    graph = new._resfx.variants[0].capture.graph
+    graph = flat_graph(new, exact_ids())
     calls = [n for n in graph.nodes if n.op == "call_module" and str(n.target).startswith(BANK)]
     assert {str(n.target) for n in calls} == set(paths)
     scopes = {a.key: a.method.scope for a in applications}

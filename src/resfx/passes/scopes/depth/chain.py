@@ -109,8 +109,8 @@ def _advance(node: fx.Node, index: Index) -> fx.Node:
     """Down through casts and dropout that all readers share, out of the modules that computed it; never to a place
     inside a module that does more."""
     found, inside = node, set()
-    while len(node.users) == 1:
-        (user,) = node.users
+    while len(users := [u for u in node.users if not _unread(u)]) == 1:
+        (user,) = users
         if not is_alias(user, node, index):
             break
         if user.target is enter:
@@ -120,6 +120,11 @@ def _advance(node: fx.Node, index: Index) -> fx.Node:
         node = user
         found = found if inside else node
     return found
+
+
+def _unread(mark: fx.Node) -> bool:
+    """Whether a call is handed a value of which it looks at the shape only."""
+    return mark.target in (enter, leave) and all(_unread(u) for u in mark.users)
 
 
 def is_alias(user: fx.Node, node: fx.Node, index: Index) -> bool:

@@ -47,7 +47,7 @@ class Readers:
     @property
     def inner(self) -> fx.Node:
         """The state as the module knows it in which branch and shortcut part."""
-        return max(self.names)
+        return max([self.state, *(n for n in self.names[1:] if n.target is enter)])
 
     def edges(self) -> list[tuple[fx.Node, fx.Node]]:
         """Pairs (name of the state, reader)."""
