@@ -122,6 +122,11 @@ def _advance(node: fx.Node, index: Index) -> fx.Node:
     return found
 
 
+def returns(node: fx.Node) -> bool:
+    """Whether a node is what the whole call gives back."""
+    return node.target is leave and node.args[1] == 0
+
+
 def _unread(mark: fx.Node) -> bool:
     """Whether a call is handed a value of which it looks at the shape only."""
     return mark.target in (enter, leave) and all(_unread(u) for u in mark.users)
@@ -130,7 +135,7 @@ def _unread(mark: fx.Node) -> bool:
 def is_alias(user: fx.Node, node: fx.Node, index: Index) -> bool:
     """Whether ``user`` hands on the values of ``node`` in the same shape and type."""
     return (
-        index.role.get(user) == "pass" and index.data[user] == [node] and same_shape(user, node) is True
+        not returns(user) and index.role.get(user) == "pass" and index.data[user] == [node] and same_shape(user, node) is True
         and dtype(user) == dtype(node)
         and index.name[user] not in ("permute", "transpose", "movedim", "view", "reshape", "slice", "getitem")
     )  # fmt: skip
