@@ -16,11 +16,12 @@ from resfx._torch import held_modules, hold_modules, outside_of_traces
 from resfx.errors import VariantError
 from resfx.passes.capture.calls import Call, bind, flatten_call
 from resfx.passes.capture.clone import class_before
-from resfx.passes.capture.guards import shape_guard
+from resfx.passes.capture.guards import Length, shape_guard
 from resfx.passes.capture.source import Source, without_self
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import Capture, hint
 from resfx.passes.fold import Code, Plan, Region, Shared, fold, from_function, only_handed_on
+from resfx.passes.fold.plan import is_size
 from resfx.passes.fold.guard import Always, Guard, autocast_state
 from resfx.passes.fold.values import bound
 from resfx.passes.preserve import TRACING
@@ -183,7 +184,7 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, source: Source) -> G
     place = {leaf: (o.number, i) for o in plan.capture.objects for i, leaf in enumerate(o.leaves)}
     inside = {place[x]: x for r in generated for n in r.nodes for x in n.all_input_nodes if x in place}
     looked = {n for r in generated for n in r.call.looked_into} | {number for number, _ in inside}
-    values = [*tensors.values(), *(x.meta["val"] for x in inside.values())]
+    values = [*tensors.values(), *(Length(v) if is_size(x) else v for x in inside.values() for v in [x.meta["val"]])]
     return Guard(
         arguments=bound(region.call.given, parameters_of(module)),
         objects={o.number: (o.cls, o.first if o.number in looked else None) for o in plan.capture.objects},

@@ -103,8 +103,12 @@ def flatten_call(given: dict[str, Any], varying: Collection[tuple[type, str]] = 
     """Take the arguments of a call apart."""
     flat = Flattener(varying=varying)
     template = flat.flatten(given)
-    leaves = [leaf if isinstance(leaf, torch.Tensor) else torch.empty((leaf, 0)) for leaf in flat.leaves]
-    return Call(template, leaves, flat.objects)
+    return Call(template, [carried(leaf) for leaf in flat.leaves], flat.objects)
+
+
+def carried(leaf: Any) -> torch.Tensor:
+    """A leaf as a tensor: an integer is the length of an empty one."""
+    return leaf if isinstance(leaf, torch.Tensor) else torch.empty((leaf, 0), dtype=torch.float32)
 
 
 def unwrap(template: Template, leaves: Any) -> list[Any]:

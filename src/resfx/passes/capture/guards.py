@@ -31,6 +31,22 @@ class Assumed:
     conditions: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Length:
+    """An integer of a trace, as the tensor by whose length calls carry it."""
+
+    size: Any
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def shape(self) -> tuple[Any, int]:
+        return self.size, 0
+
+    def dim(self) -> int:
+        return 2
+
+
 def assumed(program: ExportedProgram, inputs: Sequence[Any]) -> Assumed:
     """What a program assumes. ``inputs`` are the fake values of its inputs, which its forward calls ``leaves``."""
 

@@ -108,13 +108,22 @@ def is_open(value: Any) -> bool:
     return hasattr(value, "__dict__") or bool(layout.slots) or isinstance(value, (dict, list))
 
 
+WATCH = "_resfx_watch"
+"""The attribute by which an object tells of reads while it is traced; see :mod:`.watch`."""
+
+
+def class_of(value: Any) -> type:
+    """The class of an object, whether or not it is watched."""
+    return getattr(type(value), "_resfx_untold", type(value))
+
+
 def fields_of(value: Any) -> dict[Any, Any]:
     """Attributes by name, in ``__dict__`` and in slots, and items by :class:`Item`."""
     attributes = getattr(value, "__dict__", None)
     if attributes is value:  # a dict whose attributes are its items
         found: dict[Any, Any] = {"__dict__": value}
     else:
-        found = dict(attributes or {})
+        found = {k: v for k, v in (attributes or {}).items() if k != WATCH}
     for name in layout_of(type(value)).slots:
         if hasattr(value, name):
             found[name] = getattr(value, name)

@@ -23,7 +23,19 @@ import torch
 from resfx._torch import pytree
 from resfx.errors import CaptureError
 
-from .objects import ATOMS, CONSTANTS, Held, empty, fields_of, fill, hides_tensor, is_iterator, is_open, layout_of
+from .objects import (
+    ATOMS,
+    CONSTANTS,
+    Held,
+    class_of,
+    empty,
+    fields_of,
+    fill,
+    hides_tensor,
+    is_iterator,
+    is_open,
+    layout_of,
+)
 
 Template = tuple[Any, ...]
 
@@ -106,9 +118,10 @@ class Flattener:
         return self._state(value)
 
     def _state(self, value: Any) -> Template:
-        cls, fields = type(value), fields_of(value)
+        cls, fields = class_of(value), fields_of(value)
+        # A trace takes 0 and 1 for constants whatever it is told.
         parts = [
-            self._leaf("int", v) if type(v) is int and (cls, k) in self._varying else self._take(v)
+            self._leaf("int", v) if type(v) is int and v > 1 and (cls, k) in self._varying else self._take(v)
             for k, v in fields.items()
         ]
         return ("object", cls, tuple(fields), tuple(parts))

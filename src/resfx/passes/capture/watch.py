@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .objects import WATCH
+
 _PLAIN = (bool, int, float, str, type(None))
 Tell = Callable[[Any, str, Any], None]
 
@@ -42,7 +44,7 @@ class Watch:
             object.__setattr__(value, "__class__", _telling(cls))  # a frozen dataclass refuses the plain way
         except TypeError:  # slots, or a class of a C extension
             return False
-        value.__dict__["_resfx_watch"] = (self, key)
+        value.__dict__[WATCH] = (self, key)
         self._watched[id(value)] = (value, cls, key)
         return True
 
@@ -50,7 +52,7 @@ class Watch:
         """Give every object its class back."""
         for value, cls, _ in self._watched.values():
             object.__setattr__(value, "__class__", cls)
-            value.__dict__.pop("_resfx_watch", None)
+            value.__dict__.pop(WATCH, None)
         self._watched.clear()
 
     def read(self, key: Any, name: str, value: Any) -> None:
@@ -69,16 +71,29 @@ def _telling(cls: Hashable) -> type:
         value = super(told, self).__getattribute__(name)  # type: ignore[arg-type, misc]
         if not name.startswith("_"):
             held = object.__getattribute__(self, "__dict__")
-            if (watch := held.get("_resfx_watch")) is not None:
+            if (watch := held.get(WATCH)) is not None:
                 if name in held:
                     watch[0].read(watch[1], name, value)
                 elif isinstance(value, types.MethodType):
                     return watch[0].method(watch[1], value)
         return value
 
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:  # a model may copy its config: the copy is not watched
+        watch, key = object.__getattribute__(self, "__dict__")[WATCH]
+        for name, value in list(vars(self).items()):
+            if name != WATCH:
+                watch.read(key, name, value)
+        made, args, *rest = super(told, self).__reduce_ex__(protocol)  # type: ignore[arg-type, misc]
+        state = {k: v for k, v in rest[0].items() if k != WATCH} if rest and isinstance(rest[0], dict) else None
+        return (
+            made,
+            tuple([base if a is told else a for a in args]),
+            *([state, *rest[1:]] if state is not None else rest),
+        )
+
     base: Any = cls
-    told = type(base.__name__, (base,), {"__getattribute__": __getattribute__, "__module__": base.__module__,
-                                       "__qualname__": base.__qualname__})  # fmt: skip
+    told = type(base.__name__, (base,), {"__getattribute__": __getattribute__, "__reduce_ex__": __reduce_ex__,
+                                       "__module__": base.__module__, "__qualname__": base.__qualname__, "_resfx_untold": base})  # fmt: skip
     return told
 
 

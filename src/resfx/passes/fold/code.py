@@ -29,7 +29,7 @@ from resfx.passes.find.operators import operator_name
 
 from . import values
 from .function import Code, NotExpressible, Shared
-from .plan import Plan, Region, is_size, known_in
+from .plan import Plan, Region, is_size, known_in, unmarked
 from .text import Text
 
 _SIGNS = {torch.ops.aten.add.Tensor: "+", torch.ops.aten.sub.Tensor: "-", torch.ops.aten.mul.Tensor: "*",
@@ -172,14 +172,21 @@ class Writer(Text):
             return self._global(self.plan.capture.constants[inputs.index(node)], "constant")
         if node in self.owner:
             self._do(self.owner[node])
-        elif (number := self.plan.objects.get(node)) is not None and number in self.objects:
-            held = self.plan.capture.objects[number]
-            self.env[node] = self._set("tensor", f"held({self.objects[number]})[{held.leaves.index(node)}]")
+        elif (text := self._in_object(node)) is not None:
+            self.env[node] = self._set("tensor", text)
         elif self.plan.home[node] is self.region and node.op.startswith("call") and node.target not in (enter, leave):
             self._do(node)
         if node not in self.env:
             raise NotExpressible(f"{node} of {self.plan.home[node].call.name or 'the model'}")
         return self.env[node]
+
+    def _in_object(self, node: fx.Node) -> str | None:
+        """Where in an object at hand a value is."""
+        number = self.plan.objects.get(node)
+        if number is None or number not in self.objects:
+            return None
+        held = self.plan.capture.objects[number]
+        return dict(values.leaves(held.first, self.objects[number]))[held.leaves.index(node)]
 
     def _set(self, name: str, text: str) -> str:
         name = self._fresh(name)
@@ -199,6 +206,8 @@ class Writer(Text):
 
     def _size(self, node: fx.Node) -> str:
         """A number of sizes, read off a tensor at hand or computed as the graph did."""
+        if (text := self._in_object(node)) is not None:
+            return text
         expr = values.expression(node)
         for known in list(self.env):
             for axis, size in enumerate(values.sizes(known)):
@@ -207,8 +216,12 @@ class Writer(Text):
                     return self.env[node]
         if node.op == "call_function" and node.target is not torch.ops.aten.sym_size.int:
             return self._target(node)
-        if node.args and isinstance(node.args[0], fx.Node) and self.plan.home.get(node) is self.region:
-            return f"{self._text(node.args[0])}.shape[{node.args[1]}]"
+        if node.args and isinstance(node.args[0], fx.Node):
+            whole = unmarked(node.args[0])
+            if (known := next((n for n in self.env if unmarked(n) is whole), None)) is not None:
+                return f"{self.env[known]}.shape[{node.args[1]}]"
+            if self.plan.home.get(node) is self.region:
+                return f"{self._text(node.args[0])}.shape[{node.args[1]}]"
         raise NotExpressible(f"the size {expr}")
 
     # -- statements -----------------------------------------------------------------------------------------------

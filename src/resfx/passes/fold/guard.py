@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from resfx._torch import pytree
+from resfx.passes.capture.calls import carried
 from resfx.passes.capture.objects import fields_of
 from resfx.passes.capture.structure import Flattener, Template, varied
 
@@ -147,7 +148,7 @@ class Guard:
         flat = Flattener(varying=self.varying)
         if flat.state(value) != state:
             return False
-        found.update({(number, i): leaf for i, leaf in enumerate(flat.leaves)})
+        found.update({(number, i): carried(leaf) for i, leaf in enumerate(flat.leaves)})
         return True
 
     def varied(self, given: dict[str, Any]) -> set[tuple[type, str]]:

@@ -312,6 +312,13 @@ def is_size(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
+def unmarked(node: fx.Node) -> fx.Node:
+    """The value that marks carry."""
+    while node.target in (enter, leave) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
 def known_in(template: Template) -> Iterator[int]:
     """Numbers of the objects that a template refers to."""
     if template[0] == "known":

@@ -17,7 +17,7 @@ from resfx.runtime.memory import remembering, settle
 from . import values
 
 _PLAIN = (type(None), bool, int, float, str)
-_SCOPE = {"torch": torch, "build": build, "held": values.held, "part": values.part, "Handed": values.Handed,
+_SCOPE = {"torch": torch, "build": build, "part": values.part, "Handed": values.Handed,
           "remembering": remembering, "settle": settle}  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from resfx._torch import pytree
 from resfx.passes.capture.objects import fields_of
-from resfx.passes.capture.structure import COMPOUND, Flattener, Template
+from resfx.passes.capture.structure import COMPOUND, Template
 
 
 class Handed:
@@ -28,13 +28,6 @@ class Handed:
     def __init__(self, code: Any, given: list[Any]) -> None:
         self.code, self.given = code, given
         self.made: list[Any] = []
-
-
-def held(value: Any) -> list[Any]:
-    """The tensors in a stateful object, in order."""
-    flat = Flattener()
-    flat.state(value)
-    return flat.leaves
 
 
 def part(value: Any, index: int) -> Any:

@@ -130,7 +130,9 @@ def _written_out(
     masks += [x for x in index.data[node] if x not in factors]
     scores = [x for x in factors if isinstance(x, fx.Node) and x in region]
     weights = softmax
-    while (users := [u for u in weights.users if u in region and index.role[u] in ("pass", "matmul")]) and len(users) == 1:
+    while (users := [u for u in weights.users if u in region and index.role[u] in ("pass", "matmul")]) and len(
+        users
+    ) == 1:
         weights, last = users[0], weights
         if index.role[weights] == "matmul":
             values = [x for x in index.data[weights] if x is not last]
