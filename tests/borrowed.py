@@ -151,6 +151,7 @@ TABLE = [
     Borrowed("torch._subclasses.fake_tensor.FakeTensor", "is_fake", "models built without values"),
     Borrowed("torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack", "outside_of_traces",
              "a call not seen before under torch.func"),
+    Borrowed("torch._guards.tracing", "outside_of_traces", "a call not seen before while something is traced"),
     Borrowed("torch.utils._python_dispatch._disable_current_modes", "outside_of_traces",
              "a call not seen before while something is traced"),
     Borrowed("torch.export._trace", "own_export", "failed captures that print nothing"),

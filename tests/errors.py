@@ -31,7 +31,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
         'resfx.scan(model, kwargs={"inputs": x})', 'resfx.scan(text, kwargs={"input_id": ids})', "resfx.scan(text)",
         "resfx.scan(text, ids.float())", "resfx.scan(text, (ids.tolist(),))", "resfx.scan(text, ids + 100)",
         "resfx.scan(model, x[:0])", "resfx.scan(model, x[..., :5])", "resfx.scan(model, x.double())",
-        'resfx.scan(model, x.to("meta"))', "new(x[..., :5])", "new(x, x)",
+        'resfx.scan(model, x.to("meta"))', "new.blocks[0](x[..., :5])",
     ),
     "Models": (
         "resfx.scan(Net, x)", "resfx.scan([model], x)", 'resfx.scan("model.pt2")',

@@ -336,11 +336,19 @@ def test_importing_loads_no_optional_package():
 
 
 class Differs(nn.Module):
-    """Computes something else while it is traced than in eager mode."""
+    """Computes something else while it is traced than in eager mode, in a forward that owns an add."""
 
     def __init__(self, error, traced):
         super().__init__()
-        self.block, self.error, self.traced = Residual(), error, traced
+        self.block, self.fc, self.error, self.traced = Residual(), nn.Linear(8, 8), error, traced
+
+    def forward(self, x):
+        h = self.block(x)
+        return (h + self.fc(h)) * (1 + self.error if self.traced() else 1)
+
+
+class DiffersAround(Differs):
+    """The same in a forward that owns none."""
 
     def forward(self, x):
         return self.block(x) * (1 + self.error if self.traced() else 1)
@@ -352,6 +360,13 @@ def test_a_capture_that_rounds_differently_is_told_from_a_broken_rewrite():
         resfx.rewrite(Differs(2e-7, torch.compiler.is_compiling), args=(x,))
     with pytest.raises(errors.CheckError, match="not at a rewritten site"):
         resfx.rewrite(Differs(1e-3, torch.compiler.is_compiling), args=(x,))
+
+
+@pytest.mark.parametrize("traced", [torch.compiler.is_compiling, torch.compiler.is_exporting])
+def test_what_a_users_own_forward_computes_while_it_is_traced_is_not_kept(traced):
+    model, x = DiffersAround(1e-3, traced), torch.randn(4, 8)
+    new = resfx.rewrite(model, args=(x,))
+    assert torch.equal(new(x), model(x)) and torch.equal(new.train()(x[:2]), model.train()(x[:2]))
 
 
 def test_a_model_that_computes_otherwise_while_exported_is_captured_as_it_is(tmp_path):

@@ -173,9 +173,10 @@ def exporter_log() -> logging.Logger:
 def outside_of_traces() -> Iterator[None]:
     """Inside, whatever traces, transforms or records the call at hand sees nothing: for a trace of its own."""
     from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+    from torch._guards import tracing
     from torch.utils._python_dispatch import _disable_current_modes
 
-    with _disable_current_modes(), temporarily_clear_interpreter_stack(), torch.inference_mode(False):
+    with _disable_current_modes(), temporarily_clear_interpreter_stack(), tracing(None), torch.inference_mode(False):
         yield
 
 

@@ -95,7 +95,7 @@ def test_the_switch_of_hugging_face_models():
     randomise(new)
     inputs = {**BY_NAME["llama"].inputs(2, 7), "use_cache": False}
     want = _step(new.train(), inputs)
-    new.gradient_checkpointing_enable({"use_reentrant": False})
+    new.activation_checkpointing_enable({"use_reentrant": False})
     calls = []
     new.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
     got = _step(new, inputs)

@@ -28,7 +28,7 @@ def test_any_split_into_calls_equals_one_call(host, method, splits):
         whole = new(input_ids=ids, attention_mask=mask, use_cache=False).logits
     got, cache = steps(new, ids, mask, splits)
     torch.testing.assert_close(got[mask.bool()], whole[mask.bool()], atol=1e-6, rtol=0)  # rotary angles are float32
-    mixers = {n for n, m in new.named_modules() if getattr(m, "streams", 0)}
+    mixers = {n.removeprefix("resfx.") for n, m in new.named_modules() if getattr(m, "streams", 0)}
     assert mixers == {s.name for s in cache.layers if isinstance(s, ShortState)}
 
 

@@ -21,8 +21,8 @@ from resfx.passes.capture.source import Source, without_self
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import Capture, hint
 from resfx.passes.fold import Code, Plan, Region, Shared, fold, from_function, only_handed_on
-from resfx.passes.fold.plan import is_size
 from resfx.passes.fold.guard import Always, Guard, autocast_state
+from resfx.passes.fold.plan import is_size
 from resfx.passes.fold.values import bound
 from resfx.passes.preserve import TRACING
 from resfx.passes.scopes.application import Application
@@ -70,7 +70,7 @@ class Rewriting:
             VariantError: if the rewrite cannot be repeated on it.
         """
         with TRACING, outside_of_traces():
-            given = module._resfx_bind(*args, **kwargs)  # type: ignore[operator]
+            given = type(module)._resfx_bind(module, *args, **kwargs)  # type: ignore[operator]
             for guard, code in unit.variants:  # another thread may have made it
                 if guard.fits(module, given):
                     return code
@@ -147,7 +147,7 @@ class Rewriting:
         if not capture.calls:  # a graph that the user already has
             code = Code(_of_a_graph(capture.graph, type(module).__name__), (), str(capture.graph))
             flags = tuple(m.training for m in module.modules()) if self.source.traced else None
-            make_unit(module, prefix, self, _bank(module)).variants.append((Always(flags), code))
+            make_unit(module, prefix, self, _bank(module)).add(Always(flags), code)
             return
         plan, codes = fold(capture, tree, prefix, self.shared)
         for region in codes:
@@ -156,7 +156,7 @@ class Rewriting:
             path = ".".join(p for p in (prefix, region.path) if p)
             unit = make_unit(part, path, self, _bank(module))
             if not region.passed_on:
-                unit.variants.append((guard_of(plan, region, part, self.source), codes[region]))
+                unit.add(guard_of(plan, region, part, self.source), codes[region])
 
 
 def rewrite_capture(capture: Capture, tree: nn.Module, applications: Sequence[Application]) -> Report:
@@ -181,13 +181,15 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, source: Source) -> G
     # The code's Python may have looked at the sizes of whatever it was handed, though its graph does not show it.
     given = [(i, region.enters[i].meta["val"]) for i in sorted(set(region.enters) - free)]
     tensors = {i: v for i, v in given if isinstance(v, torch.Tensor)}
-    place = {leaf: (o.number, i) for o in plan.capture.objects for i, leaf in enumerate(o.leaves)}
+    objects = [o for o in plan.capture.objects if o.inside is None]
+    around = {o.number: o.inside[0] if o.inside else o.number for o in plan.capture.objects}
+    place = {leaf: (o.number, i) for o in objects for i, leaf in enumerate(o.leaves)}
     inside = {place[x]: x for r in generated for n in r.nodes for x in n.all_input_nodes if x in place}
-    looked = {n for r in generated for n in r.call.looked_into} | {number for number, _ in inside}
+    looked = {around[n] for r in generated for n in r.call.looked_into} | {number for number, _ in inside}
     values = [*tensors.values(), *(Length(v) if is_size(x) else v for x in inside.values() for v in [x.meta["val"]])]
     return Guard(
         arguments=bound(region.call.given, parameters_of(module)),
-        objects={o.number: (o.cls, o.first if o.number in looked else None) for o in plan.capture.objects},
+        objects={o.number: (o.cls, o.first if o.number in looked else None) for o in objects},
         free=free,
         used=(*tensors, *inside), kinds=tuple((v.dtype, v.device) for v in values),
         shapes=shape_guard(values, plan.capture.known), reads=tuple(reads.items()), autocast=autocast_state(),

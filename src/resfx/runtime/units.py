@@ -51,21 +51,27 @@ class Unit:
 
     def code_for(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Code:
         """The code for a call, made if no call like it was seen before."""
-        given = type(module)._resfx_bind(*args, **kwargs)  # type: ignore[attr-defined]
+        given = type(module)._resfx_bind(module, *args, **kwargs)  # type: ignore[attr-defined]
         for guard, code in self.variants:
             if guard.fits(module, given):
                 return code
         return outside_of_compilers(self._make)(module, args, kwargs)
 
+    def add(self, guard: Guard | Always, code: Code) -> None:
+        """Code for more calls; the newest comes last, and takes the place of what was made for the same ones."""
+        self.variants[:] = [v for v in self.variants if not guard.same(v[0])]
+        self.variants.append((guard, code))
+        del self.variants[:-MOST]
+
     def _make(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Code:
+        full = len(self.variants) == MOST
         code = self.recipe.make(module, self, args, kwargs)
-        if len(self.variants) > MOST:
+        if full:
             warnings.warn(
                 f"{self.path or type(module).__name__} has been captured {MOST} times: {self._varies()} differs from"
                 " call to call. Captures are dropped, oldest first; pass what varies as a tensor",
                 stacklevel=6,
             )
-            del self.variants[: len(self.variants) - MOST]
         return code
 
     def _varies(self) -> str:
@@ -105,7 +111,7 @@ def binder(cls: type) -> Callable[..., dict[str, Any]]:
     """The arguments of ``cls.forward`` by name, less those that are their defaults: Python binds them by itself."""
     parameters = list(inspect.signature(cls.forward).parameters.values())[1:]  # type: ignore[attr-defined]
     scope: dict[str, Any] = {}
-    shown, starred = [], False
+    shown, starred = ["self"], False
     for p in parameters:
         if p.kind is p.KEYWORD_ONLY and not starred:
             shown.append("*")
@@ -115,8 +121,9 @@ def binder(cls: type) -> Callable[..., dict[str, Any]]:
             scope[f"default_{p.name}"] = p.default
         shown.append(f"{star}{p.name}" + ("" if p.default is p.empty else f"=default_{p.name}"))
     names = ", ".join(f"{p.name!r}: {p.name}" for p in parameters)
-    exec(f"def bind({', '.join(shown)}):\n    return {{{names}}}\n", scope)
-    return scope["bind"]
+    exec(f"def forward({', '.join(shown)}):\n    return {{{names}}}\n", scope)
+    scope["forward"].__qualname__ = cls.forward.__qualname__  # type: ignore[attr-defined]
+    return scope["forward"]
 
 
 @functools.cache

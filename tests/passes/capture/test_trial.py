@@ -59,10 +59,29 @@ def test_types_widths_and_devices(value, remedy):
     ({"x": batch(), "mask": 1}, "no argument 'mask'"), ({}, "missing a required argument: 'x'"),
 ])  # fmt: skip
 def test_arguments_that_do_not_fit_list_those_that_do(kwargs, words):
-    with pytest.raises(InputError, match=words):
-        resfx.scan(net(), kwargs=kwargs)
-    with pytest.raises(InputError, match=words):
-        resfx.rewrite(net(), "ddl", batch())(**kwargs)
+    for entry in (resfx.scan, lambda m, kwargs: resfx.rewrite(m, "ddl", kwargs=kwargs)):
+        with pytest.raises(InputError, match=words):
+            entry(net(), kwargs=kwargs)
+
+
+class Owning(Net):
+    """Its own forward holds an add."""
+
+    def forward(self, x):
+        h = self.body(x)
+        return h + self.out(h)
+
+
+@pytest.mark.parametrize("cls", [Net, Owning])
+@pytest.mark.parametrize(("args", "kwargs"), [((), {"inputs": 1}), ((batch(),), {"mask": 1}), ((), {}), ((1, 2), {})])
+def test_a_later_call_whose_arguments_do_not_fit_raises_what_python_raises(cls, args, kwargs):
+    new = resfx.rewrite(net(cls), "ddl", batch())
+    said = []
+    for model in (net(cls), new):
+        with pytest.raises(TypeError) as caught:
+            model(*args, **kwargs)
+        said.append((type(caught.value), str(caught.value)))
+    assert said[0] == said[1]
 
 
 def test_a_misspelt_keyword_that_forward_swallows_is_named_where_the_model_fails():
@@ -77,11 +96,20 @@ def test_an_example_without_rows():
         resfx.rewrite(net(), "ddl", batch(0))
 
 
-def test_a_later_call_that_the_model_refuses():
-    new = resfx.rewrite(net(), "ddl", batch())
-    with pytest.raises(ModelError, match="itself raises"):
-        new(batch(width=5))
-    assert len(new.variants) == 1
+@pytest.mark.parametrize("cls", [Net, Owning])
+@pytest.mark.parametrize("value", [batch(width=5), batch().double(), "text"], ids=["width", "type", "text"])
+def test_a_later_call_that_the_model_refuses(cls, value):
+    model, new = net(cls), resfx.rewrite(net(cls), "ddl", batch())
+    before = new.variants
+    with pytest.raises((RuntimeError, TypeError)) as own:
+        model(value)
+    with pytest.raises((RuntimeError, TypeError, ModelError)) as caught:
+        new(value)
+    if cls is Net:
+        assert (type(caught.value), str(caught.value)) == (type(own.value), str(own.value))
+    else:
+        assert str(own.value).splitlines()[0] in str(caught.value), "generated code was asked for, and says it"
+    assert new.variants == before and torch.equal(new(batch()), model(batch()))
 
 
 class Busy(Net):

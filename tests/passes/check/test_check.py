@@ -56,38 +56,81 @@ class Reverse(torch.autograd.Function):
         return -grad
 
 
-class Reversed(Net):
-    def between(self, h):
-        return Reverse.apply(h)
+def reverse(module, h):
+    return Reverse.apply(h)
 
 
-class Damped(Net):
-    def between(self, h):
-        if h.requires_grad:
-            h.register_hook(lambda grad: grad * 0.1)
-        return h
+def reverse_in_training(module, h):
+    return Reverse.apply(h) if module.training else h
 
 
-class ReversedInTraining(Net):
-    def between(self, h):
-        return Reverse.apply(h) if self.training else h
+def damp(module, h):
+    if h.requires_grad:
+        h.register_hook(lambda grad: grad * 0.1)
+    return h
 
 
-class DampedInTraining(Net):
-    def between(self, h):
-        if self.training:
-            h.register_hook(lambda grad: grad * 0.1)
-        return h
+def damp_in_training(module, h):
+    return damp(module, h) if module.training else h
 
 
-@pytest.mark.parametrize(("cls", "word"), [
-    (Reversed, r"by hand \(Reverse\)"), (ReversedInTraining, r"by hand \(Reverse\)"),
-    (Damped, r"register_hook at .*test_check.py:"), (DampedInTraining, r"register_hook at .*test_check.py:"),
-])  # fmt: skip
+def beside(act):
+    """A model whose own code does something; none of its adds is there."""
+    return type("Beside", (Net,), {"between": act})
+
+
+def within(act):
+    """A model whose second block does something to the sum that its add gives."""
+
+    class Acting(Block):
+        def forward(self, x):
+            return act(self, super().forward(x))
+
+    class Within(Net):
+        def __init__(self):
+            super().__init__()
+            self.blocks[1] = Acting()
+
+    return Within
+
+
+def steps(model, names):
+    """Values and gradients of calls from some seeds, in both modes."""
+    for training in (False, True):
+        for number in (0, 1, 2):
+            model.train(training).zero_grad()
+            torch.manual_seed(number), random.seed(number), np.random.seed(number)
+            out = model(X)
+            (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+            yield from [out, *(model.get_parameter(n).grad for n in names)]
+
+
+def same_steps(new, cls):
+    """Whether a rewritten model gives the values and the gradients that an original gives."""
+    model = cls()
+    model.load_state_dict(new.state_dict(), strict=False)
+    names = [n for n, _ in model.named_parameters()]
+    pairs = zip(steps(model, names), steps(new, names), strict=True)
+    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
+
+
+HAND = r"by hand \(Reverse\)"
+HOOK = r"register_hook at .*test_check.py:"
+ACTS = [(reverse, HAND), (reverse_in_training, HAND), (damp, HOOK), (damp_in_training, HOOK)]
+
+
+@pytest.mark.parametrize("act", [act for act, _ in ACTS])
 @pytest.mark.parametrize("training", [False, True])
-def test_gradients_of_the_original_are_kept_or_refused_by_name(cls, word, training):
+def test_what_the_users_own_code_does_to_gradients_is_kept(act, training):
+    cls = beside(act)
+    assert same_steps(rewrite(cls, training=training), cls)
+
+
+@pytest.mark.parametrize(("act", "word"), ACTS)
+@pytest.mark.parametrize("training", [False, True])
+def test_what_generated_code_would_lose_of_gradients_is_refused_by_name(act, word, training):
     with pytest.raises(CheckError, match=word) as caught:
-        rewrite(cls, training=training)
+        rewrite(within(act), training=training)
     assert "blocks.0.norm.weight" in caught.value.found and "head.weight" not in caught.value.found
 
 
@@ -99,14 +142,25 @@ class Python(Net):
         return self.head(x)
 
 
-class Numpy(Net):
-    def between(self, h):
-        return h * float(np.random.rand()) if self.training else h
+def arrays_in_training(module, h):
+    return h * float(np.random.rand()) if module.training else h
 
 
-class Always(Net):
-    def between(self, h):
-        return h * random.random()
+def always(module, h):
+    return h * random.random()
+
+
+class Skipping(Block):
+    """Stochastic depth of Python's making in the code around an add."""
+
+    def forward(self, x):
+        return x if self.training and random.random() < 0.5 else super().forward(x)
+
+
+class SkippingNet(Net):
+    def __init__(self):
+        super().__init__()
+        self.blocks[1] = Skipping()
 
 
 class Dropped(Net):
@@ -114,8 +168,15 @@ class Dropped(Net):
         return nn.functional.dropout(h, 0.3, self.training)
 
 
-@pytest.mark.parametrize(("cls", "word"), [(Python, "Python's random"), (Numpy, "numpy"), (Always, "Python's random")])
-def test_random_numbers_that_a_graph_would_hold_are_refused(cls, word):
+@pytest.mark.parametrize("cls", [Python, beside(arrays_in_training), beside(always)])
+def test_random_numbers_that_the_users_own_code_draws_are_kept(cls):
+    assert same_steps(rewrite(cls), cls)
+
+
+@pytest.mark.parametrize(("cls", "word"), [
+    (SkippingNet, "Python's random"), (within(arrays_in_training), "numpy"), (within(always), "Python's random"),
+])  # fmt: skip
+def test_random_numbers_that_generated_code_would_hold_are_refused(cls, word):
     with pytest.raises(CheckError, match=word):
         rewrite(cls)
 

@@ -81,9 +81,9 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], for_a_trace:
         elif name in _HOOKS and for_a_trace:
             state[name] = type(value)()
         else:
-            if name == "forward" and for_a_trace:  # set on the instance, by the user or by what recomputes blocks
-                value = getattr(value, "_resfx_before", value)
-            state[name] = _own(value, memo)
+            # A forward may be set on the instance, by the user or by what recomputes blocks.
+            ours = name == "forward" and for_a_trace
+            state[name] = _own(getattr(value, "_resfx_before", value) if ours else value, memo)
     for hook in pre_hooks(module) if for_a_trace else ():
         if _makes_weights(hook):
             twin.register_forward_pre_hook(hook)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Length:
 
     size: Any
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def shape(self) -> tuple[Any, int]:
@@ -88,7 +88,7 @@ def shape_guard(values: Sequence[Any], known: Assumed) -> Accepts:
             elif expr in names:
                 lines.append(f"if {here} != {names[expr]}: return False")
             else:
-                names[expr] = str(expr)
+                names[expr] = f"n{len(names)}"
                 lines.append(f"{names[expr]} = {here}")
                 low, high = known.bounds.get(expr, (2, None))
                 lines.append(f"if {names[expr]} < {low}: return False")
@@ -96,12 +96,19 @@ def shape_guard(values: Sequence[Any], known: Assumed) -> Accepts:
                     lines.append(f"if {names[expr]} > {high}: return False")
     for here, expr in derived:
         if all(s in names for s in expr.free_symbols):
-            lines.append(f"if {here} != {printer.doprint(expr)}: return False")
-    shown = set(names.values())
+            lines.append(f"if {here} != {_spelled(printer.doprint(expr), names)}: return False")
+    shown = {str(symbol) for symbol in names}
     for text in known.conditions:
         if set(re.findall(r"\b[su]\d+\b", text)) <= shown:
-            lines.append(f"if not ({text}): return False")
+            lines.append(f"if not ({_spelled(text, names)}): return False")
     source = "def accepts(leaves):\n" + "".join(f"    {line}\n" for line in lines) + "    return True\n"
     scope: dict[str, Any] = {**SYMPY_INTERP, "math": math, "torch": torch}
     exec(source, scope)
+    scope["accepts"].source = source  # two traces give their symbols other names; the texts are alike
     return scope["accepts"]
+
+
+def _spelled(text: str, names: dict[Any, str]) -> str:
+    """A text over symbols, over the names that the predicate has for them."""
+    known = {str(symbol): name for symbol, name in names.items()}
+    return re.sub(r"\b[su]\d+\b", lambda m: known.get(m[0], m[0]), text)

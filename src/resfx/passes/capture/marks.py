@@ -83,8 +83,9 @@ class Recorder:
         returned = call is not self.current
         maker = call if returned or call.outer is None else call.outer
         passed = Passed(len(self.objects), type(value), maker, call.outer is None and not returned)
+        passed.inside = next(((n, way) for n, v in enumerate(self._values[:-1]) if (way := _way(v, value))), None)
         self.objects.append(passed)
-        flat = Flattener()
+        flat = Flattener(known=self._values[:-1])
         passed.first = flat.state(value)
         self._note("hold", passed, flat.leaves)
         if self._watch is not None:
@@ -281,6 +282,16 @@ def _exchange(value: Any, template: Template, leaves: Sequence[Any]) -> Any:
     fields = fields_of(value)
     fill(twin, {k: _exchange(fields[k], t, leaves) for k, t in zip(template[2], template[-1], strict=True)})
     return twin
+
+
+def _way(value: Any, wanted: Any, depth: int = 0) -> tuple[str, ...] | None:
+    """The attributes that lead from an object to one that it holds."""
+    for name, held in vars(value).items() if depth < 3 and hasattr(value, "__dict__") else ():
+        if held is wanted:
+            return (name,)
+        if hasattr(held, "__dict__") and not callable(held) and (rest := _way(held, wanted, depth + 1)):
+            return (name, *rest)
+    return None
 
 
 def _carried(node: fx.Node) -> Any:

@@ -21,6 +21,13 @@ def leave(x: Any, call: int, slot: int) -> Any:
     return x
 
 
+def unmarked(node: fx.Node) -> fx.Node:
+    """The value that marks carry."""
+    while node.target in (enter, leave) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
 @dataclass(frozen=True)
 class MethodOf:
     """A method of whatever object comes first among the arguments."""
@@ -91,6 +98,7 @@ class Passed:
         first: its template when it was first met; leaves are numbered as in ``leaves``.
         leaves: nodes of the tensors that it held then.
         given: whether it came with the arguments of the whole capture.
+        inside: an object that holds it, by number, and the attributes that lead to it from there.
     """
 
     number: int
@@ -99,3 +107,4 @@ class Passed:
     given: bool
     first: Template = ("const", type(None), None)
     leaves: list[fx.Node] = field(default_factory=list)
+    inside: tuple[int, tuple[str, ...]] | None = None

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
-from resfx._torch import held_modules
 from resfx.passes.capture.guards import Assumed
 from resfx.passes.capture.record import CallRecord, Passed, leave
 from resfx.passes.capture.structure import Template
@@ -131,14 +130,3 @@ def outermost(node: fx.Node) -> fx.Node:
     while len(node.users) == 1 and (user := next(iter(node.users))).target is leave:
         node = user
     return node
-
-
-def place_module(tree: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a dotted path, making the levels between."""
-    root = tree  # in the mode of the whole: eval() on a model in eval mode must not look like another mode
-    *parents, name = path.split(".")
-    for part in parents:
-        if part not in held_modules(tree):
-            tree.add_module(part, nn.Module().train(root.training))
-        tree = held_modules(tree)[part]  # type: ignore[assignment]
-    tree.add_module(name, module.train(root.training))

@@ -22,14 +22,14 @@ from torch import fx, nn
 from resfx._torch import OpOverload, overload_name, schema_of
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.clone import class_before
-from resfx.passes.capture.record import enter, leave
+from resfx.passes.capture.record import enter, leave, unmarked
 from resfx.passes.capture.structure import Template
 from resfx.passes.find.mark import mark_of
 from resfx.passes.find.operators import operator_name
 
 from . import values
 from .function import Code, NotExpressible, Shared
-from .plan import Plan, Region, is_size, known_in, unmarked
+from .plan import Plan, Region, is_size, known_in
 from .text import Text
 
 _SIGNS = {torch.ops.aten.add.Tensor: "+", torch.ops.aten.sub.Tensor: "-", torch.ops.aten.mul.Tensor: "*",
@@ -274,6 +274,10 @@ class Writer(Text):
     def _object(self, number: int) -> str:
         if number not in self.objects:
             made = self.plan.capture.objects[number]
+            if made.inside is not None:
+                around, way = made.inside
+                self.objects[number] = ".".join((self._object(around), *way))
+                return self.objects[number]
             if made.given or made.maker not in {self.region.call, *self.region.dissolved}:
                 raise NotExpressible(f"a {made.cls.__name__}")
             name = made.cls.__name__

@@ -36,6 +36,10 @@ class Always:
         """Whether the modules are in the mode that was traced."""
         return self.flags is None or self.flags == tuple([m.training for m in module.modules()])
 
+    def same(self, other: Any) -> bool:
+        """Whether another is good for the same calls."""
+        return isinstance(other, Always) and self.flags == other.flags
+
     def varied(self, given: dict[str, Any]) -> set[tuple[type, str]]:
         """Nothing."""
         return set()
@@ -69,6 +73,13 @@ class Guard:
     autocast: tuple[Any, ...]
     grad: bool
     varying: set[tuple[type, str]]
+
+    def same(self, other: Any) -> bool:
+        """Whether another guard accepts the same calls, as far as their texts tell."""
+        parts = lambda g: (g.arguments, g.objects, g.free, g.used, g.kinds, g.reads, g.autocast, g.grad)
+        return isinstance(other, Guard) and parts(self) == parts(other) and (
+            getattr(self.shapes, "source", self) == getattr(other.shapes, "source", other)
+        )  # fmt: skip
 
     def fits(self, module: nn.Module, given: dict[str, Any]) -> bool:
         """Whether a call, its arguments by name, is like the one that the code was made for."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from resfx.passes.capture.record import CallRecord, MethodOf, Passed, enter, leave
+from resfx.passes.capture.record import CallRecord, MethodOf, enter, leave
 from resfx.passes.capture.structure import COMPOUND, Template
 from resfx.passes.find.graph import Capture
 from resfx.passes.find.mark import mark_of
@@ -225,7 +225,8 @@ class Plan:
     @property
     def cache(self) -> int | None:
         """The object that holds what is kept between tokens, by number."""
-        return next((o.number for o in self.capture.objects if _is_cache(o)), None)
+        fields = {o.number: o.first[2] if o.first[0] == "object" else () for o in self.capture.objects}
+        return next((n for name in ("self_attention_cache", "layers") for n, f in fields.items() if name in f), None)
 
     def _pass_cache_on(self) -> None:
         """Mixers keep their state in the cache: calls that are not handed it get it from the call around them."""
@@ -312,13 +313,6 @@ def is_size(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
-def unmarked(node: fx.Node) -> fx.Node:
-    """The value that marks carry."""
-    while node.target in (enter, leave) and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-    return node
-
-
 def known_in(template: Template) -> Iterator[int]:
     """Numbers of the objects that a template refers to."""
     if template[0] == "known":
@@ -328,17 +322,13 @@ def known_in(template: Template) -> Iterator[int]:
             yield from known_in(part)
 
 
-def _is_cache(value: Passed) -> bool:
-    fields = value.first[2] if value.first[0] == "object" else ()
-    return "layers" in fields or "self_attention_cache" in fields
-
-
 def _mark_of(marks: dict[int, fx.Node], value: fx.Node) -> fx.Node | None:
     return next((m for m in marks.values() if m.args[0] is value), None)
 
 
 def _object_leaves(capture: Capture) -> dict[fx.Node, int]:
-    return {leaf: o.number for o in capture.objects for leaf in o.leaves if isinstance(leaf, fx.Node)}
+    return {leaf: o.number for o in capture.objects if o.inside is None
+            for leaf in o.leaves if isinstance(leaf, fx.Node)}  # fmt: skip
 
 
 def only_handed_on(plan: Plan, mark: fx.Node) -> bool:

@@ -42,7 +42,9 @@ class Text:
         raise NotImplementedError
 
     def _constant(self, value: Any, name: str = "constant") -> str:
-        if type(value) in _PLAIN and not (isinstance(value, float) and not math.isfinite(value)):
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"float({str(value)!r})"
+        if type(value) in _PLAIN:
             return repr(value)
         if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
             return str(value)

@@ -6,11 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
+from resfx._torch import held_modules
+
 BANK = "resfx"
 """The submodule of a rewritten model that holds all new modules."""
 
 # The last parts of a module's path, by the scope of its method.
 _LAST = {"site": "{role}{order}", "depth": "{role}{order}", "wide": "add{order}.{role}", "sequence": "{role}_{order}"}
+
+
+class Bank(nn.Module):
+    """A level of the bank. A container that calls all its children one after the other calls this one too."""
+
+    def forward(self, x: Any) -> Any:
+        """``x`` itself."""
+        return x
 
 
 @dataclass(frozen=True)
@@ -37,3 +49,14 @@ def path_of(scope: str, key: str, owner: str, order: int, role: str) -> str:
     """Where a new module lives in the model's tree."""
     last = _LAST[scope].format(role=role, order=order)
     return ".".join(part for part in (BANK, key, owner, last) if part)
+
+
+def place_module(tree: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a dotted path, making the levels between."""
+    root = tree  # in the mode of the whole: eval() on a model in eval mode must not look like another mode
+    *parents, name = path.split(".")
+    for part in parents:
+        if part not in held_modules(tree):
+            tree.add_module(part, Bank().train(root.training))
+        tree = held_modules(tree)[part]  # type: ignore[assignment]
+    tree.add_module(name, module.train(root.training))

@@ -10,13 +10,12 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from resfx.errors import VariantError
-from resfx.passes.find.graph import place_module
 from resfx.passes.find.mark import Mark
 from resfx.passes.find.site import Site, Skip, Stream
 from resfx.passes.find.standing import Standing
 
 from .application import Application
-from .bank import Placed, path_of
+from .bank import Placed, path_of, place_module
 from .change import Change
 
 

@@ -135,8 +135,8 @@ def _unread(mark: fx.Node) -> bool:
 def is_alias(user: fx.Node, node: fx.Node, index: Index) -> bool:
     """Whether ``user`` hands on the values of ``node`` in the same shape and type."""
     return (
-        not returns(user) and index.role.get(user) == "pass" and index.data[user] == [node] and same_shape(user, node) is True
-        and dtype(user) == dtype(node)
+        not returns(user) and index.role.get(user) == "pass" and index.data[user] == [node]
+        and same_shape(user, node) is True and dtype(user) == dtype(node)
         and index.name[user] not in ("permute", "transpose", "movedim", "view", "reshape", "slice", "getitem")
     )  # fmt: skip
 
