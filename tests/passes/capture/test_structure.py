@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 import resfx
-from resfx.errors import CaptureError, ModelError
+from resfx.errors import CaptureError
 from resfx.passes.capture.structure import Flattener, build, restore
 
 T = torch.ones(2)
@@ -231,5 +231,5 @@ def test_a_model_without_gradients():
         assert len(resfx.scan(model, batch()).sites) == 2
         new = resfx.rewrite(model, "ddl", batch(), check=False)
         assert torch.equal(new(batch(2)), model(batch(2)))
-    with pytest.raises(ModelError, match=r"itself raises[\s\S]*no backward here[\s\S]*torch\.no_grad"):
+    with pytest.raises(NotImplementedError, match="no backward here"):
         new(batch(2))

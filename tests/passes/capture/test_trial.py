@@ -109,7 +109,9 @@ def test_a_later_call_that_the_model_refuses(cls, value):
         assert (type(caught.value), str(caught.value)) == (type(own.value), str(own.value))
     else:
         assert str(own.value).splitlines()[0] in str(caught.value), "generated code was asked for, and says it"
-    assert new.variants == before and torch.equal(new(batch()), model(batch()))
+    # A trace takes a wider type where a kernel refuses it: what was made then stays, for calls that raise.
+    assert new.variants == before or (cls is Owning and torch.is_tensor(value) and value.dtype == torch.float64)
+    assert torch.equal(new(batch()), model(batch()))
 
 
 class Busy(Net):

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import inspect
 import linecache
-import operator
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from resfx._torch import OpOverload, overload_name, schema_of
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.clone import class_before
 from resfx.passes.capture.record import enter, leave, unmarked
@@ -31,10 +29,6 @@ from . import values
 from .function import Code, NotExpressible, Shared
 from .plan import Plan, Region, is_size, known_in
 from .text import Text
-
-_SIGNS = {torch.ops.aten.add.Tensor: "+", torch.ops.aten.sub.Tensor: "-", torch.ops.aten.mul.Tensor: "*",
-          torch.ops.aten.div.Tensor: "/", operator.add: "+", operator.sub: "-", operator.mul: "*",
-          operator.truediv: "/", operator.floordiv: "//", operator.mod: "%", operator.eq: "=="}  # fmt: skip
 
 
 class Writer(Text):
@@ -147,19 +141,6 @@ class Writer(Text):
 
     # -- values ---------------------------------------------------------------------------------------------------
 
-    def _text(self, value: Any) -> str:
-        if isinstance(value, fx.Node):
-            return self._node(value)
-        if type(value) in (list, fx.immutable_collections.immutable_list):
-            return f"[{', '.join(map(self._text, value))}]"
-        if type(value) is tuple:
-            return f"({', '.join(map(self._text, value))}{',' if len(value) == 1 else ''})"
-        if isinstance(value, slice):
-            return f"slice({self._text(value.start)}, {self._text(value.stop)}, {self._text(value.step)})"
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{k!r}: {self._text(v)}" for k, v in value.items()) + "}"
-        return self._constant(value)
-
     def _node(self, node: fx.Node) -> str:
         if node in self.env:
             return self.env[node]
@@ -235,21 +216,6 @@ class Writer(Text):
             name, text
         )  # names say nothing of where in the model this is: equal blocks, equal text
 
-    def _target(self, node: fx.Node) -> str:
-        target, args = node.target, [self._text(a) for a in node.args]
-        given = [*args, *(f"{k}={self._text(v)}" for k, v in node.kwargs.items())]
-        if node.op == "call_method":
-            return f"{args[0]}.{target}({', '.join(given[1:])})"
-        if target in _SIGNS and len(given) == 2 and not node.kwargs:
-            return f"({args[0]} {_SIGNS[target]} {args[1]})"  # type: ignore[index]
-        if target is operator.getitem:
-            return f"{args[0]}[{args[1]}]"
-        if isinstance(target, OpOverload):
-            space, name = schema_of(target).name.split("::")
-            return f"torch.ops.{space}.{name}.{overload_name(target)}({', '.join(given)})"
-        name = getattr(target, "__name__", "function")
-        return f"{self._global(target, name)}({', '.join(given)})"
-
     def _new_call(self, node: fx.Node) -> str:
         path = str(node.target)
         module = self.tree.get_submodule(path)
@@ -281,9 +247,8 @@ class Writer(Text):
             if made.given or made.maker not in {self.region.call, *self.region.dissolved}:
                 raise NotExpressible(f"a {made.cls.__name__}")
             name = made.cls.__name__
-            template = self._global(made.first, f"new_{name}")
-            leaves = self._text([*made.leaves])
-            self.objects[number] = self._set(name.lower(), f"build({template}, {leaves})")
+            text = self._compose(made.first, lambda slot: self._text(made.leaves[slot]))
+            self.objects[number] = self._set(name.lower(), text)
         return self.objects[number]
 
     def _call(self, inner: Region) -> None:

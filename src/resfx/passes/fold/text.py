@@ -5,12 +5,15 @@ from __future__ import annotations
 import builtins
 import keyword
 import math
+import operator
 import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import fx
 
+from resfx._torch import OpOverload, overload_name, schema_of
 from resfx.passes.capture.structure import Template, build
 from resfx.runtime.memory import remembering, settle
 
@@ -19,6 +22,10 @@ from . import values
 _PLAIN = (type(None), bool, int, float, str)
 _SCOPE = {"torch": torch, "build": build, "part": values.part, "Handed": values.Handed,
           "remembering": remembering, "settle": settle}  # fmt: skip
+
+_SIGNS = {torch.ops.aten.add.Tensor: "+", torch.ops.aten.sub.Tensor: "-", torch.ops.aten.mul.Tensor: "*",
+          torch.ops.aten.div.Tensor: "/", operator.add: "+", operator.sub: "-", operator.mul: "*",
+          operator.truediv: "/", operator.floordiv: "//", operator.mod: "%", operator.eq: "=="}  # fmt: skip
 
 
 class Text:
@@ -32,6 +39,10 @@ class Text:
     def __init__(self) -> None:
         self.scope: dict[str, Any] = dict(_SCOPE)
         self.taken: set[str] = {"self", "new", "handed", *_SCOPE, *keyword.kwlist, *dir(builtins)}
+
+    def _node(self, node: fx.Node) -> str:
+        """A value of the graph."""
+        raise NotImplementedError
 
     def _object(self, number: int) -> str:
         """A stateful object by number."""
@@ -93,3 +104,31 @@ class Text:
         shape, leaves, objects = values.numbered(template)
         known = f", [{', '.join(map(self._object, objects))}]" if objects else ""
         return f"build({self._global(shape, 'template')}, [{', '.join(map(leaf, leaves))}]{known})"
+
+    def _text(self, value: Any) -> str:
+        if isinstance(value, fx.Node):
+            return self._node(value)
+        if type(value) in (list, fx.immutable_collections.immutable_list):
+            return f"[{', '.join(map(self._text, value))}]"
+        if type(value) is tuple:
+            return f"({', '.join(map(self._text, value))}{',' if len(value) == 1 else ''})"
+        if isinstance(value, slice):
+            return f"slice({self._text(value.start)}, {self._text(value.stop)}, {self._text(value.step)})"
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{k!r}: {self._text(v)}" for k, v in value.items()) + "}"
+        return self._constant(value)
+
+    def _target(self, node: fx.Node) -> str:
+        target, args = node.target, [self._text(a) for a in node.args]
+        given = [*args, *(f"{k}={self._text(v)}" for k, v in node.kwargs.items())]
+        if node.op == "call_method":
+            return f"{args[0]}.{target}({', '.join(given[1:])})"
+        if target in _SIGNS and len(given) == 2 and not node.kwargs:
+            return f"({args[0]} {_SIGNS[target]} {args[1]})"  # type: ignore[index]
+        if target is operator.getitem:
+            return f"{args[0]}[{args[1]}]"
+        if isinstance(target, OpOverload):
+            space, name = schema_of(target).name.split("::")
+            return f"torch.ops.{space}.{name}.{overload_name(target)}({', '.join(given)})"
+        name = getattr(target, "__name__", "function")
+        return f"{self._global(target, name)}({', '.join(given)})"
