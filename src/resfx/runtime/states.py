@@ -20,6 +20,7 @@ from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.structure import Template
 from resfx.passes.find.graph import Capture, hint, shape
 from resfx.passes.find.mark import mark_of
+from resfx.passes.scopes.bank import BANK
 from resfx.runtime.huggingface import CACHE_LAYERS, LAYER_KEYS, ShortState
 
 
@@ -39,14 +40,14 @@ def thread_states(capture: Capture, tree: nn.Module) -> None:
         return
     places = [n for n in capture.graph.nodes if n.op == "placeholder"]
     before = _states_of(given[1], places) if given is not None else {}
-    if given is not None and _holds_tokens(given[1], places) and any(str(n.target) not in before for n in mixers):
+    if given is not None and _holds_tokens(given[1], places) and any(_name(n) not in before for n in mixers):
         raise VariantError(
             "cannot continue from this cache", "it holds tokens that the inserted mixers have not seen",
             "fill the cache with this model from the first token on",
         )  # fmt: skip
     after = {}
     for node, mixer in mixers.items():
-        name = str(node.target)
+        name = _name(node)
         after[name] = _thread(capture, node, mixer.streams, before[name][1] if name in before else [])
     if given is None:
         capture.output = _map_cache(capture.output, after)[0]
@@ -58,6 +59,11 @@ def thread_states(capture: Capture, tree: nn.Module) -> None:
         capture.states[numbers[name]] = after.pop(name)
     capture.states[index] = _append(capture.states[index], list(after.values()))
     _order_outputs(capture)
+
+
+def _name(node: fx.Node) -> str:
+    """What a mixer is called in the cache, as :func:`.memory.remembering` calls it."""
+    return str(node.target).removeprefix(f"{BANK}.")
 
 
 def _mixer(tree: nn.Module, node: fx.Node) -> Mixer | None:
@@ -81,7 +87,7 @@ def _thread(capture: Capture, node: fx.Node, count: int, state: Sequence[fx.Node
     first = len(leaves)
     output.args = ((*leaves, *kept),)
     tensors = tuple(("tensor", first + i) for i in range(count))
-    return ("object", ShortState, ("name", "tensors"), (("const", str, str(node.target)), ("seq", list, tensors)))
+    return ("object", ShortState, ("name", "tensors"), (("const", str, _name(node)), ("seq", list, tensors)))
 
 
 # -- templates ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -102,9 +103,14 @@ def shape_guard(values: Sequence[Any], known: Assumed) -> Accepts:
         if set(re.findall(r"\b[su]\d+\b", text)) <= shown:
             lines.append(f"if not ({_spelled(text, names)}): return False")
     source = "def accepts(leaves):\n" + "".join(f"    {line}\n" for line in lines) + "    return True\n"
+    return _predicate(source)
+
+
+@functools.cache
+def _predicate(source: str) -> Accepts:
+    """One function for one text: what equal blocks are guarded by is the same object to a compiler."""
     scope: dict[str, Any] = {**SYMPY_INTERP, "math": math, "torch": torch}
     exec(source, scope)
-    scope["accepts"].source = source  # two traces give their symbols other names; the texts are alike
     return scope["accepts"]
 
 

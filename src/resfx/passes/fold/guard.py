@@ -75,11 +75,9 @@ class Guard:
     varying: set[tuple[type, str]]
 
     def same(self, other: Any) -> bool:
-        """Whether another guard accepts the same calls, as far as their texts tell."""
-        parts = lambda g: (g.arguments, g.objects, g.free, g.used, g.kinds, g.reads, g.autocast, g.grad)
-        return isinstance(other, Guard) and parts(self) == parts(other) and (
-            getattr(self.shapes, "source", self) == getattr(other.shapes, "source", other)
-        )  # fmt: skip
+        """Whether another guard accepts the same calls."""
+        parts = lambda g: (g.arguments, g.objects, g.free, g.used, g.kinds, g.shapes, g.reads, g.autocast, g.grad)
+        return isinstance(other, Guard) and parts(self) == parts(other)
 
     def fits(self, module: nn.Module, given: dict[str, Any]) -> bool:
         """Whether a call, its arguments by name, is like the one that the code was made for."""
