@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import operator
 
 import pytest
@@ -131,8 +130,7 @@ def _graphs(depth: int) -> int:
 
 def test_a_deeper_model_compiles_no_more_blocks():
     counts = [_graphs(depth) for depth in (8, 10, 12)]
-    assert [b - a for a, b in itertools.pairwise(counts)] == [1, 1], "the reads ahead of one block more"
-    assert counts[0] <= 12
+    assert counts[0] == counts[1] == counts[2] <= 12, "the reads ahead stand outside the blocks"
 
 
 @pytest.mark.parametrize(("backend", "start", "recompute"), [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import linecache
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ from resfx.passes.scopes.apply import apply_method
 from resfx.passes.scopes.surgery import Surgery
 from resfx.report.report import Report
 
-from .units import Unit, make_unit
+from .units import Unit, levels_of, make_unit
 
 
 @dataclass(eq=False)
@@ -157,6 +156,8 @@ class Rewriting:
             unit = make_unit(part, path, self, _bank(module))
             if not region.passed_on:
                 unit.add(guard_of(plan, region, part, self.source), codes[region])
+            elif codes[region].function not in unit.told:
+                unit.told.append(codes[region].function)
 
 
 def rewrite_capture(capture: Capture, tree: nn.Module, applications: Sequence[Application]) -> Report:
@@ -209,7 +210,8 @@ def _example(leaf: torch.Tensor) -> torch.Tensor:
 
 
 def _bank(module: nn.Module) -> nn.Module:
-    return module.__dict__.get("_resfx_new") or module.get_submodule("resfx")
+    levels = module.__dict__.get("_resfx_new")
+    return levels[""] if levels else module.get_submodule("resfx")
 
 
 def _part(module: nn.Module, unit: Unit) -> nn.Module:
@@ -219,9 +221,9 @@ def _part(module: nn.Module, unit: Unit) -> nn.Module:
     view: nn.Module = object.__new__(class_before(module))
     view.__dict__.update({k: v for k, v in vars(module).items() if not k.startswith("_resfx")})
     bank = nn.Module()
-    for key, new in _bank(module).named_children():
-        with contextlib.suppress(AttributeError):
-            bank.add_module(key, new.get_submodule(unit.path))
+    for key, level in levels_of(_bank(module), unit.path).items():
+        if key:
+            bank.add_module(key, level)
     hold_modules(view, {**held_modules(module), "resfx": bank})
     return view
 

@@ -7,6 +7,7 @@ tree is the user's own.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import warnings
@@ -33,6 +34,7 @@ class Unit:
         path: of the module in the model's tree.
         recipe: what the rewrite was, and how to make code for a call not seen before: ``make(module, path, given)``.
         variants: code with what it was made for.
+        told: functions that calls around it have it run.
         active: whether it is run.
         native: whether a call that comes with no word from around it runs the module's own code: none of its adds was
             rewritten.
@@ -41,11 +43,12 @@ class Unit:
     path: str
     recipe: Any
     variants: list[tuple[Guard | Always, Code]] = field(default_factory=list)
+    told: list[Callable[..., Any]] = field(default_factory=list)
     active: bool = True
     native: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
-        twin = Unit(self.path, self.recipe, list(self.variants), self.active, self.native)
+        twin = Unit(self.path, self.recipe, list(self.variants), list(self.told), self.active, self.native)
         memo[id(self)] = twin
         return twin
 
@@ -96,15 +99,26 @@ def forward_of_unit(self: Any, *args: Any, resfx: Handed | None = None, **kwargs
     if resfx is None and (unit.native or not unit.active):
         return type(self)._resfx_before.forward(self, *args, **kwargs)
     code = unit.code_for(self, args, kwargs) if resfx is None else resfx.code
-    new = [look_below(self._resfx_new, way) for way in code.parts]
+    new = [look_below(self._resfx_new, way) for way in code.new]
     return code.function(self, new, resfx, *args, **kwargs)
 
 
-def look_below(bank: nn.Module, way: tuple[str, ...]) -> Any:
-    """A new module by the way from the model's ``resfx``."""
-    for name in way:
-        bank = getattr(bank, name)
-    return bank
+def look_below(levels: dict[str, nn.Module], way: tuple[str, ...]) -> Any:
+    """A new module by the way to it: equal blocks have equal ways, or each would compile code of its own."""
+    key, *names = way
+    module: Any = levels[key]
+    for name in names:
+        module = getattr(module, name)
+    return module
+
+
+def levels_of(bank: nn.Module, path: str) -> dict[str, nn.Module]:
+    """Where a module's own part of the bank begins, by application; the whole bank under no name."""
+    levels = {"": bank}
+    for key, level in bank.named_children():
+        with contextlib.suppress(AttributeError):
+            levels[key] = level.get_submodule(path)
+    return levels
 
 
 def binder(cls: type) -> Callable[..., dict[str, Any]]:
@@ -152,5 +166,5 @@ def make_unit(module: nn.Module, path: str, recipe: Any, bank: nn.Module) -> Uni
     if unit is None or unit.recipe is not recipe:
         unit = module.__dict__["_resfx_unit"] = Unit(path, recipe)
         unit.native = not recipe.acts_within(path)
-    module.__dict__["_resfx_new"] = bank
+    module.__dict__["_resfx_new"] = levels_of(bank, path)
     return unit

@@ -69,7 +69,7 @@ class Writer(Text):
             scope = dict(self.scope)
             exec(compile(source, filename, "exec"), scope)
             shared[key] = scope["forward"]
-        return Code(shared[key], tuple(self.new), source)
+        return Code(shared[key], tuple(map(self._way, self.new)), source)
 
     def _head(self) -> str:
         shown = ["self", "new", "handed"]
@@ -227,6 +227,13 @@ class Writer(Text):
             text = f"remembering({text}, {full!r}, {cache})"
         given = [*(self._text(a) for a in node.args), *(f"{k}={self._text(v)}" for k, v in node.kwargs.items())]
         return f"{text}({', '.join(given)})"
+
+    def _way(self, full: str) -> tuple[str, ...]:
+        """The way to a new module from where its call is, the same for equal blocks."""
+        own = ".".join(p for p in (self.prefix, self.region.path) if p)
+        key, _, rest = full.partition(".")
+        return (key, *rest.removeprefix(f"{own}.").split(".")) if f"{rest}.".startswith(f"{own}.") or not own else (
+            "", *full.split("."))  # fmt: skip
 
     def prefix_of(self, path: str) -> str:
         """A new module's path below the whole model's ``resfx``, whose part this tree may be."""

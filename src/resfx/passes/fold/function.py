@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from .plan import Region
@@ -27,17 +27,14 @@ class Code:
 
     Attributes:
         function: ``forward(self, new, handed, ...)``, shared by all calls of the same text.
-        new: paths of the modules it calls, below ``resfx`` in the tree.
+        new: the ways to the new modules that it calls: the application's key and the names from its module's own part
+            of the bank; an empty key and the names from the whole bank where one stands elsewhere.
         source: its text.
     """
 
     function: Callable[..., Any]
-    new: tuple[str, ...]
+    new: tuple[tuple[str, ...], ...]
     source: str
-    parts: tuple[tuple[str, ...], ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.parts = tuple(tuple(p.split(".")) for p in self.new)
 
 
 class Shared(dict[Any, Callable[..., Any]]):

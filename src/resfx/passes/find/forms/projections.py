@@ -47,9 +47,7 @@ def _only_upsampled(fork: fx.Node, branch: fx.Node, found: Span, index: Index) -
     """Whether every way from the fork to the branch goes through an upsampling: a feature pyramid's lateral."""
     reached = {fork}
     for node in found.nodes:
-        if index.role[node] != "upsample" and any(
-            x in reached or index.strip(x) in reached for x in index.data[node]
-        ):
+        if index.role[node] != "upsample" and any(x in reached or index.strip(x) in reached for x in index.data[node]):
             reached.add(node)
     return branch not in reached
 
