@@ -69,7 +69,7 @@ class Rewriting:
             VariantError: if the rewrite cannot be repeated on it.
         """
         with TRACING, outside_of_traces():
-            given = type(module)._resfx_bind(module, *args, **kwargs)  # type: ignore[operator]
+            given = type(module)._resfx_bind(module, *args, **kwargs)  # type: ignore[attr-defined]
             for guard, code in unit.variants:  # another thread may have made it
                 if guard.fits(module, given):
                     return code

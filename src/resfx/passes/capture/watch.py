@@ -39,7 +39,7 @@ class Watch:
         """Watch an object from now on; says whether it can be watched."""
         if id(value) in self._watched:
             return True
-        cls = type(value)
+        cls: Any = type(value)
         try:
             object.__setattr__(value, "__class__", _telling(cls))  # a frozen dataclass refuses the plain way
         except TypeError:  # slots, or a class of a C extension

@@ -199,8 +199,8 @@ class Writer(Text):
             return self._target(node)
         if node.args and isinstance(node.args[0], fx.Node):
             whole = unmarked(node.args[0])
-            if (known := next((n for n in self.env if unmarked(n) is whole), None)) is not None:
-                return f"{self.env[known]}.shape[{node.args[1]}]"
+            if (seen := next((n for n in self.env if unmarked(n) is whole), None)) is not None:
+                return f"{self.env[seen]}.shape[{node.args[1]}]"
             if self.plan.home.get(node) is self.region:
                 return f"{self._text(node.args[0])}.shape[{node.args[1]}]"
         raise NotExpressible(f"the size {expr}")

@@ -124,7 +124,7 @@ def _advance(node: fx.Node, index: Index) -> fx.Node:
 
 def returns(node: fx.Node) -> bool:
     """Whether a node is what the whole call gives back."""
-    return node.target is leave and node.args[1] == 0
+    return node.target is leave and int(node.args[1]) == 0  # type: ignore[arg-type]
 
 
 def _unread(mark: fx.Node) -> bool:
