@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -38,9 +39,23 @@ def transforming() -> bool:
     return _functorch_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+_exporting_in: int | None = None  # the thread in which a capture of ours is being traced
+
+
+def _elsewhere() -> bool:
+    """Whether a trace of ours goes on in another thread: torch's flags are set for all threads then."""
+    return _exporting_in is not None and _exporting_in != threading.get_ident()
+
+
+def is_compiling() -> bool:
+    """``torch.compiler.is_compiling()``, of this thread."""
+    return torch.compiler.is_compiling() and not _elsewhere()
+
+
 def is_exporting() -> bool:
-    """``torch.compiler.is_exporting()``, which Dynamo of torch 2.11 takes for true in whatever it compiles."""
-    return torch.compiler._is_exporting_flag
+    """``torch.compiler.is_exporting()`` of this thread, which Dynamo of torch 2.11 takes for true in whatever it
+    compiles."""
+    return torch.compiler._is_exporting_flag and not _elsewhere()
 
 
 # -- modules -------------------------------------------------------------------------------------------------------
@@ -190,12 +205,15 @@ def is_fake(tensor: torch.Tensor) -> bool:
 @contextlib.contextmanager
 def own_export() -> Iterator[None]:
     """Inside, ``torch.export`` prints no graph when it fails, and leaves what an export around it keeps in globals."""
+    global _exporting_in  # noqa: PLW0603 - held under the lock of all traces
     exporter: Any = importlib.import_module("torch.export._trace")
     around = {name: getattr(exporter, name, None) for name in ("_EXPORT_FLAGS", "_EXPORT_MODULE_HIERARCHY")}
+    outer, _exporting_in = _exporting_in, threading.get_ident()
     try:
         exporter.print = lambda *_, **__: None
         yield
     finally:
+        _exporting_in = outer
         vars(exporter).pop("print", None)
         vars(exporter).update(around)
 

@@ -61,23 +61,24 @@ def test_what_a_traced_forward_writes_is_taken_back():
 
 
 def test_threads_that_need_captures_at_once():
-    """While one thread traces, torch says to all that it compiles: what another runs then rounds as compiled code."""
+    """While one thread traces, torch says to all that it compiles, and takes oneDNN from all, which GELU rounds by."""
     model = net()
+    for block in model.blocks:
+        block.act = nn.Tanh()
     new, found = resfx.rewrite(model, "ddl", args=(batch(),)), []
 
     def call(length):
         x = torch.randn(1, length, 8)
         found.append((x, new(x)))
 
-    threads = [threading.Thread(target=call, args=(n,)) for n in (1, 4, 1, 6)]
+    threads = [threading.Thread(target=call, args=(n,)) for n in (1, 4, 1, 6, 7, 2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4 and not torch.compiler.is_exporting()
+    assert len(found) == 6 and not torch.compiler.is_exporting()
     for x, out in found:
-        torch.testing.assert_close(out, model(x), rtol=0, atol=1e-6)
-        assert torch.equal(new(x), model(x))
+        assert torch.equal(out, model(x)) and torch.equal(new(x), out)
 
 
 def test_a_number_that_differs_in_every_call_is_named_and_not_kept_for_ever():

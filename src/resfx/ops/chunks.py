@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx._torch import transforming
+from resfx._torch import is_compiling, transforming
 
 SIZES = (8, 4, 2, 1)
 """A list is cut into as many of each as fit."""
@@ -36,7 +36,7 @@ def compiling_chunks(compiler: Compiler | None) -> Iterator[None]:
 
 def chunk_compiler() -> Compiler | None:
     """What makes compiled chunks now; ``None`` where nothing does, and where everything is being compiled."""
-    return None if torch.compiler.is_compiling() else _compiler.get()
+    return None if is_compiling() else _compiler.get()
 
 
 def with_chunks(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resfx._torch import is_exporting
+
 from .register import accumulator, transforming
 
 
@@ -66,7 +68,7 @@ class _Stored(torch.autograd.Function):
 
 def _for_inductor(x: Tensor) -> bool:
     """Whether this is traced for code that Inductor writes for a CPU."""
-    return x.device.type == "cpu" and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+    return x.device.type == "cpu" and torch.compiler.is_dynamo_compiling() and not is_exporting()
 
 
 def row_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -81,7 +83,7 @@ def row_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         weight: ``(1, d)``.
         bias: ``(1,)``.
     """
-    if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
+    if not torch.compiler.is_dynamo_compiling() or is_exporting():
         return torch.nn.functional.linear(x, weight, bias)
     wide = accumulator(x.dtype)
     product = _RowProduct.apply if x.dtype == wide and not transforming() else _row_product

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx._torch import forward_mode, is_legacy_batchedtensor, pytree, transforming
+from resfx._torch import forward_mode, is_compiling, is_legacy_batchedtensor, pytree, transforming
 
 KERNEL_DEVICES = {"cuda"}  # the tests add "cpu", where kernels are interpreted
 KERNEL_TYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -61,7 +61,7 @@ def one_node(name: str, formula: Callable[..., Tensor], result: Callable[..., Te
 
 def at_kernels(x: Tensor) -> bool:
     """Whether eager calls on this tensor's device run kernels, where there are any for them."""
-    return x.device.type in KERNEL_DEVICES and not torch.compiler.is_compiling()
+    return x.device.type in KERNEL_DEVICES and not is_compiling()
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -137,7 +137,7 @@ def fused(
     def call(*args: Any) -> Tensor:
         if node and keeps_one_node():
             return operator(*args)
-        if torch.compiler.is_compiling() or transforming() or kernels_for(module, args) is None:
+        if is_compiling() or transforming() or kernels_for(module, args) is None:
             return outside(*args)
         return operator(*args)
 

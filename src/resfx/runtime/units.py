@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from resfx._torch import is_compiling
 from resfx.passes.fold.function import Code
 from resfx.passes.fold.guard import Always, Guard
 from resfx.passes.fold.values import Handed
@@ -88,7 +89,7 @@ def outside_of_compilers(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(fn)
     def outside(*args: Any, **kwargs: Any) -> Any:
-        return torch.compiler.disable(fn)(*args, **kwargs) if torch.compiler.is_compiling() else fn(*args, **kwargs)
+        return torch.compiler.disable(fn)(*args, **kwargs) if is_compiling() else fn(*args, **kwargs)
 
     return outside
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from resfx._torch import is_exporting
 from resfx.ops.chunks import is_cut
 from resfx.ops.register import accumulator, fused, transforming
 from resfx.ops.scores import relative_softmax, rms_scores
@@ -53,7 +54,7 @@ def _open_read(
     sources: Sequence[Tensor], query: Tensor, base: Tensor | None, gate: Tensor | None, eps: float, relative: bool
 ) -> Tensor:
     """:func:`attention_read` in plain torch: compiled with gradients in closed form, many sources in groups."""
-    compiling = torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting() and not transforming()
+    compiling = torch.compiler.is_dynamo_compiling() and not is_exporting() and not transforming()
     if (compiling or is_cut(sources)) and _alike(sources, base):
         read = grouped_read(sources, query, eps, relative)
         if gate is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resfx._torch import is_exporting
 from resfx.ops.register import accumulator, transforming
 
 
@@ -86,4 +87,4 @@ def total(terms: Sequence[Tensor]) -> Tensor:
 
 def is_open() -> bool:
     """Whether to write the plain formula into the graph: transforms see through it, and exporters know it."""
-    return transforming() or torch.compiler.is_exporting()
+    return transforming() or is_exporting()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx._torch import is_exporting
+from resfx._torch import is_compiling, is_exporting
 from resfx.ops.inductor import per_row
 from resfx.ops.register import accumulator, fused, transforming
 
@@ -108,7 +108,7 @@ def delta_gradients(
     that the two are not merged (a saved number per row is a loop of its own); every number per row that is returned
     is a sum over the row, for the same reason. For half types, whose conversions cost more than a loop, it is not.
     """
-    compiling = torch.compiler.is_compiling()
+    compiling = is_compiling()
     wide = accumulator(x.dtype)
     reduce = compiling and x.dtype == wide
     g, xw, fw, b = grad.to(wide), x.to(wide), f.to(wide), beta.to(wide)
@@ -153,7 +153,7 @@ class _Delta(torch.autograd.Function):
     def forward(
         x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None, eps2: float, add: bool
     ) -> Tensor:
-        forward = delta_formula if torch.compiler.is_compiling() else delta_eager
+        forward = delta_formula if is_compiling() else delta_eager
         return forward(x, f, beta, v, mix, total, eps2, add)
 
     @staticmethod

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx._torch import is_exporting, transforming
+from resfx._torch import is_compiling, is_exporting, transforming
 from resfx.ops.register import at_kernels, keeps_one_node, kernels_for, one_node
 
 
@@ -48,7 +48,7 @@ def sinkhorn(logits: Tensor, iterations: int = 20, newton: int = 0) -> Tensor:
     """
     if keeps_one_node():
         return _node(logits, iterations, newton)
-    rounds_only = not newton and torch.compiler.is_compiling()  # a compiler decides itself what to compute again
+    rounds_only = not newton and is_compiling()  # a compiler decides itself what to compute again
     if rounds_only or transforming() or is_exporting():
         return sinkhorn_formula(logits, iterations, newton)
     return _Sinkhorn.apply(logits, iterations, newton)
@@ -85,7 +85,7 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     coupling = coupling * (1 - eye)
     left = torch.diag_embed(coupling.sum(-1) + torch.finfo(matrix.dtype).eps) - coupling
     left, right = left[..., :-1, :-1], right[..., :-1, None]
-    if not (torch.compiler.is_compiling() or is_exporting()):
+    if not (is_compiling() or is_exporting()):
         return torch.nn.functional.pad(torch.linalg.solve_ex(left, right)[0].squeeze(-1), (0, 1))
     table = torch.cat([left, right], -1)  # compilers fuse what is written out, and exporters know it
     for k in range(size):

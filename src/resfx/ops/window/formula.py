@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resfx._torch import is_compiling
 from resfx.ops.register import accumulator, fused, keeps_one_node, one_node
 
 SMALLEST_BLOCK = 16  # queries that share one matrix product in eager mode
@@ -77,7 +78,7 @@ def windowed_attention_formula(
     if chunk:
         return _chunks(q, k, v, window, causal, mask, scale)
     left, right = reach(window, causal)
-    form = _unfolded if torch.compiler.is_compiling() else _blocked
+    form = _unfolded if is_compiling() else _blocked
     return form(q, k, v, left, right, mask, scale)
 
 
