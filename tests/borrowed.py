@@ -84,6 +84,14 @@ def _recomputing() -> list[dict[str, object]]:
     return [vars(m) for m in host.modules()]
 
 
+def _collects() -> bool:
+    from transformers import LlamaConfig, LlamaModel
+
+    host = LlamaModel(LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1, vocab_size=8))
+    host(torch.ones(1, 2, dtype=torch.long), output_hidden_states=True)
+    return "_output_capturing_hooks_installed" in vars(host)
+
+
 def _cache() -> object:
     from transformers import DynamicCache
 
@@ -149,6 +157,8 @@ TABLE = [
     Borrowed("torch.export.ExportedProgram._guards_code", "guards_of", _GUARDS, _has(_program, "_guards_code")),
     Borrowed("torch._subclasses.fake_tensor.FakeTensorMode", "fake_mode", "fx graphs without shapes"),
     Borrowed("torch._subclasses.fake_tensor.FakeTensor", "is_fake", "models built without values"),
+    Borrowed("torch._C._functorch.is_functorch_wrapped_tensor", "is_transformed",
+             "a call not seen before under torch.func"),
     Borrowed("torch._functorch.pyfunctorch.temporarily_clear_interpreter_stack", "outside_of_traces",
              "a call not seen before under torch.func"),
     Borrowed("torch._guards.tracing", "outside_of_traces", "a call not seen before while something is traced"),
@@ -162,6 +172,8 @@ TABLE = [
     Borrowed("torch._dynamo.lookup_backend", "compile_backend", _COMPILED),
     Borrowed("torch._inductor.compile_fx", "fresh_inductor_cache", _COMPILED),
     Borrowed("torch._inductor.utils.fresh_cache", "fresh_inductor_cache", _COMPILED),
+    Borrowed("transformers.PreTrainedModel._output_capturing_hooks_installed", "traced_plainly",
+             "output_hidden_states=True where generated code holds the layers", _collects),
     _on_layers("_gradient_checkpointing_func", "traced_plainly"),
     Borrowed("transformers.masking_utils.create_causal_mask", "kept_functions", "fast attention in rewritten models"),
     Borrowed("transformers.PreTrainedModel._from_config", "from_config", "models named by a config folder"),

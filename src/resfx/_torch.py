@@ -29,6 +29,11 @@ is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
 _functorch_active = torch._C._are_functorch_transforms_active
 
 
+def is_transformed(tensor: torch.Tensor) -> bool:
+    """Whether a tensor belongs to a ``torch.func`` transform: outside of it nothing can be computed with it."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def forward_mode() -> bool:
     """Whether forward-mode differentiation is at work."""
     return torch.autograd.forward_ad._current_level >= 0
@@ -191,7 +196,14 @@ def outside_of_traces() -> Iterator[None]:
     from torch._guards import tracing
     from torch.utils._python_dispatch import _disable_current_modes
 
-    with _disable_current_modes(), temporarily_clear_interpreter_stack(), tracing(None), torch.inference_mode(False):
+    unseen = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)  # checkpointing counts what is saved
+    with contextlib.ExitStack() as stack:
+        for context in (
+            _disable_current_modes(), temporarily_clear_interpreter_stack(), tracing(None), torch.inference_mode(False)
+        ):  # fmt: skip
+            stack.enter_context(context)
+        with contextlib.suppress(RuntimeError):  # there are none under torch.func, which forbids them
+            stack.enter_context(unseen)
         yield
 
 

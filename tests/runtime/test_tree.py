@@ -175,3 +175,60 @@ def test_mixers_learn_of_padding_that_the_first_call_did_not_have(padded):
         both = new(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
         alone = new(ids[:1, 2 * padded :], use_cache=False).logits
     assert torch.allclose(both[:1, 2 * padded :], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["ddl", "denseformer", "hyper_connections"])
+def test_gradients_for_each_example_of_a_call_not_seen_before(mode):
+    _, new = pair(mode)
+    randomise(new, 0.3)
+    parameters = dict(new.named_parameters())
+
+    def loss(values, x):
+        return torch.func.functional_call(new, values, (x.unsqueeze(0),)).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, X)
+    for i, x in enumerate(X):
+        want = torch.autograd.grad(new(x.unsqueeze(0)).square().sum(), new.inp.weight)[0]
+        torch.testing.assert_close(found["inp.weight"][i], want)
+
+
+def test_a_block_more_is_seen_where_the_stream_is_rewritten_as_a_whole():
+    before, new = pair("denseformer")
+    for model in (before, new):
+        model(X)
+        model.blocks.append(copy.deepcopy(before.blocks[0]))
+    with pytest.warns(UserWarning, match=r"not there when denseformer was applied: they stay as they are \(blocks\.2"):
+        assert torch.equal(before(X), new(X))
+
+
+def test_a_block_in_another_place_is_refused_by_name():
+    _, new = pair("hyper_connections")
+    new.blocks[1] = new.blocks[0]
+    with pytest.raises(resfx.errors.VariantError, match=r"runs with hyper_connections.*the place has none"):
+        new(X)
+
+
+@pytest.mark.parametrize("mode", ["ddl", "attnres", "mhc", "short_swa"])
+def test_a_model_collects_its_hidden_states_and_takes_embeddings(mode):
+    model, new, inputs = rewritten("llama", mode)
+    want = model(**inputs, output_hidden_states=True).hidden_states
+    got = new(**inputs, output_hidden_states=True).hidden_states
+    assert len(want) == len(got) > 2 and all(map(torch.equal, want, got))
+    embedded = {
+        **inputs,
+        "input_ids": None,
+        "inputs_embeds": model.get_input_embeddings()(inputs["input_ids"]).detach(),
+    }
+    assert torch.equal(model(**embedded).logits, new(**embedded).logits)
+
+
+def test_a_first_call_that_recomputes_its_activations():
+    model, shared, inputs = rewritten("llama")
+    call = {**inputs, "use_cache": False, "labels": inputs["input_ids"]}
+    new = copy.deepcopy(shared).train()
+    new.activation_checkpointing_enable()
+    new(**call).loss.backward()
+    model.train(), model.zero_grad()
+    model(**call).loss.backward()
+    model.eval()
+    assert all(torch.equal(p.grad, new.get_parameter(n).grad) for n, p in model.named_parameters())

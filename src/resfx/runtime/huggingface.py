@@ -23,9 +23,19 @@ LAYER_KEYS = "keys"
 """Where a layer keeps its keys, ``(batch, heads, length, width)``."""
 
 
+_COLLECTS = "_output_capturing_hooks_installed"
+"""Set on a model once it has the hooks by which it collects hidden states and attentions."""
+
+
 @contextmanager
 def traced_plainly(tree: nn.Module) -> Iterator[None]:
-    """Inside, Hugging Face layers that recompute activations just run: a graph is cut into blocks afterwards."""
+    """Inside, Hugging Face layers that recompute activations just run.
+
+    The tree is a copy without hooks: those that collect hidden states and attentions are installed anew by the first
+    call that asks for any.
+    """
+    for module in tree.modules():
+        module.__dict__.pop(_COLLECTS, None)
     name = "_gradient_checkpointing_func"
     held = [(m, m.__dict__[name]) for m in tree.modules() if name in m.__dict__]
     try:

@@ -20,7 +20,7 @@ from resfx.passes.capture.source import Source, without_self
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import Capture, hint
 from resfx.passes.fold import Code, Plan, Region, Shared, fold, from_function, only_handed_on
-from resfx.passes.fold.guard import Always, Guard, autocast_state
+from resfx.passes.fold.guard import Always, Guard, autocast_state, names_in
 from resfx.passes.fold.plan import is_size
 from resfx.passes.fold.values import bound
 from resfx.passes.preserve import TRACING
@@ -178,6 +178,13 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, source: Source) -> G
     own = tuple(region.path.split(".")) if region.path else ()
     generated = [r for r in region.below() if r.generated]
     reads = {w[len(own) :]: v for r in generated for w, v in r.call.reads.items() if w[: len(own)] == own}
+    lists = {
+        way: names_in(child)
+        for r in generated
+        for name, child in module.get_submodule(_below(r, own)).named_children()
+        for way in [tuple(p for p in (*_below(r, own).split("."), name) if p)]
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict))
+    }
     free = frozenset(i for i, m in region.enters.items() if only_handed_on(plan, m) and from_function(plan, m))
     # The code's Python may have looked at the sizes of whatever it was handed, though its graph does not show it.
     given = [(i, region.enters[i].meta["val"]) for i in sorted(set(region.enters) - free)]
@@ -193,9 +200,14 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, source: Source) -> G
         objects={o.number: (o.cls, o.first if o.number in looked else None) for o in objects},
         free=free,
         used=(*tensors, *inside), kinds=tuple((v.dtype, v.device) for v in values),
-        shapes=shape_guard(values, plan.capture.known), reads=tuple(reads.items()), autocast=autocast_state(),
-        grad=plan.capture.grad, varying=source.varying,
+        shapes=shape_guard(values, plan.capture.known), reads=tuple(reads.items()),
+        lists=tuple(lists.items()), autocast=autocast_state(), grad=plan.capture.grad, varying=source.varying,
     )  # fmt: skip
+
+
+def _below(region: Region, own: tuple[str, ...]) -> str:
+    """A call's module as seen from the one that is called ``own``."""
+    return ".".join((region.path or "").split(".")[len(own) :])
 
 
 def parameters_of(module: nn.Module) -> list[inspect.Parameter]:

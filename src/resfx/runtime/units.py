@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from resfx._torch import is_compiling
+from resfx.errors import VariantError
 from resfx.passes.fold.function import Code
 from resfx.passes.fold.guard import Always, Guard
 from resfx.passes.fold.values import Handed
@@ -107,9 +108,14 @@ def forward_of_unit(self: Any, *args: Any, resfx: Handed | None = None, **kwargs
 def look_below(levels: dict[str, nn.Module], way: tuple[str, ...]) -> Any:
     """A new module by the way to it: equal blocks have equal ways, or each would compile code of its own."""
     key, *names = way
-    module: Any = levels[key]
+    module: Any = levels.get(key)
     for name in names:
-        module = getattr(module, name)
+        module = getattr(module, name, None)
+    if module is None:
+        raise VariantError(
+            "cannot run a rewritten module in this place", f"it runs with {'.'.join(way)}, and the place has none",
+            "move modules before resfx.rewrite, or rewrite resfx.original(model) again",
+        )  # fmt: skip
     return module
 
 

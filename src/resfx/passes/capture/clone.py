@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resfx._torch import held_buffers, held_parameters, hook_keys, pre_hooks
+from resfx._torch import held_buffers, held_parameters, hook_keys, is_transformed, pre_hooks
 
 _HOOKS = hook_keys()
 _ORDINARY = (torch.Tensor, nn.Parameter, nn.Buffer)
@@ -63,6 +63,9 @@ def _copied(modules: list[nn.Module], cls: Callable[[nn.Module], type], for_a_tr
             if tensor is not None and id(tensor) not in memo:
                 own = not for_a_trace and not isinstance(tensor, nn.Parameter)
                 memo[id(tensor)] = tensor.detach().clone() if own else _to_trace(tensor) if for_a_trace else tensor
+        for lent in [t for t in held_parameters(module).values() if t is not None] if for_a_trace else ():
+            if not isinstance(memo[id(lent)], nn.Parameter):  # torch.func.functional_call lends plain tensors
+                memo[id(lent)] = nn.Parameter(memo[id(lent)].detach(), lent.requires_grad)
     for module in modules:
         _fill(memo[id(module)], module, memo, for_a_trace)
     return memo[id(modules[0])]
@@ -90,8 +93,8 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], for_a_trace:
 
 
 def _to_trace(tensor: torch.Tensor) -> torch.Tensor:
-    """A shard, a quantised weight and the like stand for a plain tensor; nobody looks at its numbers."""
-    if type(tensor) in _ORDINARY or tensor.is_meta:
+    """A shard, a quantised or transformed weight and the like stand for a plain tensor; nobody looks at its numbers."""
+    if (type(tensor) in _ORDINARY or tensor.is_meta) and not is_transformed(tensor):
         return tensor
     plain = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     return nn.Parameter(plain, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else plain

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
-from resfx._torch import pytree
+from resfx._torch import held_modules, pytree
 from resfx.passes.capture.calls import carried
 from resfx.passes.capture.objects import fields_of
 from resfx.passes.capture.structure import Flattener, Template, varied
@@ -58,6 +59,7 @@ class Guard:
         kinds: their types and devices.
         shapes: a predicate over them.
         reads: attributes that the code's own Python read: the way from the module, and what was there.
+        lists: lists of modules that the code goes through, the way to each, and the names in it.
         autocast: as it was.
         grad: whether it is good for calls with gradients.
         varying: integer fields of objects that are inputs; shared with the rewriting.
@@ -70,13 +72,16 @@ class Guard:
     kinds: tuple[tuple[torch.dtype, torch.device], ...]
     shapes: Shape
     reads: tuple[tuple[tuple[str, ...], Any], ...]
+    lists: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     autocast: tuple[Any, ...]
     grad: bool
     varying: set[tuple[type, str]]
 
     def same(self, other: Any) -> bool:
         """Whether another guard accepts the same calls."""
-        parts = lambda g: (g.arguments, g.objects, g.free, g.used, g.kinds, g.shapes, g.reads, g.autocast, g.grad)
+        parts = attrgetter(
+            "arguments", "objects", "free", "used", "kinds", "shapes", "reads", "lists", "autocast", "grad"
+        )
         return isinstance(other, Guard) and parts(self) == parts(other)
 
     def fits(self, module: nn.Module, given: dict[str, Any]) -> bool:
@@ -103,6 +108,9 @@ class Guard:
             now = look_up(module, way)
             if type(now) is not type(value) or now != value:
                 return f"attribute {'.'.join(way)!r}"
+        for way, names in self.lists:
+            if names_in(look_up(module, way)) != names:
+                return f"list of modules {'.'.join(way)!r}"
         return ""
 
     def _like(self, template: Any, value: Any, found: dict[Any, Any]) -> bool:
@@ -174,6 +182,11 @@ class Guard:
 def autocast_state() -> tuple[Any, ...]:
     """What autocast does on each kind of device."""
     return tuple([(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)])
+
+
+def names_in(module: Any) -> tuple[str, ...]:
+    """The names of a module's own submodules."""
+    return tuple(held_modules(module)) if isinstance(module, nn.Module) else ()
 
 
 def look_up(module: Any, way: tuple[str, ...]) -> Any:

@@ -118,7 +118,7 @@ def _add(site: Site, last: Add | None, index: Index) -> Add | None:
         last.readers += [u for u in last.entry.users if u in above and u not in last.readers]
         context = _context(site, last.entry, index)
         return Add(site, branch, last.entry, after=trail[1:], context=context, parallel=True)
-    above = _above(branch, index.position[trail[0]], index)
+    above = {x for x in _above(branch, index.position[trail[0]], index) if index.is_tensor(x)}  # a size is no state
     start = 0
     while start + 1 < len(trail) and all(u is trail[start + 1] or u not in above for u in trail[start].users):
         start += 1
