@@ -138,8 +138,9 @@ class Recorder:
         return _exchange(value, template, marked), template
 
     def _note(self, side: str, subject: Any, leaves: Sequence[Any]) -> list[Any]:
-        """Leave a fence and a mark for each leaf in the graph; returns what to go on with."""
-        if self._fence is not None:
+        """Leave a mark for each leaf in the graph, or a fence where there is none; returns what to go on with."""
+        fenced = self._fence is not None and not leaves and side != "hold"
+        if fenced:
             self.kept.append(_ALIAS(self._fence))
         marked = []
         for leaf in leaves:
@@ -150,7 +151,7 @@ class Recorder:
                 marked.append(leaf)
             if side == "hold":
                 self.kept.append(marked[-1]) if isinstance(leaf, torch.Tensor) else None
-        self._events.append((side, subject, len(leaves), self._fence is not None))
+        self._events.append((side, subject, len(leaves), fenced))
         return marked
 
     # -- the trace's tree -----------------------------------------------------------------------------------------
@@ -209,14 +210,15 @@ class Recorder:
         output.args = (results[: len(results) - len(self.kept)],)
         order = {n: i for i, n in enumerate(graph.nodes)}
         marks = iter([n for n in graph.nodes if n.target is _ALIAS.default])
-        borders: list[tuple[int, str, CallRecord]] = []
+        borders: list[tuple[float, str, CallRecord]] = []
         for side, subject, count, fenced in self._events:
             fence = next(marks) if fenced else None
             found = [next(marks) for _ in range(count)]
             if side == "hold":
                 subject.leaves = [_unmarked(graph, n) for n in found]
             else:
-                borders.append((order[fence] if fence is not None else 0, side, subject))
+                first = fence if fence is not None else found[0] if found else None
+                borders.append((order[first] - 0.5 if first is not None else 0, side, subject))
                 for slot, node in enumerate(found):
                     value = _carried(node)
                     node.meta["val"] = value.meta["val"] if isinstance(value, fx.Node) else value
@@ -226,7 +228,7 @@ class Recorder:
         assert next(marks, None) is None, "marks of calls and nodes of the graph do not agree"
         self._assign(graph, order, borders)
 
-    def _assign(self, graph: fx.Graph, order: dict[fx.Node, int], borders: list[tuple[int, str, CallRecord]]) -> None:
+    def _assign(self, graph: fx.Graph, order: dict[fx.Node, int], borders: list[tuple[float, str, CallRecord]]) -> None:
         stack = [self.calls[0]]
         waiting = borders[1:]
         for node in graph.nodes:
