@@ -232,3 +232,21 @@ def test_a_first_call_that_recomputes_its_activations():
     model(**call).loss.backward()
     model.eval()
     assert all(torch.equal(p.grad, new.get_parameter(n).grad) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("mode", ["ddl", "attnres", "mhc", "short_swa"])
+def test_a_model_built_on_meta_is_initialised_by_its_host(mode):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 89, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    ids = tokens(2, 9)
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config).eval()
+        new = resfx.rewrite(model, mode, args=(ids.to("meta"),), check=False)
+    new.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.fill_(float("nan"))
+    new.init_weights()
+    assert not any(p.isnan().any() for p in new.parameters())
+    assert torch.equal(new(ids).logits, resfx.original(new)(ids).logits), "at its start it is the host"
