@@ -194,6 +194,8 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, source: Source) -> G
     place = {leaf: (o.number, i) for o in objects for i, leaf in enumerate(o.leaves)}
     inside = {place[x]: x for r in generated for n in r.nodes for x in n.all_input_nodes if x in place}
     looked = {around[n] for r in generated for n in r.call.looked_into} | {number for number, _ in inside}
+    seen = {o.number for o in objects if o.given and o.number in looked}
+    inside |= {at: leaf for leaf, at in place.items() if at[0] in seen and isinstance(leaf, fx.Node)}
     values = [*tensors.values(), *(Length(v) if is_size(x) else v for x in inside.values() for v in [x.meta["val"]])]
     return Guard(
         arguments=bound(region.call.given, parameters_of(module)),

@@ -84,6 +84,8 @@ class Recorder:
         maker = call if returned or call.outer is None else call.outer
         passed = Passed(len(self.objects), type(value), maker, call.outer is None and not returned)
         passed.inside = next(((n, way) for n, v in enumerate(self._values[:-1]) if (way := _way(v, value))), None)
+        for known, held in zip(self._values, self.objects, strict=False):
+            held.held_by += [(passed.number, way)] if (way := _way(value, known)) else []
         self.objects.append(passed)
         flat = Flattener(known=self._values[:-1])
         passed.first = flat.state(value)

@@ -98,7 +98,8 @@ class Passed:
         first: its template when it was first met; leaves are numbered as in ``leaves``.
         leaves: nodes of the tensors that it held then.
         given: whether it came with the arguments of the whole capture.
-        inside: an object that holds it, by number, and the attributes that lead to it from there.
+        inside: an object met before that holds it, by number, and the attributes that lead to it from there.
+        held_by: the same for objects met later.
     """
 
     number: int
@@ -108,3 +109,4 @@ class Passed:
     first: Template = ("const", type(None), None)
     leaves: list[fx.Node] = field(default_factory=list)
     inside: tuple[int, tuple[str, ...]] | None = None
+    held_by: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)

@@ -247,10 +247,10 @@ class Writer(Text):
     def _object(self, number: int) -> str:
         if number not in self.objects:
             made = self.plan.capture.objects[number]
-            if made.inside is not None:
-                around, way = made.inside
-                self.objects[number] = ".".join((self._object(around), *way))
-                return self.objects[number]
+            for around, way in made.held_by if made.inside is None else [made.inside]:
+                if made.inside is not None or around in self.objects:
+                    self.objects[number] = ".".join((self._object(around), *way))
+                    return self.objects[number]
             if made.given or made.maker not in {self.region.call, *self.region.dissolved}:
                 raise NotExpressible(f"a {made.cls.__name__}")
             name = made.cls.__name__

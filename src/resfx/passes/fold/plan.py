@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from resfx.errors import VariantError
 from resfx.passes.capture.record import CallRecord, MethodOf, enter, leave
 from resfx.passes.capture.structure import COMPOUND, Template
 from resfx.passes.find.graph import Capture
@@ -220,7 +221,8 @@ class Plan:
     def _comes_with_object(self, value: fx.Node, region: Region) -> bool:
         """Whether a value is a tensor in an object that the call is handed."""
         number = self.objects.get(value)
-        return number is not None and number in set(known_in(region.call.given))
+        inside = [self.capture.objects[n].inside for n in known_in(region.call.given)]
+        return number is not None and number in {*known_in(region.call.given), *(at[0] for at in inside if at)}
 
     @property
     def cache(self) -> int | None:
@@ -292,6 +294,12 @@ class Plan:
     def dissolve(self, region: Region) -> None:
         """Take a call's operators into the code around it, where the call itself cannot be made."""
         assert region.outer is not None
+        if isinstance(region.call.target, MethodOf) and any(n.users for n in region.leaves.values()):
+            raise VariantError(
+                f"cannot write the code of {region.outer.name}",
+                f"what it hands to {region.name} of an object would not get into it",
+                "exclude= the modules around it, or report it",
+            )  # fmt: skip
         self.changed.add(region.outer)
         self._dissolve(region)
         self._cross()
