@@ -131,3 +131,19 @@ def kept_functions(tree: nn.Module) -> list[tuple[Any, str]]:
             if getattr(value, "__module__", "") == "transformers.masking_utils" and attribute.startswith("create_"):
                 found.append((source, attribute))
     return found
+
+
+def starting_new_modules(own: type) -> dict[str, Any]:
+    """What a rewritten model's class has beside ``own``, so that ``init_weights()`` gives new modules their start and
+    not that of any linear layer. Nothing where the class has no such thing."""
+    before = getattr(own, "_init_weights", None)
+    if before is None:
+        return {}
+
+    def start(self: nn.Module, module: nn.Module) -> None:
+        if all(m is not module for m in self.get_submodule("resfx").modules()):
+            before(self, module)
+        elif callable(reset := getattr(module, "reset_parameters", None)):  # children before parents, of each its own
+            reset()
+
+    return {"_init_weights": start}

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx._torch import held_modules, held_parameters
+from resfx._torch import held_parameters
 from resfx.errors import ResfxError, SaveError, VariantError
 from resfx.report.report import Report
 
+from .huggingface import starting_new_modules
 from .rewriting import Rewriting
 
 
@@ -146,8 +147,7 @@ def hand_back(tree: nn.Module, rewriting: Rewriting, original: nn.Module) -> Any
         body |= {n: _access(n) for n in _ACCESS if n not in taken}
         if hasattr(own, "save_pretrained"):
             body["save_pretrained"] = functools.wraps(own.save_pretrained)(_save_pretrained)
-        if hasattr(own, "_init_weights"):
-            body["_init_weights"] = _init_weights
+        body |= starting_new_modules(own)
         if hasattr(own, "prepare_inputs_for_generation"):
             body["create_masks_for_generate"] = property(_masks_for_generate)
         tree.__class__ = type(own.__name__, (Rewritten, cls), body)
@@ -170,15 +170,6 @@ def _save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
         stacklevel=2,
     )
     return type(self)._resfx_before.save_pretrained(self, *args, **kwargs)
-
-
-def _init_weights(self: Any, module: nn.Module) -> None:
-    """What ``init_weights()`` does to each module: a new one gets its method's start, not that of any linear layer."""
-    bank = held_modules(self).get("resfx")
-    if bank is None or all(m is not module for m in bank.modules()):
-        type(self)._resfx_before._init_weights(self, module)
-    elif callable(start := getattr(module, "reset_parameters", None)):  # children before parents, of each its own
-        start()
 
 
 def _masks_for_generate(self: Any) -> Callable[..., Any]:

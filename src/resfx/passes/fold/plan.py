@@ -19,6 +19,7 @@ from resfx.passes.capture.record import CallRecord, MethodOf, enter, leave
 from resfx.passes.capture.structure import COMPOUND, Template
 from resfx.passes.find.graph import Capture
 from resfx.passes.find.mark import mark_of
+from resfx.passes.find.operators import is_inplace
 
 from .copies import separate_copies
 
@@ -294,12 +295,10 @@ class Plan:
     def dissolve(self, region: Region) -> None:
         """Take a call's operators into the code around it, where the call itself cannot be made."""
         assert region.outer is not None
-        if isinstance(region.call.target, MethodOf) and any(n.users for n in region.leaves.values()):
-            raise VariantError(
-                f"cannot write the code of {region.outer.name}",
-                f"what it hands to {region.name} of an object would not get into it",
-                "exclude= the modules around it, or report it",
-            )  # fmt: skip
+        written = any(is_inplace(n) for n, home in self.home.items() if home is region)
+        if isinstance(region.call.target, MethodOf) and any(n.users for n in region.leaves.values()) and not written:
+            found = f"what it hands to {region.name} of an object would not get into it"
+            raise VariantError(f"cannot write the code of {region.outer.name}", found, "exclude= the modules around it")
         self.changed.add(region.outer)
         self._dissolve(region)
         self._cross()
