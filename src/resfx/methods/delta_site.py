@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resfx.ops.delta.formula import delta_shortcut
 from resfx.ops.inductor import per_row
-from resfx.ops.register import accumulator
+from resfx.ops.register import accumulator, in_type
 
 from .base import Place, factory_of
 from .learned import Draw, Learned, Linear, constant, empty, normal, uniform, zeros
@@ -51,22 +51,18 @@ class DeltaSite(Learned):
         if c is None:
             c = nn.functional.rms_norm(x, x.shape[-1:])
         wide = accumulator(x.dtype) if config.float32 else x.dtype
-        logits = self.gate(c.to(self.dtype)).to(wide)
-        beta = 2 * per_row(torch.tanh(logits) if self.erase else torch.sigmoid(logits), logits)
+        logits = in_type(self.gate(c), wide)
+        half = per_row(torch.tanh(logits) if self.erase else torch.sigmoid(logits), logits)
+        beta = half + half
         if self.target is None:
             return beta, torch.full_like(beta, config.target_constant)
         source = {"context": c, "stream": x, "sublayer": f}[config.target]
-        v = self.target(source.to(self.dtype)).to(wide)
+        v = in_type(self.target(source), wide)
         return beta, config.target_scale * torch.sigmoid(v) if config.target_sigmoid else v
 
     def forward(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Tensor:
         beta, v = self.gates(x, f, c)
         return delta_shortcut(x, f, beta, v, self.mix, total, eps2=self.eps2, add=self.config.start == "preserve")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Element type of the gates."""
-        return next(self.gate.parameters()).dtype
 
     def extra_repr(self) -> str:
         return f"target={self.config.target}, eps2={self.eps2:g}"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from resfx.ops.inductor import row_product
+from resfx.ops.register import in_type
 
 Draw = Callable[[Tensor], Any]
 """Fills a tensor; one that can be pickled."""
@@ -90,7 +91,7 @@ def set_values(parameter: Tensor, values: Tensor) -> None:
 
 
 class Linear(Learned):
-    """A linear map ``(..., width)`` to ``(..., out)`` that starts as its method says.
+    """A linear map ``(..., width)`` to ``(..., out)`` that starts as its method says, in the type of its weight.
 
     Parameters are those of ``nn.Linear``, which it is not: hosts initialise, quantise and adapt those by class.
     Compiled, a map to one number per row runs in float32 for half types (:func:`resfx.ops.inductor.row_product`).
@@ -121,8 +122,9 @@ class Linear(Learned):
             bias(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        form = row_product if self.out_features == 1 else nn.functional.linear
-        return form(x, self.weight, self.bias)
+        weight = self.weight
+        form = row_product if weight.shape[0] == 1 else nn.functional.linear
+        return form(in_type(x, weight.dtype), weight, self.bias)
 
     @property
     def in_features(self) -> int:

@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx._torch import is_compiling, transforming
+from resfx._torch import is_compiling, is_exporting, transforming
 
 SIZES = (8, 4, 2, 1)
 """A list is cut into as many of each as fit."""
+
+FEW = 2**18
+"""Elements of a list that lie in a cache together: stacking them costs less than an operator for each."""
 
 Compiler = Callable[[Callable[..., Any], int], Callable[..., Any]]
 
@@ -54,6 +57,13 @@ def with_chunks(function: Callable[..., Any]) -> Callable[..., Any]:
 def is_cut(items: Sequence[Any]) -> bool:
     """Whether a list is to be taken in chunks: where one of the model's is long, all are."""
     return len(items) > 1 and chunk_compiler() is not None and not transforming()
+
+
+def is_stacked(items: Sequence[Tensor]) -> bool:
+    """Whether a list is small enough to be stacked, so that a few operators serve all of it; in eager mode only."""
+    first = items[0]
+    alike = all(x.shape == first.shape for x in items)
+    return alike and len(items) * first.numel() <= FEW and not (is_compiling() or is_exporting() or transforming())
 
 
 def cut(count: int) -> Iterator[slice]:

@@ -68,7 +68,7 @@ class _Stored(torch.autograd.Function):
 
 def _for_inductor(x: Tensor) -> bool:
     """Whether this is traced for code that Inductor writes for a CPU."""
-    return x.device.type == "cpu" and torch.compiler.is_dynamo_compiling() and not is_exporting()
+    return torch.compiler.is_dynamo_compiling() and x.device.type == "cpu" and not is_exporting()
 
 
 def row_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ import contextvars
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -67,6 +67,11 @@ def at_kernels(x: Tensor) -> bool:
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The type that reductions run in: float32 for half types, else the type itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def in_type(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in a type: itself where it has it, without asking torch, which would take longer than a small sum."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def plus(terms: Iterable[Tensor]) -> Tensor:
@@ -137,7 +142,7 @@ def fused(
     def call(*args: Any) -> Tensor:
         if node and keeps_one_node():
             return operator(*args)
-        if is_compiling() or transforming() or kernels_for(module, args) is None:
+        if is_compiling() or transforming() or not _at_kernels(args[0]) or kernels_for(module, args) is None:
             return outside(*args)
         return operator(*args)
 
@@ -165,6 +170,10 @@ def kernels_for(module: str, tensors: Any, args: tuple[Any, ...] | None = None) 
                 return None
     kernels = None if device is None else _kernel_module(module)
     return kernels if kernels and kernels.supported(*(tensors if args is None else args)) else None
+
+
+def _at_kernels(first: Tensor | Sequence[Tensor]) -> bool:
+    return (first if isinstance(first, Tensor) else first[0]).device.type in KERNEL_DEVICES
 
 
 @functools.cache

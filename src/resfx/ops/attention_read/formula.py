@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from resfx._torch import is_exporting
-from resfx.ops.chunks import is_cut
-from resfx.ops.register import accumulator, fused, transforming
+from resfx.ops.chunks import is_cut, is_stacked
+from resfx.ops.register import accumulator, fused, in_type, transforming
 from resfx.ops.scores import relative_softmax, rms_scores
 from resfx.ops.weighted_sum.formula import weighted_sum_formula
 
@@ -61,7 +61,25 @@ def _open_read(
             wide = accumulator(read.dtype)
             read = (read.to(wide) * gate.to(wide)).to(read.dtype)
         return read if base is None else base + read
+    if is_stacked(sources) and not is_cut(sources):
+        return _stacked_read(sources, query, base, gate, eps, relative)
     return attention_read_formula(sources, query, base, gate, eps, relative)
+
+
+def _stacked_read(
+    sources: Sequence[Tensor], query: Tensor, base: Tensor | None, gate: Tensor | None, eps: float, relative: bool
+) -> Tensor:
+    """:func:`attention_read_formula` in a number of operators that does not grow with that of sources. No products of
+    matrices: those may run in a narrower type."""
+    dtype = sources[0].dtype if base is None else base.dtype
+    stacked = in_type(torch.stack(list(sources), -2), accumulator(dtype))
+    query = in_type(query, stacked.dtype)
+    logits = (stacked * query).sum(-1) * torch.rsqrt(stacked.square().mean(-1).add_(eps))
+    weights = relative_softmax(logits) - 1 if relative else logits.softmax(-1)
+    if gate is not None:
+        weights = weights * gate
+    read = in_type((weights.unsqueeze(-1) * stacked).sum(-2), dtype)
+    return read if base is None else base + read
 
 
 def _alike(sources: Sequence[Tensor], base: Tensor | None) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resfx.ops.closed import Closed
 from resfx.ops.register import accumulator, at_kernels, fused, keeps_one_node, one_node
 
 from .rows import is_open, total, weigh
@@ -32,7 +33,7 @@ def combine(state: Tensor, weights: Tensor, unit: Tensor | float | None = 1.0) -
     if at_kernels(state) and weights.shape[-1] == 1:
         excess = None if unit is None else total(weights.unbind(-2)) - unit
         return _operator(state, weights, excess)
-    return _Combine.apply(state, weights, unit)
+    return _Combine.call(state, weights, unit)
 
 
 def combine_formula(state: Tensor, weights: Tensor, unit: Tensor | float | None) -> Tensor:
@@ -52,7 +53,7 @@ def combine_beyond(state: Tensor, weights: Tensor, excess: Tensor | None) -> Ten
     return out.to(state.dtype)
 
 
-class _Combine(torch.autograd.Function):
+class _Combine(Closed):
     """A channel's gradient is its weight times the result's: exact where weights are powers of two."""
 
     @staticmethod

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resfx.ops.closed import Closed
 from resfx.ops.register import accumulator, fused, keeps_one_node, one_node
 
 from .rows import is_open, total
@@ -49,7 +50,7 @@ def delta_write_formula(
     return torch.addcmul(xw + fw if add else xw, weight, fw).to(state.dtype)
 
 
-class _DeltaWrite(torch.autograd.Function):
+class _DeltaWrite(Closed):
     @staticmethod
     def forward(
         state: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, eps2: float, add: bool, erase: bool
@@ -87,5 +88,5 @@ class _DeltaWrite(torch.autograd.Function):
         return (gstate.to(state.dtype), gf.to(f.dtype), gbeta.to(beta.dtype), gv.to(v.dtype), gmix, None, None, None)
 
 
-_operator = fused("wide_delta", delta_write_formula, open_form=_DeltaWrite.apply, kernels="channels.triton_delta")
+_operator = fused("wide_delta", delta_write_formula, open_form=_DeltaWrite.call, kernels="channels.triton_delta")
 _node = one_node("delta_write", delta_write_formula, lambda state, *_: state.new_empty(state.shape))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resfx.ops.closed import Closed
 from resfx.ops.register import accumulator, fused, keeps_one_node, one_node
 
 from .rows import is_open, total, weigh
@@ -48,7 +49,7 @@ def mix_formula(state: Tensor, f: Tensor, write: Tensor, matrix: Tensor | None, 
     return torch.addcmul(base, write.unsqueeze(-1), f.to(base.dtype).unsqueeze(-2)).to(state.dtype)
 
 
-class _Mix(torch.autograd.Function):
+class _Mix(Closed):
     @staticmethod
     def forward(state: Tensor, f: Tensor, write: Tensor, matrix: Tensor | None, unit: bool) -> Tensor:
         return mix_formula(state, f, write, matrix, unit)
@@ -78,5 +79,5 @@ class _Mix(torch.autograd.Function):
         return gstate, gf, gwrite, gmatrix, None
 
 
-_operator = fused("wide_mix", mix_formula, open_form=_Mix.apply, kernels="channels.triton_mix")
+_operator = fused("wide_mix", mix_formula, open_form=_Mix.call, kernels="channels.triton_mix")
 _node = one_node("mix_channels", mix_formula, lambda state, *_: state.new_empty(state.shape))

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from resfx._torch import is_exporting
+from resfx.ops.closed import Closed
 from resfx.ops.register import accumulator, transforming
 
 
 def spread(x: Tensor, channels: int) -> Tensor:
     """``x (..., d)`` as equal channels ``(..., n, d)``: a view, no copy."""
-    return spread_formula(x, channels) if is_open() else _Spread.apply(x, channels)
+    return spread_formula(x, channels) if is_open() else _Spread.call(x, channels)
 
 
 def spread_formula(x: Tensor, channels: int) -> Tensor:
@@ -22,7 +23,7 @@ def spread_formula(x: Tensor, channels: int) -> Tensor:
     return x.unsqueeze(-2).expand(*x.shape[:-1], channels, x.shape[-1])
 
 
-class _Spread(torch.autograd.Function):
+class _Spread(Closed):
     @staticmethod
     def forward(x: Tensor, channels: int) -> Tensor:
         return spread_formula(x, channels)
@@ -40,7 +41,7 @@ def inverse_deviation(x: Tensor, eps: float, centre: bool) -> Tensor:
     """``1 / sqrt(var(x) + eps)`` over the last axis, ``(..., 1)``; around zero unless ``centre``."""
     if is_open():
         return deviation_formula(x, eps, centre)
-    return _InverseDeviation.apply(x, eps, centre)
+    return _InverseDeviation.call(x, eps, centre)
 
 
 def deviation_formula(x: Tensor, eps: float, centre: bool) -> Tensor:
@@ -50,7 +51,7 @@ def deviation_formula(x: Tensor, eps: float, centre: bool) -> Tensor:
     return torch.rsqrt(square + eps)
 
 
-class _InverseDeviation(torch.autograd.Function):
+class _InverseDeviation(Closed):
     @staticmethod
     def forward(x: Tensor, eps: float, centre: bool) -> Tensor:
         return deviation_formula(x, eps, centre)

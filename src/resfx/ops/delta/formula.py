@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from resfx._torch import is_compiling, is_exporting
+from resfx.ops.closed import Closed
 from resfx.ops.inductor import per_row
-from resfx.ops.register import accumulator, fused, transforming
+from resfx.ops.register import accumulator, fused, in_type, transforming
 
 
 def delta_formula(
@@ -86,17 +87,21 @@ def canonical(x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None,
 def delta_eager(
     x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None, eps2: float, add: bool
 ) -> Tensor:
-    """:func:`delta_formula` in fewer passes over memory, for eager mode; the last sum rounds once, not twice."""
+    """:func:`delta_formula` in fewer operators and passes over memory, for eager mode; nothing may record gradients.
+
+    The last sum rounds once, not twice. Numbers of Python are few: each takes longer than a small operator.
+    """
     wide = accumulator(x.dtype)
-    fw = f.to(wide)
-    scale = torch.rsqrt(torch.linalg.vector_norm(fw, dim=-1, keepdim=True).square() + eps2)
-    p = (fw * x.to(wide)).sum(-1, keepdim=True) * scale
-    weight = beta.to(wide) * (v.to(wide) - p) * scale
+    fw, xw = in_type(f, wide), in_type(x, wide)
+    scale = torch.linalg.vector_norm(fw, dim=-1, keepdim=True).square_().add_(eps2).rsqrt_()
+    p = (fw * xw).sum(-1, keepdim=True)
+    weight = torch.addcmul(in_type(v, wide), p, scale, value=-1).mul_(scale).mul_(beta)
     if mix is not None:
-        weight = mix.to(wide) * (weight - 1)
+        mixed = in_type(mix, wide)
+        weight = torch.addcmul(-mixed, mixed, weight)
     if add and total is None:
         return (x + f).addcmul_(weight, fw)
-    return torch.addcmul((total if add else x).to(wide), weight, fw).to(x.dtype)  # type: ignore[union-attr]
+    return in_type(torch.addcmul(in_type(total if add else x, wide), weight, fw), x.dtype)  # type: ignore[arg-type]
 
 
 def delta_gradients(
@@ -146,7 +151,7 @@ def delta_gradients(
     return gx.to(x.dtype), gf.to(f.dtype), gbeta.to(beta.dtype), gv.to(v.dtype), gmix
 
 
-class _Delta(torch.autograd.Function):
+class _Delta(Closed):
     """The formula with its gradients in closed form; plain torch, so they can be differentiated again."""
 
     @staticmethod
@@ -181,7 +186,7 @@ def _open(
 ) -> Tensor:
     if transforming() or is_exporting() or not canonical(x, f, beta, v, mix, total):
         return delta_formula(x, f, beta, v, mix, total, eps2, add)
-    return _Delta.apply(x, f, beta, v, mix, total, eps2, add)
+    return _Delta.call(x, f, beta, v, mix, total, eps2, add)
 
 
 _operator = fused("delta_shortcut", delta_formula, eager=_eager, open_form=_open, kernels="delta.triton", node=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from resfx._torch import is_compiling, is_exporting, transforming
+from resfx.ops.closed import Closed
 from resfx.ops.register import at_kernels, keeps_one_node, kernels_for, one_node
 
 
@@ -51,7 +52,7 @@ def sinkhorn(logits: Tensor, iterations: int = 20, newton: int = 0) -> Tensor:
     rounds_only = not newton and is_compiling()  # a compiler decides itself what to compute again
     if rounds_only or transforming() or is_exporting():
         return sinkhorn_formula(logits, iterations, newton)
-    return _Sinkhorn.apply(logits, iterations, newton)
+    return _Sinkhorn.call(logits, iterations, newton)
 
 
 def sinkhorn_formula(logits: Tensor, iterations: int, newton: int) -> Tensor:
@@ -95,7 +96,7 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     return torch.nn.functional.pad(table[..., -1], (0, 1))
 
 
-class _Sinkhorn(torch.autograd.Function):
+class _Sinkhorn(Closed):
     """One matrix is kept, not one per scaling: the result where that is enough, which who mixes with it keeps anyway.
     That is why the kernels are called from here: what ``register.fused`` registers keeps its operands.
 

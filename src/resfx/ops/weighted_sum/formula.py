@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from resfx.ops.chunks import chunked_sums, is_cut
-from resfx.ops.register import accumulator, fused
+from resfx.ops.chunks import chunked_sums, is_cut, is_stacked
+from resfx.ops.register import accumulator, fused, in_type
 
 
 def weighted_sum(sources: Sequence[Tensor], weights: Tensor, base: Tensor | None = None) -> Tensor:
@@ -36,6 +37,9 @@ def weighted_sum_formula(sources: Sequence[Tensor], weights: Tensor, base: Tenso
     weights = weights.to(wide)
     if is_cut(sources):
         return chunked_sums(sources, weights.unsqueeze(-2), base)[0].to(dtype)
+    if is_stacked(sources):
+        total = (weights.unsqueeze(-1) * in_type(torch.stack(list(sources), -2), wide)).sum(-2)
+        return in_type(total, dtype) if base is None else base + in_type(total, dtype)
     total = weights[..., 0, None] * sources[0].to(wide)
     for j in range(1, len(sources)):
         total = total + weights[..., j, None] * sources[j].to(wide)
