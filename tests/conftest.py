@@ -31,7 +31,7 @@ def _quiet_transformers():
 def library():
     """The CPU kernels for ONNX Runtime, built once for each state of their source."""
     from resfx.export import build_kernels
-    from resfx.export.kernels import COMPILERS, kernels_path
+    from resfx.ops.library import COMPILERS, kernels_path
 
     if not any(map(shutil.which, COMPILERS)):
         pytest.skip("no C++ compiler")

@@ -44,6 +44,11 @@ def transforming() -> bool:
     return _functorch_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+def is_watched() -> bool:
+    """Whether somebody wants to see each operator: a dispatch mode, or a trace of ``torch.jit``."""
+    return torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()
+
+
 _exporting_in: int | None = None  # the thread in which a capture of ours is being traced
 
 

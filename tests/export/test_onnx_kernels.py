@@ -18,7 +18,7 @@ from hosts.onnx_nodes import DTYPES, WAYS, delta_node, delta_oracle, run, tolera
 from resfx.cli.cli import main
 from resfx.errors import ExportError
 from resfx.export import build_kernels, runtime, session, to_onnx
-from resfx.export import kernels as building
+from resfx.ops import library as building
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),

@@ -13,7 +13,7 @@ from torch import nn
 
 import resfx.ops
 from resfx.export import build_kernels, to_onnx
-from resfx.export.kernels import COMPILERS, operator_sources
+from resfx.ops.library import COMPILERS, operator_sources
 from resfx.ops.record import operators
 
 FILES = {
@@ -105,8 +105,8 @@ def test_a_folder_is_an_operator(toy, tmp_path, monkeypatch):
     assert [h.parent.name for h in headers].count("toy") == 1 and not any("no_operator" in str(h) for h in headers)
     assert '  to.push_back(record("Toy", t, "TT?", {"factor"}, {}, toy<T>));\n' in lines
     if any(map(shutil.which, COMPILERS)):
-        monkeypatch.setattr("resfx.export.kernels.FLAGS", ("-std=c++17", "-O0", "-fPIC", "-shared"))
+        monkeypatch.setattr("resfx.ops.library.FLAGS", ("-std=c++17", "-O0", "-fPIC", "-shared"))
         # The toy alone: every operator's kernels take a minute.
-        monkeypatch.setattr("resfx.export.kernels.folders", lambda: ("resfx.ops.toy",))
+        monkeypatch.setattr("resfx.ops.library.folders", lambda: ("resfx.ops.toy",))
         library = build_kernels(tmp_path / "kernels.so", native=False)
         torch.testing.assert_close(run(made.path, {"x": x, "y": y}, kernels=library)[0], x + 0.5 * y)

@@ -8,7 +8,7 @@ from typing import Any
 
 from resfx.errors import ExportError, require
 
-from .kernels import built_kernels
+from resfx.ops.library import built_kernels
 
 CPU_ONLY = ("CPUExecutionProvider",)
 

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from resfx._torch import forward_mode, is_compiling, is_legacy_batchedtensor, pytree, transforming
 
+from .native import Native
+
 KERNEL_DEVICES = {"cuda"}  # the tests add "cpu", where kernels are interpreted
 KERNEL_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -42,7 +44,21 @@ def keeps_one_node() -> bool:
     return not torch.compiler.is_dynamo_compiling() and _opaque.get()
 
 
-def one_node(name: str, formula: Callable[..., Tensor], result: Callable[..., Tensor]) -> Callable[..., Tensor]:
+class Node:
+    """An operator that is one node of an exported program: called, that node.
+
+    Attributes:
+        native: its kernel for small calls.
+    """
+
+    def __init__(self, name: str, operator: Callable[..., Tensor], result: Callable[..., Tensor]) -> None:
+        self.operator, self.native = operator, Native(name, result)
+
+    def __call__(self, *args: Any) -> Tensor:
+        return self.operator(*args)
+
+
+def one_node(name: str, formula: Callable[..., Tensor], result: Callable[..., Tensor]) -> Node:
     """Register ``torch.ops.resfx.<name>``, which is there to be one node of an exported program; no gradients.
 
     Args:
@@ -56,7 +72,7 @@ def one_node(name: str, formula: Callable[..., Tensor], result: Callable[..., Te
         f"resfx::{name}", lambda *args: formula(*args).contiguous(), mutates_args=(), schema=schema
     )
     operator.register_fake(result)
-    return operator
+    return Node(name, operator, result)
 
 
 def at_kernels(x: Tensor) -> bool:
@@ -87,7 +103,7 @@ def fused(
     open_form: Callable[..., Tensor] | None = None,
     layout: Callable[[Tensor], Tensor] = Tensor.contiguous,
     kernels: str = "",
-    node: bool = False,
+    node: Callable[..., Tensor] | None = None,
 ) -> Callable[..., Tensor]:
     """Register ``torch.ops.resfx.<name>`` and return the function that picks a form call by call.
 
@@ -107,7 +123,8 @@ def fused(
         open_form: what to call instead of the formula where the kernels are not used.
         layout: brings a result into the memory layout that the kernels write.
         kernels: the name of that module within :mod:`resfx.ops`; ``<name>.triton`` by default.
-        node: whether it has an ONNX record of its own and can stay one node (:func:`opaque_operators`).
+        node: where it has an ONNX record of its own and can stay one node (:func:`opaque_operators`): an empty tensor
+            like the result.
     """
     module = kernels or f"{name}.triton"
     plain, outside = eager or formula, open_form or formula
@@ -139,9 +156,14 @@ def fused(
     operator.register_autograd(backward, setup_context=setup_context)
     operator.register_vmap(lambda info, axes, *args: _one_by_one(operator, info.batch_size, axes, args))
 
+    native = Native(name, node) if node else None
+
     def call(*args: Any) -> Tensor:
-        if node and keeps_one_node():
-            return operator(*args)
+        if native is not None:
+            if keeps_one_node():
+                return operator(*args)
+            if (done := native(*args)) is not None:
+                return done
         if is_compiling() or transforming() or not _at_kernels(args[0]) or kernels_for(module, args) is None:
             return outside(*args)
         return operator(*args)

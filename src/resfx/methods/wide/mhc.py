@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, empty, normal, set_values
 from resfx.ops.channels.formula import combine, inverse_deviation, mix, total
-from resfx.ops.register import accumulator
+from resfx.ops.register import accumulator, in_type
 from resfx.ops.sinkhorn.formula import sinkhorn
 
 from .base import Expand, Readout, WideStream
@@ -140,19 +140,21 @@ class ManifoldRead(Learned):
         wide = accumulator(state.dtype)
         # The division by the norm commutes with the projection and is cheaper after it.
         scale = inverse_deviation(flat, self.eps, centre=False)
-        seen = nn.functional.linear(flat.to(self.projection.dtype), self.projection).to(wide) * scale
-        alpha = self.alpha.to(wide)
-        pre = alpha[0] * seen[..., :n] + self.pre.to(wide)
-        post = 2 * torch.sigmoid(alpha[1] * seen[..., n : 2 * n] + self.post.to(wide))
+        projection = self.projection
+        seen = in_type(nn.functional.linear(in_type(flat, projection.dtype), projection), wide) * scale
+        parts = seen.split((n, n) if self.res is None else (n, n, n * n), -1)
+        alpha = in_type(self.alpha, wide).unbind()
+        pre = torch.addcmul(in_type(self.pre, wide), alpha[0], parts[0])
+        half = torch.sigmoid(torch.addcmul(in_type(self.post, wide), alpha[1], parts[1]))
         res = None
         if self.res is not None:
-            res = (alpha[2] * seen[..., 2 * n :]).unflatten(-1, (n, n)) + self.res.to(wide)
+            res = torch.addcmul(in_type(self.res, wide), alpha[2], parts[2].unflatten(-1, (n, n)))
             res = sinkhorn(res, *self.config.rounds)
         unit: Tensor | float = 1.0
         if self.origin is not None:  # computed like the weights themselves, so that the difference starts at zero
-            start = torch.sigmoid(torch.zeros_like(pre) + self.origin.to(wide))
+            start = torch.sigmoid(torch.zeros_like(pre) + in_type(self.origin, wide))
             unit = total(start.unsqueeze(-1).unbind(-2)).detach()
-        return torch.sigmoid(pre), post, res, unit
+        return torch.sigmoid(pre), half + half, res, unit
 
     def forward(self, state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
         weights, post, res, unit = self.coefficients(state)

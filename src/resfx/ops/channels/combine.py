@@ -25,9 +25,12 @@ def combine(state: Tensor, weights: Tensor, unit: Tensor | float | None = 1.0) -
     Returns:
         ``(..., d)`` in the type of ``state``.
     """
+    given = unit if isinstance(unit, Tensor) or unit in (None, 1) else weights.new_tensor(unit)
+    node = state, weights, given if isinstance(given, Tensor) else None, unit is not None
     if keeps_one_node():
-        given = unit if isinstance(unit, Tensor) or unit in (None, 1) else weights.new_tensor(unit)
-        return _node(state, weights, given if isinstance(given, Tensor) else None, unit is not None)
+        return _node(*node)
+    if (done := _node.native(*node)) is not None:
+        return done
     if is_open():
         return combine_formula(state, weights, unit)
     if at_kernels(state) and weights.shape[-1] == 1:

@@ -29,6 +29,8 @@ def delta_write(
     """
     if keeps_one_node():
         return _node(state, f, beta, v, mix, eps2, add, erase)
+    if (done := _node.native(state, f, beta, v, mix, eps2, add, erase)) is not None:
+        return done
     if is_open():
         return delta_write_formula(state, f, beta, v, mix, eps2, add, erase)
     return _operator(state, f, beta, v, mix, eps2, add, erase)

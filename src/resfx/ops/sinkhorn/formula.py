@@ -49,6 +49,8 @@ def sinkhorn(logits: Tensor, iterations: int = 20, newton: int = 0) -> Tensor:
     """
     if keeps_one_node():
         return _node(logits, iterations, newton)
+    if (done := _node.native(logits, iterations, newton)) is not None:
+        return done
     rounds_only = not newton and is_compiling()  # a compiler decides itself what to compute again
     if rounds_only or transforming() or is_exporting():
         return sinkhorn_formula(logits, iterations, newton)

@@ -61,8 +61,11 @@ def windowed_attention(
             form with more keys than queries.
     """
     _validate(q, k, window, chunk)
-    if keeps_one_node() and window is not None and q.dim() == 4:
-        return _node(q, k, v, mask, window, causal, chunk, scale or 0.0)
+    if window is not None and q.dim() == 4:
+        if keeps_one_node():
+            return _node(q, k, v, mask, window, causal, chunk, scale or 0.0)
+        if (done := _node.native(q, k, v, mask, window, causal, chunk, scale or 0.0)) is not None:
+            return done
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if window is None:
         k, v = _share_heads(q, k), _share_heads(q, v)
@@ -208,6 +211,8 @@ def windowed_attention_row(
     """
     if keeps_one_node():
         return _row_node(q, list(keys), list(values), scale or 0.0)
+    if (done := _row_node.native(q, keys, values, scale or 0.0)) is not None:
+        return done
     return _row(q, keys, values, scale or 0.0)
 
 

@@ -12,6 +12,7 @@ void windowed_attention(const Call& c) {
   using A = Wide<T>;
   Tensor q = c.in(0), k = c.in(1), v = c.in(2), mask = c.in(3);
   require(q.shape.size() == 4 && k.shape.size() == 4 && v.shape.size() == 4, "q, k and v must have four axes");
+  require(k.dim(4) == q.dim(4) && v.dim(4) == q.dim(4), "q, k and v must have one batch");
   size_t heads = q.dim(3), size = q.dim(2), dk = q.dim(1), shared = k.dim(3), length = k.dim(2), dv = v.dim(1);
   require(shared && heads % shared == 0 && v.dim(3) == shared && v.dim(2) == length && k.dim(1) == dk,
           "q, k and v do not belong together");

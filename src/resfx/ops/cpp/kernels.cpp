@@ -1,4 +1,5 @@
-// CPU kernels of the fused operators of resfx for ONNX Runtime, 1.17 or later. Built by `python -m resfx kernels`.
+// CPU kernels of the fused operators of resfx: for ONNX Runtime, 1.17 or later, and for small calls of the operators
+// themselves. Built by `python -m resfx kernels`.
 //
 // The kernels are in the operators' folders, resfx/ops/*/kernel.h. operators.h, which includes them and lists them with
 // the inputs and attributes that record.py beside each says, is written when this is built.
@@ -111,19 +112,42 @@ Op record(const char* label, Type type, const char* inputs, std::vector<const ch
 
 }  // namespace
 
+#include "direct.h"
 #include "operators.h"  // template <class T> void add_records(std::vector<Op>& to)
 
-extern "C" __attribute__((visibility("default"))) Status* RegisterCustomOps(Options* options, const ApiBase* base) {
+namespace {
+
+const std::vector<Op>& records() {
+  static const std::vector<Op>& all = *[] {
+    auto* made = new std::vector<Op>;
+    add_records<float>(*made), add_records<double>(*made), add_records<Half>(*made), add_records<BFloat>(*made);
+    return made;
+  }();
+  return all;
+}
+
+}  // namespace
+
+#define RESFX_EXPORT extern "C" __attribute__((visibility("default")))
+
+RESFX_EXPORT Status* RegisterCustomOps(Options* options, const ApiBase* base) {
   Api api = base->GetApi(kVersion);
   if (!api) return nullptr;  // older than 1.17: the runtime has said so
-  static const std::vector<Op>& records = *[] {
-    auto* all = new std::vector<Op>;
-    add_records<float>(*all), add_records<double>(*all), add_records<Half>(*all), add_records<BFloat>(*all);
-    return all;
-  }();
   Domain* domain = nullptr;
   Status* status = call<Status*>(api, kCreateCustomOpDomain, "resfx", &domain);
-  for (const Op& op : records)
+  for (const Op& op : records())
     if (!status) status = call<Status*>(api, kCustomOpDomainAdd, domain, static_cast<const CustomOp*>(&op));
   return status ? status : call<Status*>(api, kAddCustomOpDomain, options, domain);
+}
+
+// The number of the record for an operator and the type of its main tensors; -1 where there is none.
+RESFX_EXPORT int64_t resfx_find(const char* label, int64_t type) {
+  for (size_t i = 0; i < records().size(); ++i)
+    if (!std::strcmp(records()[i].label, label) && records()[i].type == type) return int64_t(i);
+  return -1;
+}
+
+// Runs it; null, or why it did not.
+RESFX_EXPORT const char* resfx_call(int64_t i, const int64_t* words, const float* reals, const int64_t* wholes) {
+  return call_directly(records()[size_t(i)], words, reals, wholes);
 }

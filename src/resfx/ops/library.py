@@ -1,4 +1,7 @@
-"""The optional CPU kernels for ONNX Runtime, in ``cpp``: built once per machine by ``python -m resfx kernels``."""
+"""The optional CPU kernels, in ``cpp``: built once per machine by ``python -m resfx kernels``.
+
+ONNX Runtime loads the library (:func:`resfx.export.session`), and small calls in eager mode do (:mod:`.native`).
+"""
 
 from __future__ import annotations
 
