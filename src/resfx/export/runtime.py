@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from resfx.errors import ExportError, require
-
 from resfx.ops.library import built_kernels
 
 CPU_ONLY = ("CPUExecutionProvider",)

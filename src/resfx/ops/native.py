@@ -1,7 +1,7 @@
 """The C++ kernels for small calls in eager mode on a CPU: one call in the place of many tiny operators.
 
-They are the kernels of ONNX Runtime, from the same library (:mod:`resfx.ops.library`), where ``python -m resfx kernels``
-has built it; plain torch runs elsewhere. They know no gradients and run on one thread, so they are asked where none is
+They are ONNX Runtime's, from the same library (:mod:`resfx.ops.library`), where ``python -m resfx kernels`` has
+built it; plain torch runs elsewhere. They know no gradients and run on one thread, so they are asked where none is
 recorded and where tensors are too small to be worth another.
 """
 

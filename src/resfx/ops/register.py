@@ -103,7 +103,7 @@ def fused(
     open_form: Callable[..., Tensor] | None = None,
     layout: Callable[[Tensor], Tensor] = Tensor.contiguous,
     kernels: str = "",
-    node: Callable[..., Tensor] | None = None,
+    node: Native | None = None,
 ) -> Callable[..., Tensor]:
     """Register ``torch.ops.resfx.<name>`` and return the function that picks a form call by call.
 
@@ -123,8 +123,8 @@ def fused(
         open_form: what to call instead of the formula where the kernels are not used.
         layout: brings a result into the memory layout that the kernels write.
         kernels: the name of that module within :mod:`resfx.ops`; ``<name>.triton`` by default.
-        node: where it has an ONNX record of its own and can stay one node (:func:`opaque_operators`): an empty tensor
-            like the result.
+        node: where it has an ONNX record of its own, and can stay one node (:func:`opaque_operators`): its kernel for
+            small calls.
     """
     module = kernels or f"{name}.triton"
     plain, outside = eager or formula, open_form or formula
@@ -156,13 +156,11 @@ def fused(
     operator.register_autograd(backward, setup_context=setup_context)
     operator.register_vmap(lambda info, axes, *args: _one_by_one(operator, info.batch_size, axes, args))
 
-    native = Native(name, node) if node else None
-
     def call(*args: Any) -> Tensor:
-        if native is not None:
+        if node is not None:
             if keeps_one_node():
                 return operator(*args)
-            if (done := native(*args)) is not None:
+            if (done := node(*args)) is not None:
                 return done
         if is_compiling() or transforming() or not _at_kernels(args[0]) or kernels_for(module, args) is None:
             return outside(*args)

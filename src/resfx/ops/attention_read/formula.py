@@ -9,6 +9,7 @@ from torch import Tensor
 
 from resfx._torch import is_exporting
 from resfx.ops.chunks import is_cut, is_stacked
+from resfx.ops.native import Native
 from resfx.ops.register import accumulator, fused, in_type, transforming
 from resfx.ops.scores import relative_softmax, rms_scores
 from resfx.ops.weighted_sum.formula import weighted_sum_formula
@@ -89,4 +90,5 @@ def _alike(sources: Sequence[Tensor], base: Tensor | None) -> bool:
     return not twice and all(s.shape == first.shape and s.dtype == first.dtype for s in others)
 
 
-_operator = fused("attention_read", attention_read_formula, open_form=_open_read, node=lambda sources, *_: sources[0].new_empty(sources[0].shape))
+_native = Native("attention_read", lambda sources, *_: sources[0].new_empty(sources[0].shape))
+_operator = fused("attention_read", attention_read_formula, open_form=_open_read, node=_native)

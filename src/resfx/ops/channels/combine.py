@@ -25,12 +25,8 @@ def combine(state: Tensor, weights: Tensor, unit: Tensor | float | None = 1.0) -
     Returns:
         ``(..., d)`` in the type of ``state``.
     """
-    given = unit if isinstance(unit, Tensor) or unit in (None, 1) else weights.new_tensor(unit)
-    node = state, weights, given if isinstance(given, Tensor) else None, unit is not None
     if keeps_one_node():
-        return _node(*node)
-    if (done := _node.native(*node)) is not None:
-        return done
+        return _node(*_of_node(state, weights, unit))
     if is_open():
         return combine_formula(state, weights, unit)
     if at_kernels(state) and weights.shape[-1] == 1:
@@ -61,7 +57,8 @@ class _Combine(Closed):
 
     @staticmethod
     def forward(state: Tensor, weights: Tensor, unit: Tensor | float | None) -> Tensor:
-        return combine_formula(state, weights, unit)
+        done = _node.native(*_of_node(state, weights, unit))
+        return combine_formula(state, weights, unit) if done is None else done
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -74,6 +71,13 @@ class _Combine(Closed):
         gstate = (weights * g).to(state.dtype) if ctx.needs_input_grad[0] else None
         gweights = (state.to(g.dtype) * g).sum_to_size(weights.shape) if ctx.needs_input_grad[1] else None
         return gstate, gweights, None
+
+
+def _of_node(state: Tensor, weights: Tensor, unit: Tensor | float | None) -> tuple[Tensor, Tensor, Tensor | None, bool]:
+    """What the operator's node is given: a tensor for every number but one."""
+    known = isinstance(unit, Tensor) or unit in (None, 1)
+    given = unit if known else weights.new_tensor(unit)
+    return state, weights, given if isinstance(given, Tensor) else None, unit is not None
 
 
 def _combine_given(state: Tensor, weights: Tensor, unit: Tensor | None, centred: bool) -> Tensor:

@@ -29,8 +29,6 @@ def delta_write(
     """
     if keeps_one_node():
         return _node(state, f, beta, v, mix, eps2, add, erase)
-    if (done := _node.native(state, f, beta, v, mix, eps2, add, erase)) is not None:
-        return done
     if is_open():
         return delta_write_formula(state, f, beta, v, mix, eps2, add, erase)
     return _operator(state, f, beta, v, mix, eps2, add, erase)
@@ -57,7 +55,8 @@ class _DeltaWrite(Closed):
     def forward(
         state: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, eps2: float, add: bool, erase: bool
     ) -> Tensor:
-        return delta_write_formula(state, f, beta, v, mix, eps2, add, erase)
+        done = _node.native(state, f, beta, v, mix, eps2, add, erase)
+        return delta_write_formula(state, f, beta, v, mix, eps2, add, erase) if done is None else done
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -29,8 +29,6 @@ def mix(state: Tensor, f: Tensor, write: Tensor, matrix: Tensor | None, unit: bo
     """
     if keeps_one_node():
         return _node(state, f, write, matrix, unit)
-    if (done := _node.native(state, f, write, matrix, unit)) is not None:
-        return done
     if is_open():
         return mix_formula(state, f, write, matrix, unit)
     return _operator(state, f, write, matrix, unit)
@@ -54,7 +52,8 @@ def mix_formula(state: Tensor, f: Tensor, write: Tensor, matrix: Tensor | None, 
 class _Mix(Closed):
     @staticmethod
     def forward(state: Tensor, f: Tensor, write: Tensor, matrix: Tensor | None, unit: bool) -> Tensor:
-        return mix_formula(state, f, write, matrix, unit)
+        done = _node.native(state, f, write, matrix, unit)
+        return mix_formula(state, f, write, matrix, unit) if done is None else done
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from resfx._torch import is_compiling, is_exporting
 from resfx.ops.closed import Closed
 from resfx.ops.inductor import per_row
+from resfx.ops.native import Native
 from resfx.ops.register import accumulator, fused, in_type, transforming
 
 
@@ -158,8 +159,10 @@ class _Delta(Closed):
     def forward(
         x: Tensor, f: Tensor, beta: Tensor, v: Tensor, mix: Tensor | None, total: Tensor | None, eps2: float, add: bool
     ) -> Tensor:
-        forward = delta_formula if is_compiling() else delta_eager
-        return forward(x, f, beta, v, mix, total, eps2, add)
+        if is_compiling():
+            return delta_formula(x, f, beta, v, mix, total, eps2, add)
+        done = _native(x, f, beta, v, mix, total, eps2, add)
+        return delta_eager(x, f, beta, v, mix, total, eps2, add) if done is None else done
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -189,5 +192,5 @@ def _open(
     return _Delta.call(x, f, beta, v, mix, total, eps2, add)
 
 
-_operator = fused("delta_shortcut", delta_formula, eager=_eager, open_form=_open, kernels="delta.triton",
-                  node=lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format))  # fmt: skip
+_native = Native("delta_shortcut", lambda x, *_: x.new_empty(x.shape))
+_operator = fused("delta_shortcut", delta_formula, eager=_eager, open_form=_open, kernels="delta.triton", node=_native)

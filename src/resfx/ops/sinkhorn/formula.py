@@ -49,8 +49,6 @@ def sinkhorn(logits: Tensor, iterations: int = 20, newton: int = 0) -> Tensor:
     """
     if keeps_one_node():
         return _node(logits, iterations, newton)
-    if (done := _node.native(logits, iterations, newton)) is not None:
-        return done
     rounds_only = not newton and is_compiling()  # a compiler decides itself what to compute again
     if rounds_only or transforming() or is_exporting():
         return sinkhorn_formula(logits, iterations, newton)
@@ -71,6 +69,22 @@ def sinkhorn_formula(logits: Tensor, iterations: int, newton: int) -> Tensor:
         step = _solve(matrix, 1 - matrix.sum(-2)).clamp(-stride, stride)
         matrix = matrix * torch.exp(step).unsqueeze(-2)
         matrix = matrix / matrix.sum(-1, keepdim=True)
+    return matrix
+
+
+def _in_place(logits: Tensor, iterations: int, newton: int) -> Tensor:
+    """:func:`sinkhorn_formula` in eager mode, where nothing records gradients: one matrix of memory. On a CPU, where
+    asking costs nothing, Newton's method stops when all that is left is rounding."""
+    matrix = torch.exp((logits - logits.amax((-2, -1), keepdim=True)).clamp_min_(-40.0))
+    for _ in range(iterations):
+        matrix.div_(matrix.sum(-2, keepdim=True))
+        matrix.div_(matrix.sum(-1, keepdim=True))
+    for _ in range(newton):
+        missed = 1 - matrix.sum(-2)
+        if missed.is_cpu and not (missed.abs() > 2 * torch.finfo(missed.dtype).eps).any():
+            break
+        matrix.mul_(torch.exp(_solve(matrix, missed).clamp_(-4.0, 4.0)).unsqueeze(-2))
+        matrix.div_(matrix.sum(-1, keepdim=True))
     return matrix
 
 
@@ -109,7 +123,11 @@ class _Sinkhorn(Closed):
     @staticmethod
     def forward(logits: Tensor, iterations: int, newton: int) -> Tensor:
         kernels = kernels_for("sinkhorn.triton", (logits, iterations, newton)) if at_kernels(logits) else None
-        return kernels.forward(logits, iterations, newton) if kernels else sinkhorn_formula(logits, iterations, newton)
+        if kernels:
+            return kernels.forward(logits, iterations, newton)
+        if (done := _node.native(logits, iterations, newton)) is not None:
+            return done
+        return (sinkhorn_formula if is_compiling() else _in_place)(logits, iterations, newton)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

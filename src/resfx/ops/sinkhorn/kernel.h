@@ -9,8 +9,8 @@
 namespace {
 
 // b with (diag(column sums) - P^T P) b = right and b_n = 0, for P with unit rows, in the place of `right`.
-template <class A>
-void solve_columns(const A* m, A* right, A* table, size_t n) {
+template <class A, class Size>
+void solve_columns(const A* m, A* right, A* table, Size n) {
   for (size_t j = 0; j < n; ++j)
     for (size_t k = 0; k < n; ++k) {
       A sum = 0;
@@ -35,12 +35,46 @@ void solve_columns(const A* m, A* right, A* table, size_t n) {
   right[n - 1] = 0;
 }
 
-template <class A>
-void unit_rows(A* m, size_t n) {
+template <class A, class Size>
+void column_sums(const A* m, A* sums, Size n) {
+  for (size_t column = 0; column < n; ++column) sums[column] = 0;
+  for (size_t row = 0; row < n; ++row)
+    for (size_t column = 0; column < n; ++column) sums[column] += m[row * n + column];
+}
+
+template <class A, class Size>
+void unit_rows(A* m, Size n) {
   for (size_t row = 0; row < n; ++row) {
     A sum = 0;
     for (size_t column = 0; column < n; ++column) sum += m[row * n + column];
     for (size_t column = 0; column < n; ++column) m[row * n + column] /= sum;
+  }
+}
+
+// One matrix of exponentials. `Size` is a number, or one that the compiler knows.
+template <class A, class Size>
+void balance(A* m, A* table, A* step, Size n, int64_t iterations, int64_t newton) {
+  constexpr A kExact = 2 * std::numeric_limits<A>::epsilon();
+  for (int64_t round = 0; round < iterations; ++round) {
+    column_sums(m, step, n);
+    for (size_t row = 0; row < n; ++row)
+      for (size_t column = 0; column < n; ++column) m[row * n + column] /= step[column];
+    unit_rows(m, n);
+  }
+  for (int64_t round = 0; round < newton; ++round) {
+    column_sums(m, step, n);
+    A missed = 0;
+    for (size_t column = 0; column < n; ++column) {
+      step[column] = 1 - step[column];
+      missed = std::max(missed, std::abs(step[column]));
+    }
+    if (missed <= kExact) return;  // what follows would round, no more
+    solve_columns(m, step, table, n);
+    for (size_t column = 0; column < n; ++column)
+      step[column] = std::exp(std::min(std::max(step[column], A(-4)), A(4)));
+    for (size_t row = 0; row < n; ++row)
+      for (size_t column = 0; column < n; ++column) m[row * n + column] *= step[column];
+    unit_rows(m, n);
   }
 }
 
@@ -60,27 +94,10 @@ void sinkhorn(const Call& c) {
       for (size_t e = 0; e < each; ++e) m[e] = widen(x[e]);
       A top = *std::max_element(m, m + each);
       for (size_t e = 0; e < each; ++e) m[e] = exponential(std::max(m[e] - top, A(-40)));
-      for (int64_t round = 0; round < iterations; ++round) {
-        for (size_t column = 0; column < n; ++column) {
-          A sum = 0;
-          for (size_t row = 0; row < n; ++row) sum += m[row * n + column];
-          for (size_t row = 0; row < n; ++row) m[row * n + column] /= sum;
-        }
-        unit_rows(m, n);
-      }
-      for (int64_t round = 0; round < newton; ++round) {
-        for (size_t column = 0; column < n; ++column) {
-          A sum = 0;
-          for (size_t row = 0; row < n; ++row) sum += m[row * n + column];
-          step[column] = 1 - sum;
-        }
-        solve_columns(m, step, table, n);
-        for (size_t column = 0; column < n; ++column) {
-          A scale = std::exp(std::min(std::max(step[column], A(-4)), A(4)));
-          for (size_t row = 0; row < n; ++row) m[row * n + column] *= scale;
-        }
-        unit_rows(m, n);
-      }
+      if (n == 4)
+        balance(m, table, step, std::integral_constant<size_t, 4>{}, iterations, newton);
+      else
+        balance(m, table, step, n, iterations, newton);
       store<T, A>(ys + i * each, m, nullptr, each);
     }
   });

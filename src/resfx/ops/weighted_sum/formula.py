@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from resfx.ops.chunks import chunked_sums, is_cut, is_stacked
+from resfx.ops.native import Native
 from resfx.ops.register import accumulator, fused, in_type
 
 
@@ -47,4 +48,5 @@ def weighted_sum_formula(sources: Sequence[Tensor], weights: Tensor, base: Tenso
     return total if base is None else base + total
 
 
-_operator = fused("weighted_sum", weighted_sum_formula, node=lambda sources, *_: sources[0].new_empty(sources[0].shape))
+_native = Native("weighted_sum", lambda sources, *_: sources[0].new_empty(sources[0].shape))
+_operator = fused("weighted_sum", weighted_sum_formula, node=_native)
