@@ -143,7 +143,7 @@ def test_who_watches_operators_sees_them(calls):
     with Seen() as seen:
         delta_shortcut(*args)
     graph = make_fx(lambda *a: delta_shortcut(*a))(*args).graph
-    torch.jit.trace(delta_shortcut, args, check_trace=False)
+    torch.jit.trace(delta_shortcut, args[:5], check_trace=False)
     torch.func.vmap(delta_shortcut, (0, 0, 0, 0, None, None))(*args)
     assert not calls and any("addcmul" in n for n in seen.names)
     assert any(n.op == "call_function" for n in graph.nodes)
