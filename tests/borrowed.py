@@ -169,6 +169,8 @@ TABLE = [
     Borrowed("torch.export._trace._EXPORT_MODULE_HIERARCHY", "own_export", "torch.export of a call not seen before"),
     Borrowed("torch.onnx._internal.exporter._registration", "exporter_log", "quiet exports to ONNX",
              lambda: importlib.util.find_spec("torch.onnx._internal.exporter._registration") is not None),
+    Borrowed("torch._dynamo.graph_break", "break_graph", "saying why a call not seen before is not in one graph"),
+    Borrowed("torch._C._len_torch_dispatch_stack", "is_watched", "C++ kernels in eager mode"),
     Borrowed("torch._dynamo.lookup_backend", "compile_backend", _COMPILED),
     Borrowed("torch._inductor.compile_fx", "fresh_inductor_cache", _COMPILED),
     Borrowed("torch._inductor.utils.fresh_cache", "fresh_inductor_cache", _COMPILED),

@@ -238,6 +238,11 @@ def own_export() -> Iterator[None]:
 # -- compiling -----------------------------------------------------------------------------------------------------
 
 
+def break_graph(why: str) -> None:
+    """End the graph that Dynamo is tracing here; with ``fullgraph=True`` it raises, and says why. Else nothing."""
+    torch._dynamo.graph_break(why)
+
+
 def compile_backend(name: str) -> Callable[..., Any]:
     """The function behind ``torch.compile(backend=name)``, to be called from a backend of one's own."""
     return torch._dynamo.lookup_backend(name)

@@ -76,8 +76,9 @@ class _Packing:
         self.single = [names.index(name) for name in single]
         self.lists = [i for i, name in enumerate(names) if name not in {*single, *(a.name for a in attributes)}]
         self.kinds = [p.kind for p in record.inputs]
-        self.reals = [a.name for a in attributes if a.type is float]
-        self.wholes = [a.name for a in attributes if a.type is int]
+        at = [names.index(a.name) if a.name in names else a.name for a in attributes]
+        self.reals = [i for i, a in zip(at, attributes, strict=True) if a.type is float]
+        self.wholes = [i for i, a in zip(at, attributes, strict=True) if a.type is int]
         self.known: dict[torch.dtype, int] = {}
 
     def inputs(self, args: tuple[Any, ...]) -> list[Tensor | None]:
@@ -111,9 +112,13 @@ class _Packing:
 
     def numbers(self, args: tuple[Any, ...]) -> tuple[Any, Any]:
         """The attributes, as arrays."""
-        given = dict(zip(self.names, args, strict=True))
-        find = lambda name: given[name] if name in given else self.record.derived[name](given)
-        return _array(ctypes.c_float, *map(find, self.reals)), _array(ctypes.c_int64, *map(find, self.wholes))
+        reals, wholes = self._values(self.reals, args), self._values(self.wholes, args)
+        return _array(ctypes.c_float, *reals), _array(ctypes.c_int64, *wholes)
+
+    def _values(self, at: list[int | str], args: tuple[Any, ...]) -> list[Any]:
+        """Arguments by their place, and what the record derives of them by name."""
+        derive = self.record.derived
+        return [args[i] if isinstance(i, int) else derive[i](dict(zip(self.names, args, strict=True))) for i in at]
 
 
 @functools.lru_cache(maxsize=256)

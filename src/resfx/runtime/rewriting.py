@@ -138,15 +138,13 @@ class Rewriting:
             found.append(inside)
         return found
 
-    def acts_within(self, path: str) -> bool:
-        """Whether any add inside a module was rewritten."""
-        return any(a.within(path) is not None for a in self.applications) if path else True
-
     def _fold(self, capture: Capture, tree: nn.Module, prefix: str, module: nn.Module) -> None:
         if not capture.calls:  # a graph that the user already has
             code = Code(_of_a_graph(capture.graph, type(module).__name__), (), str(capture.graph))
             flags = tuple(m.training for m in module.modules()) if self.source.traced else None
-            make_unit(module, prefix, self, _bank(module)).add(Always(flags), code)
+            unit = make_unit(module, prefix, self, _bank(module))
+            unit.native = False
+            unit.add(Always(flags), code)
             return
         plan, codes = fold(capture, tree, prefix, self.shared)
         for region in codes:
@@ -154,6 +152,7 @@ class Rewriting:
             part = module.get_submodule(region.path)
             path = ".".join(p for p in (prefix, region.path) if p)
             unit = make_unit(part, path, self, _bank(module))
+            unit.native = unit.native and not plan.acts_in(region)
             if not region.passed_on:
                 unit.add(guard_of(plan, region, part, self.source), codes[region])
             elif codes[region].function not in unit.told:

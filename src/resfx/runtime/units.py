@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx._torch import is_compiling
+from resfx._torch import break_graph, is_compiling
 from resfx.errors import VariantError
 from resfx.passes.fold.function import Code
 from resfx.passes.fold.guard import Always, Guard
@@ -34,12 +34,12 @@ class Unit:
 
     Attributes:
         path: of the module in the model's tree.
-        recipe: what the rewrite was, and how to make code for a call not seen before: ``make(module, path, given)``.
+        recipe: what the rewrite was, and how to make code for a call not seen before: ``make(module, unit, args,
+            kwargs)``.
         variants: code with what it was made for.
         told: functions that calls around it have it run.
         active: whether it is run.
-        native: whether a call that comes with no word from around it runs the module's own code: none of its adds was
-            rewritten.
+        native: whether a call that comes with no word from around it runs the module's own code: no method acts in it.
     """
 
     path: str
@@ -47,7 +47,7 @@ class Unit:
     variants: list[tuple[Guard | Always, Code]] = field(default_factory=list)
     told: list[Callable[..., Any]] = field(default_factory=list)
     active: bool = True
-    native: bool = False
+    native: bool = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
         twin = Unit(self.path, self.recipe, list(self.variants), list(self.told), self.active, self.native)
@@ -90,7 +90,10 @@ def outside_of_compilers(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(fn)
     def outside(*args: Any, **kwargs: Any) -> Any:
-        return torch.compiler.disable(fn)(*args, **kwargs) if is_compiling() else fn(*args, **kwargs)
+        if not is_compiling():
+            return fn(*args, **kwargs)
+        break_graph("resfx meets a call like none before: call the model once with such inputs, then compile it whole")
+        return torch.compiler.disable(fn)(*args, **kwargs)
 
     return outside
 
@@ -172,6 +175,5 @@ def make_unit(module: nn.Module, path: str, recipe: Any, bank: nn.Module) -> Uni
     unit = module.__dict__.get("_resfx_unit")
     if unit is None or unit.recipe is not recipe:
         unit = module.__dict__["_resfx_unit"] = Unit(path, recipe)
-        unit.native = not recipe.acts_within(path)
     module.__dict__["_resfx_new"] = levels_of(bank, path)
     return unit

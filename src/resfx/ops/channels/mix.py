@@ -52,7 +52,7 @@ def mix_formula(state: Tensor, f: Tensor, write: Tensor, matrix: Tensor | None, 
 class _Mix(Closed):
     @staticmethod
     def forward(state: Tensor, f: Tensor, write: Tensor, matrix: Tensor | None, unit: bool) -> Tensor:
-        done = _node.native(state, f, write, matrix, unit)
+        done = None if matrix is None else _node.native(state, f, write, matrix, unit)  # else one operator
         return mix_formula(state, f, write, matrix, unit) if done is None else done
 
     @staticmethod

@@ -21,6 +21,7 @@ from resfx.runtime.huggingface import kept_functions, traced_plainly
 from .calls import Call, unbind
 from .diagnose import diagnose
 from .guards import assumed, shape_guard
+from .identities import restore_operands
 from .marks import Recorder
 from .normalize import flatten_graph
 from .structure import COMPOUND, Flattener, Template
@@ -82,6 +83,7 @@ def capture_call(
     assert isinstance(exported, torch.fx.GraphModule)
     graph, constants = flatten_graph(exported, clone)
     recorder.settle(graph)
+    restore_operands(graph, {c.number: c for c in recorder.calls})
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     inputs = inputs[: len(inputs) - len(constants)]
     for name, part in zip(call.template[1], call.template[2], strict=True):

@@ -27,7 +27,7 @@ from .record import CallRecord, MethodOf, Passed, enter, leave
 from .structure import COMPOUND, Flattener, Template
 from .watch import Watch, below, kept, plain
 
-_ALIAS = torch.ops.aten.alias
+_IDENTITY = torch.ops.aten.squeeze.dims  # of no axes: a view of the whole, which nobody else writes that way
 
 
 @dataclass(eq=False)
@@ -143,13 +143,13 @@ class Recorder:
         """Leave a mark for each leaf in the graph, or a fence where there is none; returns what to go on with."""
         fenced = self._fence is not None and not leaves and side != "hold"
         if fenced:
-            self.kept.append(_ALIAS(self._fence))
+            self.kept.append(_IDENTITY(self._fence, ()))
         marked = []
         for leaf in leaves:
             if isinstance(leaf, torch.Tensor):
-                marked.append(_ALIAS(leaf))
+                marked.append(_IDENTITY(leaf, ()))
             else:  # a size: read off a tensor of that length
-                self.kept.append(_ALIAS(torch.empty((leaf, 0))))
+                self.kept.append(_IDENTITY(torch.empty((leaf, 0)), ()))
                 marked.append(leaf)
             if side == "hold":
                 self.kept.append(marked[-1]) if isinstance(leaf, torch.Tensor) else None
@@ -211,7 +211,7 @@ class Recorder:
         results = tuple(output.args[0])  # type: ignore[arg-type]
         output.args = (results[: len(results) - len(self.kept)],)
         order = {n: i for i, n in enumerate(graph.nodes)}
-        marks = iter([n for n in graph.nodes if n.target is _ALIAS.default])
+        marks = iter([n for n in graph.nodes if n.target is _IDENTITY and not n.args[1]])
         borders: list[tuple[float, str, CallRecord]] = []
         for side, subject, count, fenced in self._events:
             fence = next(marks) if fenced else None

@@ -12,7 +12,8 @@ from resfx.passes.find.graph import Capture
 
 from .code import Writer
 from .function import Code, NotExpressible, Shared
-from .plan import Plan, Region, from_function, only_handed_on
+from .plan import Plan, from_function, only_handed_on
+from .region import Region
 
 __all__ = ["Code", "Plan", "Region", "Shared", "fold", "from_function", "only_handed_on"]
 

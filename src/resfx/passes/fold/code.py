@@ -27,7 +27,8 @@ from resfx.passes.find.operators import operator_name
 
 from . import values
 from .function import Code, NotExpressible, Shared
-from .plan import Plan, Region, is_size, known_in
+from .plan import Plan, is_size, known_in
+from .region import Region
 from .text import Text
 
 

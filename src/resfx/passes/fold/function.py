@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .plan import Region
+from .region import Region
 
 
 class NotExpressible(Exception):

@@ -9,7 +9,6 @@ module runs it, and the calls around it stay the user's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -22,64 +21,7 @@ from resfx.passes.find.mark import mark_of
 from resfx.passes.find.operators import is_inplace
 
 from .copies import separate_copies
-
-
-@dataclass(eq=False)
-class Region:
-    """One call and what the rewritten graph has of it.
-
-    Attributes:
-        enters, leaves: its marks by slot.
-        nodes: of its own code, in order; calls inside are regions of their own.
-        inner: the calls made from its own code, in order.
-        taken: values from outside that are not among its arguments, in order.
-        handed: values that are read outside and are not among its results, in order.
-        held: numbers of stateful objects from outside that are not among its arguments.
-        dissolved: calls whose operators were taken into this one's code.
-        generated: whether it runs code of its own.
-        passed_on: whether the call around it says which code to run, and hands over what it takes.
-    """
-
-    call: CallRecord
-    outer: Region | None
-    enters: dict[int, fx.Node] = field(default_factory=dict)
-    leaves: dict[int, fx.Node] = field(default_factory=dict)
-    nodes: list[fx.Node] = field(default_factory=list)
-    inner: list[Region] = field(default_factory=list)
-    taken: list[fx.Node] = field(default_factory=list)
-    handed: list[fx.Node] = field(default_factory=list)
-    held: list[int] = field(default_factory=list)
-    dissolved: set[CallRecord] = field(default_factory=set)
-    generated: bool = False
-    passed_on: bool = False
-
-    @property
-    def path(self) -> str | None:
-        """The module's qualified name; ``None`` for a function."""
-        return self.call.target if isinstance(self.call.target, str) else None
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return self.call.name or "the model"
-
-    @property
-    def closed(self) -> bool:
-        """Whether nothing crosses its border but arguments and results."""
-        return not (self.taken or self.handed or self.held)
-
-    def around(self) -> Iterator[Region]:
-        """This region and those around it, outwards."""
-        region: Region | None = self
-        while region is not None:
-            yield region
-            region = region.outer
-
-    def below(self) -> Iterator[Region]:
-        """This region and all within."""
-        yield self
-        for inner in self.inner:
-            yield from inner.below()
+from .region import Region
 
 
 class Plan:
@@ -305,9 +247,9 @@ class Plan:
         self._pass_cache_on()
         self._generate()
 
-    def units(self) -> list[Region]:
-        """The generated calls that stand for themselves: whoever calls their module runs them."""
-        return [r for r in self.region.values() if r.generated and not r.passed_on]
+    def acts_in(self, region: Region) -> bool:
+        """Whether a method made any of a generated call's code: the rest of it hands values on."""
+        return any(is_new(n) for r in region.below() for n in r.nodes)
 
 
 def is_new(node: fx.Node) -> bool:

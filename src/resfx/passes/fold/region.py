@@ -1,0 +1,68 @@
+"""One call of a rewritten graph, and what crosses its border."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from resfx.passes.capture.record import CallRecord
+
+
+@dataclass(eq=False)
+class Region:
+    """One call and what the rewritten graph has of it.
+
+    Attributes:
+        enters, leaves: its marks by slot.
+        nodes: of its own code, in order; calls inside are regions of their own.
+        inner: the calls made from its own code, in order.
+        taken: values from outside that are not among its arguments, in order.
+        handed: values that are read outside and are not among its results, in order.
+        held: numbers of stateful objects from outside that are not among its arguments.
+        dissolved: calls whose operators were taken into this one's code.
+        generated: whether it runs code of its own.
+        passed_on: whether the call around it says which code to run, and hands over what it takes.
+    """
+
+    call: CallRecord
+    outer: Region | None
+    enters: dict[int, fx.Node] = field(default_factory=dict)
+    leaves: dict[int, fx.Node] = field(default_factory=dict)
+    nodes: list[fx.Node] = field(default_factory=list)
+    inner: list[Region] = field(default_factory=list)
+    taken: list[fx.Node] = field(default_factory=list)
+    handed: list[fx.Node] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+    dissolved: set[CallRecord] = field(default_factory=set)
+    generated: bool = False
+    passed_on: bool = False
+
+    @property
+    def path(self) -> str | None:
+        """The module's qualified name; ``None`` for a function."""
+        return self.call.target if isinstance(self.call.target, str) else None
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.call.name or "the model"
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing crosses its border but arguments and results."""
+        return not (self.taken or self.handed or self.held)
+
+    def around(self) -> Iterator[Region]:
+        """This region and those around it, outwards."""
+        region: Region | None = self
+        while region is not None:
+            yield region
+            region = region.outer
+
+    def below(self) -> Iterator[Region]:
+        """This region and all within."""
+        yield self
+        for inner in self.inner:
+            yield from inner.below()

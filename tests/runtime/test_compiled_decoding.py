@@ -1,0 +1,82 @@
+"""Decoding with ``torch.compile``: one graph for every token, and words where a call needs a capture first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from torch._dynamo.testing import CompileCounter
+
+import resfx
+
+IDS = torch.arange(3, 9)[None]
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def rewritten(mode):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+                                      intermediate_size=48, num_key_value_heads=2)  # fmt: skip
+    new = resfx.rewrite(transformers.LlamaForCausalLM(config).eval(), mode, args=(IDS,), check=False)
+    with torch.no_grad():
+        for p in resfx.of(new).new_parameters().values():
+            p.add_(0.05 * torch.randn_like(p))
+    return new
+
+
+@torch.no_grad()
+def test_a_call_like_none_before_says_how_to_compile_it_whole():
+    whole = torch.compile(rewritten("ddl"), backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="call the model once with such inputs"):
+        whole(inputs_embeds=torch.randn(1, 6, 32))
+
+
+@torch.no_grad()
+def test_a_call_like_none_before_runs_where_graphs_may_end():
+    new, given = rewritten("ddl"), {"inputs_embeds": torch.randn(1, 6, 32)}
+    counted = CompileCounter()
+    compiled = torch.compile(new, backend=counted)
+    want, first = new(IDS).logits, compiled(**given).logits
+    assert torch.equal(first, new(**given).logits)
+    torch._dynamo.reset()
+    counted.clear()
+    assert torch.equal(compiled(**given).logits, first) and torch.equal(compiled(IDS).logits, want)
+
+
+@pytest.mark.parametrize("mode", ["ddl", resfx.AttnRes(block=2), "denseformer", "mhc", "short_swa"], ids=str)
+@torch.no_grad()
+def test_a_step_with_a_cache_of_fixed_size_compiles_once(mode):
+    new = rewritten(mode)
+    asked = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    want = new.generate(IDS, **asked)[:, IDS.shape[1] :]
+    assert torch.equal(new.generate(IDS, **asked, cache_implementation="static")[:, IDS.shape[1] :], want)
+    cache, counted = transformers.StaticCache(config=new.config, max_cache_len=32), CompileCounter()
+    step, token, at, got = new, IDS, torch.arange(IDS.shape[1])[None], []
+    for i in range(8):
+        if i == 2:  # both kinds of calls were made by then
+            step = torch.compile(new, backend=counted, fullgraph=True)
+        token = step(token, past_key_values=cache, position_ids=at).logits[:, -1:].argmax(-1)
+        at = at[:, -1:] + 1
+        got.append(token)
+    assert torch.equal(torch.cat(got, -1), want)
+    assert counted.frame_count == 1
+
+
+@torch.no_grad()
+def test_masks_stay_calls_where_a_cache_lends_its_tensors():
+    """What a mask's maker converts without effect is not handed on to the layers in its place."""
+    new = rewritten("denseformer")
+    cache = transformers.StaticCache(config=new.config, max_cache_len=32)
+    for ids, at in ((IDS, 0), (IDS[:, :1], IDS.shape[1]), (IDS[:, :1], IDS.shape[1] + 1)):
+        new(ids, past_key_values=cache, position_ids=torch.arange(at, at + ids.shape[1])[None])
+    sources = [code.source for _, code in new.model._resfx_unit.variants]
+    assert len(sources) == 3 and all("create_causal_mask(" in s for s in sources)
+    assert not any("_resfx_unit" in vars(layer) for layer in new.model.layers)
+    fresh = transformers.StaticCache(config=new.config, max_cache_len=32)
+    assert torch.equal(new(IDS, past_key_values=fresh).logits, new(IDS).logits)
