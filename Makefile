@@ -6,7 +6,7 @@ VERSIONS = constraints/$(SET).txt
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-versions versions ready lint zoo matrix first-use clean bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide
+.PHONY: demo test test-versions versions ready lint zoo matrix first-use clean bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small
 
 $(READY): pyproject.toml $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
@@ -44,7 +44,7 @@ first-use: $(READY)
 matrix: $(READY)
 	$(RUN) -m tests.matrix
 
-bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide: bench-%: $(READY)
+bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small: bench-%: $(READY)
 	$(RUN) -m benchmarks.$*
 
 lint: $(READY)
