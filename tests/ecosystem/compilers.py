@@ -49,7 +49,7 @@ def whole(make: Make) -> None:
 @tool("torch.compile(fullgraph=True) as the very first call", seconds=400)
 def first(make: Make) -> None:
     torch._dynamo.reset()
-    model, twin = make(), make()
+    model, twin = make.cold(), make()
     mask = torch.ones_like(LONGER)
     mask[0, :3] = 0
     with torch.no_grad():
@@ -105,7 +105,7 @@ def with_adapters(make: Make) -> None:
 def exported(make: Make) -> None:
     from torch.export import Dim, export
 
-    model = make()
+    model = make.cold()
     ids = torch.cat([LONGER, LONGER])[:5, :11]
     for strict in (False, True):
         program = export(
@@ -132,7 +132,7 @@ def export_saved(make: Make) -> None:
 
 @tool("AOTInductor: compiled, packaged, run", seconds=500)
 def aoti(make: Make) -> None:
-    model = make()
+    model = make.cold()
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         program = torch.export.export(Logits(model).eval(), (LONGER,), strict=False)
         path = torch._inductor.aoti_compile_and_package(program, package_path=f"{folder}/model.pt2")

@@ -28,7 +28,7 @@ def _loss(model: Any, state: Any, ids: torch.Tensor) -> torch.Tensor:
 
 @tool("per-example gradients: vmap of grad, in a call not seen before")
 def per_example(make: Make) -> None:
-    model = make()
+    model = make.cold()
     state = dict(model.named_parameters())
     grads = func.vmap(func.grad(lambda s, i: _loss(model, s, i)), in_dims=(None, 0))(state, LONGER)
     for row in range(len(LONGER)):
@@ -40,7 +40,7 @@ def per_example(make: Make) -> None:
 
 @tool("torch.func.vmap over examples of a call not seen before")
 def mapped(make: Make) -> None:
-    model = make()
+    model = make.cold()
     with torch.no_grad():
         found = func.vmap(lambda i: model(input_ids=i[None], use_cache=False).logits[0])(LONGER)
     hold_equal(logits(model, LONGER), found, 1e-5)
@@ -146,7 +146,7 @@ def dispatched(make: Make) -> None:
             self.seen.append(str(fn))
             return fn(*args, **(kwargs or {}))
 
-    model, fresh = make(), make()
+    model, fresh = make(), make.cold()
     want = logits(model)
     with Count() as count:
         hold_equal(want, logits(model))
@@ -160,7 +160,7 @@ def dispatched(make: Make) -> None:
 def fake(make: Make) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    model = make()
+    model = make.cold()
     for ids in (IDS, LONGER):
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             out = model(input_ids=mode.from_tensor(ids), use_cache=False).logits

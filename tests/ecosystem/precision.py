@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -88,29 +87,28 @@ def autocast(make: Make) -> None:
 @tool("load_state_dict(assign=True), of another type too")
 def assigned(make: Make) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        model = make()
-        state = {k: v.to(dtype).clone() if v.is_floating_point() else v.clone() for k, v in model.state_dict().items()}
-        want = copy.deepcopy(model).to(dtype)
-        target = make(0.0)
-        logits(target)
-        target.load_state_dict(state, assign=True)
+        plain, start, moved, twin = make.plain(), make.start(), make(), make()
+        for model in (plain, start, moved):
+            model.load_state_dict({k: v.to(dtype).clone() for k, v in model.state_dict().items()}, assign=True)
+        for parameter in twin.parameters():
+            parameter.data = parameter.data.to(dtype)
         for ids in (IDS, LONGER):
-            hold_equal(logits(want, ids), logits(target, ids))
-        step(target.train())
+            hold_equal(logits(plain, ids), logits(start, ids))
+            hold_equal(logits(twin, ids), logits(moved, ids))
+        hold_step(plain.train(), start.train(), within=0.02)
 
 
-@tool("built on meta, weights assigned", seconds=120)
+@tool("weights assigned to a model on meta")
 def from_meta(make: Make) -> None:
-    want = make()
-    model = make(0.0).to("meta")
-    model.load_state_dict({k: v.clone() for k, v in want.state_dict().items()}, assign=True)
-    for ours, theirs in zip(model.buffers(), want.buffers(), strict=True):
-        ours.data = theirs.data.clone() if not ours.is_meta else ours.data
-    for (name, held), kept in zip(model.named_buffers(), want.buffers(), strict=True):
+    want, model = make(), make(0.0)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.to("meta").load_state_dict({k: v.clone() for k, v in want.state_dict().items()}, assign=True)
+    for name, buffer in buffers.items():
         owner, _, leaf = name.rpartition(".")
-        model.get_submodule(owner).register_buffer(leaf, kept.clone(), persistent=False)
-        del held
-    hold_equal(logits(want), logits(model))
+        setattr(model.get_submodule(owner), leaf, buffer)
+    for ids in (IDS, LONGER):
+        hold_equal(logits(want, ids), logits(model, ids))
+    hold_step(want.train(), model.train())
 
 
 @tool("accelerate: mixed precision bf16", needs="accelerate")
@@ -200,14 +198,18 @@ def dynamic(make: Make) -> None:
 
 @tool("torch.set_default_dtype, set_float32_matmul_precision, deterministic algorithms")
 def switches(make: Make) -> None:
-    model = make()
+    model, plain, start = make(), make.plain(), make.cold(0.0)
     before = logits(model)
-    torch.set_default_dtype(torch.bfloat16)
     try:
+        torch.set_default_dtype(torch.float64)
         for ids in (IDS, LONGER):
-            hold_equal(logits(make.plain(), ids), logits(make.start(), ids))
+            hold_equal(logits(plain, ids), logits(start, ids))
+        torch.set_float32_matmul_precision("medium")
+        for ids in (IDS, LONGER):
+            hold_equal(logits(plain, ids), logits(start, ids))
     finally:
         torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
     torch.use_deterministic_algorithms(True)
     try:
         hold_equal(before, logits(model))

@@ -124,7 +124,7 @@ def compiled(make: Make) -> None:
 @tool("a first call under inference_mode, under no_grad; training after it")
 def first_call(make: Make) -> None:
     for context in (torch.inference_mode, torch.no_grad):
-        plain, start, moved, twin = make.plain(), make.start(), make(), make()
+        plain, start, moved, twin = make.plain(), make.cold(0.0), make.cold(), make()
         with context():
             hold_equal(plain(input_ids=LONGER).logits.clone(), start(input_ids=LONGER).logits.clone())
             found = moved(input_ids=LONGER).logits.clone()
@@ -135,7 +135,7 @@ def first_call(make: Make) -> None:
 
 @tool("8 threads: known and unknown calls")
 def threads(make: Make) -> None:
-    model, twin = make(), make()
+    model, twin = make.cold(), make()
     calls = [LONGER[:n, :length] for n in (1, 2, 3) for length in (1, 5, 12)] + [IDS]
     want = [logits(twin, ids) for ids in calls]
     wrong: list[str] = []
@@ -227,7 +227,7 @@ def _answers(model: Any, answer: Any) -> None:
 @tool("a forked process that makes an unknown call")
 def forked(make: Make) -> None:
     context = torch.multiprocessing.get_context("fork")
-    model = make()
+    model = make.cold()
     answer = context.Queue()
     worker = context.Process(target=_answers, args=(model, answer))
     worker.start()

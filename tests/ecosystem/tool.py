@@ -64,7 +64,11 @@ class Make:
         """A model of its own parameters; new ones are off their start by a little noise, so that the method acts."""
         if self.mode is None:
             return self.plain(host)
-        return stir(copy.deepcopy(_rewritten(self.mode, host)), std)
+        return stir(copy.deepcopy(_warm(self.mode, host)), std)
+
+    def cold(self, std: float = 0.1, host: str = "llama") -> Any:
+        """The same that has not been called since its rewrite: every call of its first is one not seen before."""
+        return self.plain(host) if self.mode is None else stir(copy.deepcopy(_rewritten(self.mode, host)), std)
 
     def start(self, host: str = "llama") -> Any:
         """The same with new parameters at their start: it computes what :meth:`plain` does, whatever acts on both."""
@@ -78,7 +82,7 @@ class Make:
             return model
         new = resfx.rewrite(model, self.mode, args=(IDS,))
         with torch.no_grad():
-            for name, parameter in self(host=host).new_parameters().items():
+            for name, parameter in self.cold(host=host).new_parameters().items():
                 new.get_parameter(name).copy_(parameter)
         return new
 
@@ -90,6 +94,16 @@ class Make:
 @functools.cache
 def _rewritten(mode: str, host: str) -> Any:
     return resfx.rewrite(HOSTS[host](), mode, args=(IDS,))
+
+
+@functools.cache
+def _warm(mode: str, host: str) -> Any:
+    """Called the way most tools do, so that copies need no capture for it."""
+    model = copy.deepcopy(_rewritten(mode, host))
+    logits(model)
+    step(model.train())
+    model.zero_grad()
+    return model.eval()
 
 
 def stir(model: Any, std: float) -> Any:
