@@ -71,12 +71,10 @@ def wrapped(make: Make) -> None:
 
 @tool("a block wrapped in a module")
 def wrapped_block(make: Make) -> None:
-    """In a wide stream the block's result is the whole state: the wrapper scales what it is given either way."""
-
     def change(model: Any) -> None:
         model.model.layers[1] = Scaled(model.model.layers[1], 1.0)
 
-    for model, other in ((make.plain(), make.start()), (make(), make())):
+    for model, other in ((make.plain(), make.cold(0.0)), (make(), make.cold())):
         change(other)
         for ids in (IDS, LONGER):
             hold_equal(logits(model, ids), logits(other, ids))
@@ -265,7 +263,7 @@ def resized(make: Make) -> None:
 
 
 @tool("model.apply, named_modules walked: torchinfo", needs="torchinfo")
-def walked(make: Make) -> str:
+def walked(make: Make) -> None:
     import torchinfo
 
     model = make()
@@ -276,4 +274,3 @@ def walked(make: Make) -> str:
     total = sum(p.numel() for p in model.parameters())
     assert stats.total_params == total, f"{stats.total_params} of {total} parameters counted"
     hold_equal(logits(model), logits(make()))
-    return ""

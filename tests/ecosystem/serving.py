@@ -304,7 +304,7 @@ def saved(make: Make) -> str:
     return "warns: " + ours[0].split(":")[0] if ours else ""
 
 
-@tool("CPU quantised and offloaded caches; sliding windows of a cache")
+@tool("generate(): offloaded cache")
 def caches(make: Make) -> None:
     _generates(make, cache_implementation="offloaded")
 

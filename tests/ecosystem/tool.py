@@ -175,7 +175,7 @@ def refusal(error: BaseException) -> str:
         if isinstance(seen, resfx.errors.ResfxError):
             return f"{seen.asked}: {seen.found}"
         seen = seen.__cause__ or seen.__context__
-    quoted = re.search(r"resfx\.errors\.\w+: (.*)", str(error))  # of another process
+    quoted = re.search(r"resfx(?:\.errors\.\w+)?: (.*)", str(error))  # of another process, or what a compiler was told
     return quoted.group(1) if quoted else ""
 
 

@@ -32,7 +32,9 @@ def _trainer(model: Any, folder: str, **options: Any) -> Any:
     quiet = {"report_to": [], "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no", "use_cpu": True}
     sizes = {"per_device_train_batch_size": 2, "max_steps": 4, "learning_rate": 1e-2, "seed": 1}
     args = transformers.TrainingArguments(folder, **{**quiet, **sizes, **options})
-    return transformers.Trainer(model, args, train_dataset=Rows(), eval_dataset=Rows())
+    made = transformers.Trainer(model, args, train_dataset=Rows(), eval_dataset=Rows())
+    made.remove_callback(transformers.PrinterCallback)
+    return made
 
 
 def _losses(trainer: Any) -> list[float]:
@@ -72,7 +74,7 @@ def trainer_checkpointing(make: Make) -> None:
     _trains(make, gradient_checkpointing=True)
 
 
-@tool("HF Trainer: gradient accumulation, group by length off, label smoothing", needs="accelerate")
+@tool("HF Trainer: gradient accumulation, label smoothing", needs="accelerate")
 def trainer_accumulation(make: Make) -> None:
     _trains(make, gradient_accumulation_steps=2, label_smoothing_factor=0.1)
 
@@ -204,7 +206,7 @@ def _optimizers() -> Iterator[tuple[str, Any]]:
         yield str(options), functools.partial(torch.optim.AdamW, lr=1e-2, **options)
     yield "SGD", functools.partial(torch.optim.SGD, lr=1e-2, momentum=0.9, nesterov=True)
     yield "Adafactor", functools.partial(torch.optim.Adafactor, lr=1e-2)
-    yield "LBFGS", functools.partial(torch.optim.LBFGS, lr=0.1)
+    yield "LBFGS", functools.partial(torch.optim.LBFGS, lr=1e-3)
 
 
 @tool("optimizers of torch (foreach, fused, LBFGS), clip_grad_norm_, groups of new parameters")
@@ -225,6 +227,11 @@ def optimizers(make: Make) -> None:
         assert losses[-1] < losses[0], (name, losses)
 
 
+def _step_one(each: dict[Any, Any], parameter: torch.Tensor) -> None:
+    each[parameter].step()
+    each[parameter].zero_grad()
+
+
 @tool("an optimizer stepped in the backward pass (post_accumulate_grad_hook)")
 def in_backward(make: Make) -> None:
     found = []
@@ -233,7 +240,7 @@ def in_backward(make: Make) -> None:
         each = {p: torch.optim.SGD([p], lr=1e-2) for p in model.parameters()}
         if inside:
             for parameter in model.parameters():
-                parameter.register_post_accumulate_grad_hook(lambda p, each=each: (each[p].step(), each[p].zero_grad()))
+                parameter.register_post_accumulate_grad_hook(functools.partial(_step_one, each))
         for _ in range(2):
             model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
             if not inside:
@@ -268,9 +275,8 @@ def swap(make: Make) -> None:
         held = late.lm_head.weight
         late.bfloat16()
         assert late.lm_head.weight is held and held.dtype == torch.bfloat16
-        late.float()
-        twin.load_state_dict({k: v.clone() for k, v in late.state_dict().items()})
-        hold_equal(logits(late), logits(twin))
+        hold_equal(logits(twin.to(torch.bfloat16)), logits(late))
+        hold_step(twin.train(), late.train())
     finally:
         torch.__future__.set_swap_module_params_on_conversion(False)
 
