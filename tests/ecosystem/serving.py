@@ -262,7 +262,8 @@ def _parts(model: Any) -> list[str]:
 
 @tool("accelerate: a hook on every module (align devices, layerwise casting)", needs="accelerate")
 def accelerate_hooks(make: Make) -> None:
-    from accelerate.hooks import ModelHook, add_hook_to_module, attach_layerwise_casting_hooks, remove_hook_from_module
+    from accelerate.big_modeling import attach_layerwise_casting_hooks
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
     class Doubled(ModelHook):
         def post_forward(self, module: Any, output: Any) -> Any:
@@ -302,11 +303,6 @@ def saved(make: Make) -> str:
     ours = [str(w.message) for w in said if "resfx" in str(w.message)]
     assert make.mode is None or ours, "save_pretrained says nothing"
     return "warns: " + ours[0].split(":")[0] if ours else ""
-
-
-@tool("generate(): offloaded cache")
-def caches(make: Make) -> None:
-    _generates(make, cache_implementation="offloaded")
 
 
 @tool("text of a pipeline", needs="tokenizers")
