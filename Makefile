@@ -6,7 +6,7 @@ VERSIONS = constraints/$(SET).txt
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-versions versions ready lint zoo matrix first-use clean bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small
+.PHONY: demo test test-versions versions ready lint zoo matrix first-use ecosystem clean bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small
 
 $(READY): pyproject.toml $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,9 @@ zoo: $(READY)
 
 first-use: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m tests.first_use
+
+ecosystem: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) -m tests.ecosystem
 
 matrix: $(READY)
 	$(RUN) -m tests.matrix

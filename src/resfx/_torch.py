@@ -62,6 +62,11 @@ def is_compiling() -> bool:
     return torch.compiler.is_compiling() and not _elsewhere()
 
 
+def break_graph(why: str) -> None:
+    """Let a compiler that traces the code at hand compile what comes before, or say why it cannot go on."""
+    torch._dynamo.graph_break(msg=why)
+
+
 def is_exporting() -> bool:
     """``torch.compiler.is_exporting()`` of this thread, which Dynamo of torch 2.11 takes for true in whatever it
     compiles."""
@@ -195,6 +200,27 @@ def exporter_log() -> logging.Logger:
 
 
 @contextlib.contextmanager
+def _no_function_modes() -> Iterator[None]:
+    """Inside, no mode of ``__torch_function__`` acts, as an exporter's that records ``no_grad``; devices stay set."""
+    from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+    from torch.utils._device import DeviceContext
+
+    stack = _get_current_function_mode_stack()
+    kept = [mode for mode in stack if isinstance(mode, DeviceContext)]
+    for _ in stack:
+        _pop_mode()
+    for mode in kept:
+        _push_mode(mode)
+    try:
+        yield
+    finally:
+        for _ in kept:
+            _pop_mode()
+        for mode in stack:
+            _push_mode(mode)
+
+
+@contextlib.contextmanager
 def outside_of_traces() -> Iterator[None]:
     """Inside, whatever traces, transforms or records the call at hand sees nothing: for a trace of its own."""
     from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
@@ -204,7 +230,8 @@ def outside_of_traces() -> Iterator[None]:
     unseen = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)  # checkpointing counts what is saved
     with contextlib.ExitStack() as stack:
         for context in (
-            _disable_current_modes(), temporarily_clear_interpreter_stack(), tracing(None), torch.inference_mode(False)
+            _disable_current_modes(), _no_function_modes(), temporarily_clear_interpreter_stack(), tracing(None),
+            torch.inference_mode(False),
         ):  # fmt: skip
             stack.enter_context(context)
         with contextlib.suppress(RuntimeError):  # there are none under torch.func, which forbids them
@@ -236,11 +263,6 @@ def own_export() -> Iterator[None]:
 
 
 # -- compiling -----------------------------------------------------------------------------------------------------
-
-
-def break_graph(why: str) -> None:
-    """End the graph that Dynamo is tracing here; with ``fullgraph=True`` it raises, and says why. Else nothing."""
-    torch._dynamo.graph_break(why)
 
 
 def compile_backend(name: str) -> Callable[..., Any]:

@@ -208,6 +208,32 @@ def test_a_block_in_another_place_is_refused_by_name():
         new(X)
 
 
+class Around(nn.Module):
+    """What recomputes, compiles or shards a block: it stands in its place and knows nothing of it."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize("mode", ["ddl", "attnres", "hyper_connections", "canon"])
+@pytest.mark.parametrize("layers", [(0,), (1,), (0, 1)])
+def test_a_call_not_seen_before_of_blocks_that_were_wrapped_since(mode, layers):
+    _, new = pair(mode) if mode != "canon" else rewritten("llama", mode)[:2]
+    new = copy.deepcopy(new)
+    randomise(new)
+    blocks, x = (new.model.layers, tokens(1, 5)) if mode == "canon" else (new.blocks, X[:1])
+    want = copy.deepcopy(new)(x)
+    for i in layers:
+        blocks[i] = Around(Around(blocks[i]))
+    got = new(x)
+    assert torch.equal(got.logits, want.logits) if mode == "canon" else torch.equal(got, want)
+    assert all(type(blocks[i].inner) is Around for i in layers)
+
+
 @pytest.mark.parametrize("mode", ["ddl", "attnres", "mhc", "short_swa"])
 def test_a_model_collects_its_hidden_states_and_takes_embeddings(mode):
     model, new, inputs = rewritten("llama", mode)

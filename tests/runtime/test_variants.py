@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import threading
 
 import pytest
@@ -136,3 +137,29 @@ def test_a_model_that_installs_hooks_in_its_first_call_has_each_once():
     assert not hasattr(model, "collected") and not model.out._forward_hooks
     model(batch())
     assert len(model.out._forward_hooks) == 1
+
+
+def test_an_export_records_nothing_of_a_capture_that_it_needs():
+    new = resfx.rewrite(net(), "ddl", args=(batch(),))
+    with torch.no_grad():
+        program = torch.export.export(new, (batch()[:1],), strict=False)  # a size of 1 was not seen before
+    assert not [n for n in program.graph.nodes if "set_grad" in str(n.target)]
+
+
+def test_an_attribute_that_is_one_of_an_enumeration():
+    class Kind(enum.Enum):
+        DOUBLE = 2
+
+    class Chosen(Net):
+        def __init__(self):
+            super().__init__()
+            self.kind = Kind.DOUBLE
+
+        def forward(self, x):
+            return super().forward(x) * self.kind.value
+
+    model = net(Chosen)
+    new = resfx.rewrite(model, "ddl", args=(batch(),))
+    for x in (batch(), batch()[:1]):
+        assert torch.equal(new(x), model(x))
+    assert type(model.kind) is Kind

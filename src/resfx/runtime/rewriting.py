@@ -30,6 +30,7 @@ from resfx.passes.scopes.surgery import Surgery
 from resfx.report.report import Report
 
 from .units import Unit, levels_of, make_unit
+from .wrapped import find_below, unwrapped
 
 
 @dataclass(eq=False)
@@ -77,25 +78,32 @@ class Rewriting:
                 self._again(module)
                 return unit.variants[-1][1]
             signature = without_self(inspect.signature(class_before(module).forward))
-            source = replace(self.source, model=module, cls=class_before(module), signature=signature)
+            known = unwrapped(module, unit.path)
+            source = replace(self.source, model=known, cls=class_before(module), signature=signature)
             self._learn(unit, given)
             call = flatten_call(bind(signature, args, kwargs), self.source.varying)
             call.leaves = [_example(leaf) for leaf in call.leaves]
-            capture = source.capture(module, call)
-            tree = _part(module, unit)
+            capture = source.capture(known, call)
+            tree = _part(known, unit)
             rewrite_capture(capture, tree, self._within(unit.path))
+            before = list(unit.variants)
             self._fold(capture, tree, unit.path, module)
             self.captures.append(unit.path)
-            made = unit.variants[-1][0] if unit.variants else None
-            if not isinstance(made, Guard) or (unlike := made.differs(module, given)):
-                found = (
-                    f"the {unlike} that was traced is another" if made is not None else "nothing of it was rewritten"
-                )
+            name = unit.path or type(module).__name__
+            if not unit.variants or unit.variants[-1] in before:
                 raise VariantError(
-                    f"a capture of {unit.path or type(module).__name__} does not fit the call it was made for", found,
-                    "report it, with the call",
+                    f"this call needs another capture of {name}, whose own code is not rewritten in it",
+                    "modules that it handed states to are not where they were",
+                    "change the tree before resfx.rewrite, or rewrite resfx.original(model) again",
+                )
+            made, code = unit.variants[-1]
+            assert isinstance(made, Guard)
+            if unlike := made.differs(module, given):
+                raise VariantError(
+                    f"a capture of {name} does not fit the call it was made for",
+                    f"the {unlike} that was traced is another", "report it, with the call",
                 )  # fmt: skip
-            return unit.variants[-1][1]
+            return code
 
     def _again(self, module: nn.Module) -> None:
         """Another capture of a model that is traced without inputs: its training mode changed."""
@@ -149,12 +157,11 @@ class Rewriting:
         plan, codes = fold(capture, tree, prefix, self.shared)
         for region in codes:
             assert region.path is not None
-            part = module.get_submodule(region.path)
             path = ".".join(p for p in (prefix, region.path) if p)
-            unit = make_unit(part, path, self, _bank(module))
+            unit = make_unit(find_below(module, prefix, region.path), path, self, _bank(module))
             unit.native = unit.native and not plan.acts_in(region)
             if not region.passed_on:
-                unit.add(guard_of(plan, region, part, self.source), codes[region])
+                unit.add(guard_of(plan, region, tree.get_submodule(region.path), self.source), codes[region])
             elif codes[region].function not in unit.told:
                 unit.told.append(codes[region].function)
 

@@ -69,6 +69,12 @@ class Unit:
         del self.variants[:-MOST]
 
     def _make(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Code:
+        if torch.jit.is_tracing():
+            raise VariantError(
+                f"cannot capture a call of {self.path or type(module).__name__} while torch.jit.trace runs",
+                "sizes are tensors there, and no call is one seen before",
+                "torch.export.export, or resfx.export.to_onnx",
+            )
         full = len(self.variants) == MOST
         code = self.recipe.make(module, self, args, kwargs)
         if full:
@@ -92,7 +98,9 @@ def outside_of_compilers(fn: Callable[..., Any]) -> Callable[..., Any]:
     def outside(*args: Any, **kwargs: Any) -> Any:
         if not is_compiling():
             return fn(*args, **kwargs)
-        break_graph("resfx meets a call like none before: call the model once with such inputs, then compile it whole")
+        break_graph(
+            "resfx: a call not seen before is captured first; make it once before torch.compile(fullgraph=True)"
+        )
         return torch.compiler.disable(fn)(*args, **kwargs)
 
     return outside

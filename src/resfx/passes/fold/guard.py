@@ -190,7 +190,11 @@ def names_in(module: Any) -> tuple[str, ...]:
 
 
 def look_up(module: Any, way: tuple[str, ...]) -> Any:
-    """What a way of attributes and submodules leads to; ``None`` where it ends early."""
+    """What a way of attributes and submodules leads to, through what is wrapped around them; ``None`` if nowhere."""
     for name in way:
-        module = getattr(module, name, None)
+        found = getattr(module, name, None)
+        while found is None and isinstance(module, nn.Module) and len(held_modules(module)) == 1:
+            (module,) = held_modules(module).values()
+            found = getattr(module, name, None)
+        module = found
     return module
