@@ -146,7 +146,7 @@ def refusal(error: BaseException) -> str:
     """What the library said in an error, itself or as the reason of another's; empty if it did not refuse."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, resfx.ResfxError):
+        if isinstance(seen, resfx.errors.ResfxError):
             return f"{seen.asked}: {seen.found}"
         seen = seen.__cause__ or seen.__context__
     quoted = re.search(r"resfx\.errors\.\w+: (.*)", str(error))  # of another process
