@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .tool import Make, hold_equal, step, stir, tool
 
 ROWS = torch.randint(3, 60, (8, 9), generator=torch.Generator().manual_seed(5))
-"""A batch for all processes together: each takes its own equal part, so that the mean of their losses is the whole's."""
+"""A batch for all processes together: each takes its own equal part; the mean of their losses is the whole's."""
 
 NEAR = 2e-6
 """What sums in another order may change, as a part of the largest value in a tensor."""

@@ -27,7 +27,7 @@ def _ddp(make: Make) -> None:
 
     launched()
     accelerator = Accelerator(cpu=True)
-    model, optimizer = accelerator.prepare(make().train(), torch.optim.SGD(make().parameters()))
+    model = accelerator.prepare(make().train())
     _same(make, accelerator, model, gradients)
 
 

@@ -20,7 +20,16 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from .distributed import (
-    NEAR, by_parts, descend, gradients, mean, mine, processes, same_gradients, same_training, whole,
+    NEAR,
+    by_parts,
+    descend,
+    gradients,
+    mean,
+    mine,
+    processes,
+    same_gradients,
+    same_training,
+    whole,
 )  # fmt: skip
 from .tool import Make, hold_equal, logits, tool
 

@@ -77,7 +77,7 @@ def _new_call(make: Make) -> None:
     hold_equal(make().generate(IDS, max_new_tokens=4, do_sample=False), tokens, 0.0, "tokens")
 
 
-@tool("parallelize_module, then calls not seen before, generate()")
+@tool("parallelize_module, then calls not seen before, generate()", seconds=400)
 def new_call(make: Make) -> None:
     processes(2, _new_call, make)
 
@@ -150,9 +150,11 @@ def _plan_of_host(make: Make, folder: str) -> None:
     names = [n for n in expected if found[n].shape == expected[n].shape]
     same_gradients({n: expected[n] for n in names}, {n: found[n] for n in names}, CLOSE, "of whole tensors")
     assert any(n.startswith("resfx.") for n in names) or make.mode is None
+    tokens = model.eval().generate(IDS, max_new_tokens=4, do_sample=False)
+    hold_equal(make().generate(IDS, max_new_tokens=4, do_sample=False), tokens, 0.0, "tokens")
 
 
-@tool("from_pretrained(tp_plan='auto'), then the rewrite")
+@tool("from_pretrained(tp_plan='auto'), then the rewrite, generate()", seconds=400)
 def plan_of_host(make: Make) -> None:
     with tempfile.TemporaryDirectory() as folder:
         make.plain().save_pretrained(folder)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx._torch import held_modules, held_parameters, pre_hooks
-from resfx.errors import CaptureError, ResfxError
+from resfx._torch import held_modules, held_parameters
+from resfx.errors import ResfxError
 
 _WHOLE = (nn.Parameter, torch.Tensor)
 
@@ -34,25 +34,5 @@ def refuse_split_positions(module: nn.Module, path: str) -> None:
 
 
 def _is_replicated(parameter: Any) -> bool:
-    placements = getattr(parameter, "placements", None)  # of a torch.distributed.tensor.DTensor
+    placements: tuple[Any, ...] = getattr(parameter, "placements", ())  # of a torch.distributed.tensor.DTensor
     return bool(placements) and all(p.is_replicate() for p in placements)
-
-
-def refuse_split_weights(tree: nn.Module, cls: type, error: CaptureError) -> None:
-    """Raise, in place of an error of a capture, where layers are split over processes: code is made of whole weights,
-    and what a call brings along may be the parts of one process, as a cache has heads.
-
-    Raises:
-        CaptureError: naming a weight that is split.
-    """
-    for path, module in tree.named_modules():
-        hooks = [getattr(hook, "__module__", "") for hook in pre_hooks(module)]
-        if not any(name.startswith("torch.distributed.tensor") for name in hooks):
-            continue  # what FSDP2 shards is whole when it runs
-        for name, parameter in held_parameters(module).items():
-            if any(p.is_shard() for p in getattr(parameter, "placements", ())):
-                raise CaptureError(
-                    f"cannot capture a call of {cls.__name__}, whose layers are split over processes",
-                    f"code is made of whole weights, and the call has parts of {path}.{name}: {error.found}",
-                    "calls without a cache (use_cache=False); or split parameters only (fully_shard)",
-                ) from error  # fmt: skip

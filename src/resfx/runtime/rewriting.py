@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from resfx._torch import held_modules, hold_modules, outside_of_traces
-from resfx.errors import CaptureError, VariantError
+from resfx.errors import VariantError
 from resfx.passes.capture.calls import Call, bind, flatten_call
 from resfx.passes.capture.clone import class_before
 from resfx.passes.capture.guards import Length, shape_guard
@@ -29,7 +29,6 @@ from resfx.passes.scopes.apply import apply_method
 from resfx.passes.scopes.surgery import Surgery
 from resfx.report.report import Report
 
-from .parallel import refuse_split_weights
 from .units import Unit, levels_of, make_unit
 
 
@@ -82,11 +81,7 @@ class Rewriting:
             self._learn(unit, given)
             call = flatten_call(bind(signature, args, kwargs), self.source.varying)
             call.leaves = [_example(leaf) for leaf in call.leaves]
-            try:
-                capture = source.capture(module, call)
-            except CaptureError as error:
-                refuse_split_weights(module, source.cls, error)
-                raise
+            capture = source.capture(module, call)
             tree = _part(module, unit)
             rewrite_capture(capture, tree, self._within(unit.path))
             self._fold(capture, tree, unit.path, module)
