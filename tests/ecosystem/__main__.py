@@ -7,6 +7,7 @@ is asserted here beyond what is written: the table is the result.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -59,10 +60,9 @@ def apart(tool: Tool, make: Make) -> Cell:
     except EOFError:
         child.join()
         cell = Cell("fails", f"the process ended with {child.exitcode}")
-    try:
-        os.killpg(child.pid or 0, signal.SIGKILL)  # what it has started goes with it
-    except ProcessLookupError:
-        pass
+    assert child.pid
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)  # what it has started goes with it
     child.join()
     return cell
 
@@ -81,13 +81,13 @@ def page(rows: dict[Tool, dict[str, Cell]], columns: list[str]) -> str:
     words = [shown(row, column) for row in rows.values() for column in row if column != PLAIN]
     lines = [
         "# The ecosystem: what acts on models, on rewritten ones", "",
-        f"Made by `make ecosystem` (torch {torch.__version__.split('+')[0]}). A tool acts on a small Llama or GPT-2 after",
-        "the rewrite, new parameters off their start; beside it, what the model does as it is (`plain`). `refused`: an",
-        "error by name. Where the plain model fails too, a cell says so. What each row holds is its function in",
-        "`tests/ecosystem`.", "",
-        f"{sum(w == 'works' for w in words)} of {len(words)} cells work, {sum(w == 'refused' for w in words)} are refused"
-        f" by name, {sum(w == 'as plain: fails' for w in words)} fail as the plain model does,"
-        f" {sum(w == FAULT for w in words)} are faults.",
+        f"Made by `make ecosystem` (torch {torch.__version__.split('+')[0]}). A tool acts on a small Llama or GPT-2",
+        "after the rewrite; beside it, what it does on the model as it is (`plain`). Where new parameters are at their",
+        "start, results are the plain model's; where they are off it, those of a model that was changed before its",
+        "rewrite, or of the same model before and after. `refused`: an error by name. What each row holds is its",
+        "function in `tests/ecosystem`.", "",
+        f"{words.count('works')} of {len(words)} cells work, {words.count('refused')} are refused by name,"
+        f" {words.count('as plain: fails')} fail as the plain model does, {words.count(FAULT)} are faults.",
     ]  # fmt: skip
     for kind in dict.fromkeys(tool.kind for tool in rows):
         lines += ["", f"## {kind.capitalize()}", "", "| tool | " + " | ".join(columns) + " |",

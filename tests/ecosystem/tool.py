@@ -64,11 +64,27 @@ class Make:
         """A model of its own parameters; new ones are off their start by a little noise, so that the method acts."""
         if self.mode is None:
             return self.plain(host)
-        return stir(copy.deepcopy(_rewritten(self.mode, host)), std)
+        return stir(copy.deepcopy(_warm(self.mode, host)), std)
+
+    def cold(self, std: float = 0.1, host: str = "llama") -> Any:
+        """The same that has not been called since its rewrite: every call of its first is one not seen before."""
+        return self.plain(host) if self.mode is None else stir(copy.deepcopy(_rewritten(self.mode, host)), std)
 
     def start(self, host: str = "llama") -> Any:
         """The same with new parameters at their start: it computes what :meth:`plain` does, whatever acts on both."""
         return self(0.0, host)
+
+    def changed_before(self, change: Callable[[Any], Any], host: str = "llama") -> Any:
+        """A model that was changed first and rewritten then: what one that is changed after its rewrite must equal."""
+        model = self.plain(host)
+        model = change(model) or model
+        if self.mode is None:
+            return model
+        new = resfx.rewrite(model, self.mode, args=(IDS,))
+        with torch.no_grad():
+            for name, parameter in self.cold(host=host).new_parameters().items():
+                new.get_parameter(name).copy_(parameter)
+        return new
 
     def plain(self, host: str = "llama") -> Any:
         """The model as it is, of the same weights."""
@@ -78,6 +94,16 @@ class Make:
 @functools.cache
 def _rewritten(mode: str, host: str) -> Any:
     return resfx.rewrite(HOSTS[host](), mode, args=(IDS,))
+
+
+@functools.cache
+def _warm(mode: str, host: str) -> Any:
+    """Called the way most tools do, so that copies need no capture for it."""
+    model = copy.deepcopy(_rewritten(mode, host))
+    logits(model)
+    step(model.train())
+    model.zero_grad()
+    return model.eval()
 
 
 def stir(model: Any, std: float) -> Any:
@@ -182,3 +208,37 @@ def step(model: nn.Module, ids: torch.Tensor = IDS, **kwargs: Any) -> tuple[torc
     loss = model(input_ids=ids, labels=ids, use_cache=False, **kwargs).loss
     loss.backward()
     return loss.detach(), {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def hold_changed(make: Make, change: Callable[[Any], Any], host: str = "llama", acts: bool = True) -> None:
+    """Raise where a change acts on a rewritten model otherwise than on the plain one, or than before the rewrite.
+
+    Args:
+        change: changes a model in place, or returns another.
+        acts: results are others after it.
+    """
+    plain, start, late = make.plain(host), make.start(host), make(host=host)
+    before = logits(late)
+    plain, start, late = change(plain) or plain, change(start) or start, change(late) or late
+    early = make.changed_before(change, host=host)
+    for ids in (IDS, LONGER):
+        hold_equal(logits(plain, ids), logits(start, ids), what="the plain model's results")
+        hold_equal(logits(early, ids), logits(late, ids), what="results of a change before the rewrite")
+    assert torch.equal(before, logits(late)) != acts, "the change does not act" if acts else "it changed results"
+    hold_step(plain.train(), start.train(), what="of the plain model")
+    hold_step(early.train(), late.train(), what="of a change before the rewrite")
+
+
+def hold_step(a: nn.Module, b: nn.Module, ids: torch.Tensor = IDS, within: float = 1e-5, what: str = "") -> None:
+    """Raise where a training step of ``b`` has another loss or other gradients of what ``a`` has too."""
+    found = []
+    for one in (a, b):
+        torch.manual_seed(11)
+        found.append(step(one, ids))
+    (loss, grads), (other, others) = found
+    hold_equal(loss, other, 1e-6, f"loss {what}")
+    scale = max(float(g.abs().max()) for g in grads.values())
+    for name, grad in grads.items():
+        assert name in others, f"no gradient for {name}"
+        off = float((grad - others[name]).abs().max()) / scale
+        assert off <= within, f"gradient of {name} {what}: off by {off:.2g}"

@@ -7,6 +7,7 @@ a class of the same name that tells of reads.
 from __future__ import annotations
 
 import copy
+import enum
 import functools
 import threading
 import types
@@ -18,7 +19,7 @@ from torch import nn
 
 from .objects import WATCH
 
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN = (bool, int, float, str, type(None), enum.Enum)
 Tell = Callable[[Any, str, Any], None]
 
 
@@ -120,7 +121,9 @@ def below(module: nn.Module) -> list[tuple[Any, tuple[str, ...]]]:
     found: list[tuple[Any, tuple[str, ...]]] = []
 
     def add(value: Any, way: tuple[str, ...], depth: int) -> None:
-        if depth > 3 or not hasattr(value, "__dict__") or callable(value) or isinstance(value, (type, torch.Tensor)):
+        if depth > 3 or not hasattr(value, "__dict__") or callable(value):
+            return
+        if isinstance(value, (type, torch.Tensor, *_PLAIN)):
             return
         found.append((value, way))
         for name, inner in list(vars(value).items()):
