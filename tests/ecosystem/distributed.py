@@ -120,8 +120,18 @@ def same_training(make: Make, model: nn.Module, within: float = NEAR, steps: int
         got.backward()
         hold_equal(loss, mean(got), within, f"loss of step {i}")
         same_gradients(expected, gradients(model), within, f"step {i}")
-        descend(single)
-        descend(model)
+        descend_both(single, model, within)
+
+
+@torch.no_grad()
+def descend_both(single: nn.Module, model: nn.Module, within: float) -> None:
+    """A step of both, which has to come to the same; then from exactly the same on, so that rounding does not grow."""
+    descend(single)
+    descend(model)
+    found = {bare(n): whole(p) for n, p in model.named_parameters()}
+    for name, parameter in single.named_parameters():
+        hold_equal(parameter, found[name], within, f"{name} after a step")
+        parameter.copy_(found[name])
 
 
 def same_gradients(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], within: float, at: str) -> None:

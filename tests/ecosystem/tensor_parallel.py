@@ -22,7 +22,7 @@ from torch.distributed.tensor.parallel import (
 
 import resfx
 
-from .distributed import ROWS, by_parts, descend, gradients, mine, processes, same_gradients, whole
+from .distributed import ROWS, by_parts, descend_both, gradients, mine, processes, same_gradients, whole
 from .tool import IDS, Make, hold_equal, logits, stir, tool
 
 CLOSE = 1e-5
@@ -51,8 +51,7 @@ def same(single: nn.Module, model: nn.Module, rows: torch.Tensor, parts: int = 1
         if parts == 1:
             hold_equal(loss, whole(got), CLOSE, f"loss of step {i}")
         same_gradients(expected, gradients(model), CLOSE, f"step {i}")
-        descend(single)
-        descend(model)
+        descend_both(single, model, CLOSE)
 
 
 def _split(make: Make) -> None:
