@@ -187,6 +187,7 @@ TABLE = [
     _on_layers("_gradient_checkpointing_func", "traced_plainly"),
     Borrowed("transformers.masking_utils.create_causal_mask", "kept_functions", "fast attention in rewritten models"),
     Borrowed("transformers.PreTrainedModel._init_weights", "starting_new_modules", "init_weights() after a rewrite"),
+    Borrowed("transformers.PreTrainedModel._initialize_weights", "starting_new_modules", "init_weights() of shards"),
     Borrowed("transformers.PreTrainedModel._from_config", "from_config", "models named by a config folder"),
     Borrowed("transformers.Cache.layers", "CACHE_LAYERS", _MIXERS, _has(_cache, "layers")),
     Borrowed("transformers.DynamicLayer.keys", "LAYER_KEYS", _MIXERS, _has(_first_layer, "keys")),

@@ -140,10 +140,20 @@ def starting_new_modules(own: type) -> dict[str, Any]:
     if before is None:
         return {}
 
+    def is_new(self: nn.Module, module: nn.Module) -> bool:
+        return any(m is module for m in self.get_submodule("resfx").modules())
+
     def start(self: nn.Module, module: nn.Module) -> None:
-        if all(m is not module for m in self.get_submodule("resfx").modules()):
+        if not is_new(self, module):
             before(self, module)
         elif callable(reset := getattr(module, "reset_parameters", None)):  # children before parents, of each its own
             reset()
 
-    return {"_init_weights": start}
+    body: dict[str, Any] = {"_init_weights": start}
+    if (visit := getattr(own, "_initialize_weights", None)) is not None:
+        # A class that is not transformers' own, as fully_shard makes, counts as custom code, which starts everything
+        # regardless of marks; modules whose parameters are all marked are then passed over. Ours heed the marks.
+        body["_initialize_weights"] = lambda self, module, *custom: visit(
+            self, module, *(() if is_new(self, module) else custom)
+        )
+    return body

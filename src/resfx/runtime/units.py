@@ -24,6 +24,8 @@ from resfx.passes.fold.function import Code
 from resfx.passes.fold.guard import Always, Guard
 from resfx.passes.fold.values import Handed
 
+from .parallel import refuse_split_positions
+
 MOST = 32
 """Variants that a module keeps: more say that something varies with every call."""
 
@@ -111,6 +113,7 @@ def forward_of_unit(self: Any, *args: Any, resfx: Handed | None = None, **kwargs
     unit: Unit = self._resfx_unit
     if resfx is None and (unit.native or not unit.active):
         return type(self)._resfx_before.forward(self, *args, **kwargs)
+    refuse_split_positions(self, unit.path)
     code = unit.code_for(self, args, kwargs) if resfx is None else resfx.code
     new = [look_below(self._resfx_new, way) for way in code.new]
     return code.function(self, new, resfx, *args, **kwargs)

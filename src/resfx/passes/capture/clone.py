@@ -18,6 +18,8 @@ from torch import fx, nn
 
 from resfx._torch import held_buffers, held_parameters, hook_keys, is_transformed, pre_hooks
 
+from .split import is_split
+
 _HOOKS = hook_keys()
 _ORDINARY = (torch.Tensor, nn.Parameter, nn.Buffer)
 _KEPT_AS_IS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Tensor,
@@ -29,10 +31,14 @@ def class_before(module: nn.Module) -> Any:
     return getattr(type(module), "_resfx_before", type(module))
 
 
-def clone_tree(tree: nn.Module) -> nn.Module:
-    """The tree as new module objects over the same tensors, without hooks and without what rewrites added."""
+def clone_tree(tree: nn.Module, parts: bool = False) -> nn.Module:
+    """The tree as new module objects over the same tensors, without hooks and without what rewrites added.
+
+    Args:
+        parts: of a weight that is split over processes, this one's part; else all of it.
+    """
     modules = [m for n, m in tree.named_modules() if n != "resfx" and not n.startswith("resfx.")]
-    return _copied(modules, class_before, for_a_trace=True)
+    return _copied(modules, class_before, for_a_trace=True, parts=parts)
 
 
 def copy_sharing_parameters(tree: nn.Module) -> nn.Module:
@@ -54,15 +60,21 @@ def original_tree(tree: nn.Module) -> nn.Module:
     return twin
 
 
-def _copied(modules: list[nn.Module], cls: Callable[[nn.Module], type], for_a_trace: bool) -> nn.Module:
+def _copied(
+    modules: list[nn.Module], cls: Callable[[nn.Module], type], for_a_trace: bool, parts: bool = False
+) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in modules:
         twin: nn.Module = object.__new__(cls(module))
         memo[id(module)] = twin
+        split = parts and is_split(module)
         for tensor in (*held_parameters(module).values(), *held_buffers(module).values()):
             if tensor is not None and id(tensor) not in memo:
-                own = not for_a_trace and not isinstance(tensor, nn.Parameter)
-                memo[id(tensor)] = tensor.detach().clone() if own else _to_trace(tensor) if for_a_trace else tensor
+                own = not isinstance(tensor, nn.Parameter)
+                if for_a_trace:
+                    memo[id(tensor)] = _to_trace(tensor, split)
+                else:
+                    memo[id(tensor)] = tensor.detach().clone() if own else tensor
         for lent in [t for t in held_parameters(module).values() if t is not None] if for_a_trace else ():
             if not isinstance(memo[id(lent)], nn.Parameter):  # torch.func.functional_call lends plain tensors
                 memo[id(lent)] = nn.Parameter(memo[id(lent)].detach(), lent.requires_grad)
@@ -92,11 +104,12 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], for_a_trace:
             twin.register_forward_pre_hook(hook)
 
 
-def _to_trace(tensor: torch.Tensor) -> torch.Tensor:
+def _to_trace(tensor: Any, part: bool = False) -> torch.Tensor:
     """A shard, a quantised or transformed weight and the like stand for a plain tensor; nobody looks at its numbers."""
     if (type(tensor) in _ORDINARY or tensor.is_meta) and not is_transformed(tensor):
         return tensor
-    plain = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    shape = tensor.to_local().shape if part and hasattr(tensor, "placements") else tensor.shape
+    plain = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
     return nn.Parameter(plain, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else plain
 
 

@@ -21,6 +21,7 @@ from .clone import clone_tree
 from .diagnose import quiet_tracing
 from .export import capture_call
 from .inputs import Example, example_of, outside_inference_mode
+from .split import is_split, refuse_split
 from .trial import try_call
 
 
@@ -96,7 +97,8 @@ class Source:
         with TRACING, outside_inference_mode(), quiet_tracing():
             try:
                 return self._captured(tree, call)
-            except CaptureError:
+            except CaptureError as error:
+                refuse_split(tree, self.cls, error)
                 if call is not None:
                     self._try(tree, call)
                     if torch.is_grad_enabled():
@@ -115,13 +117,17 @@ class Source:
             ways.insert(0, (("exporting",), True))
         if not torch.is_grad_enabled():  # some kernels exist without gradients only
             ways.append(((), False))
-        errors: dict[tuple[Any, bool], CaptureError] = {}
-        for denied, grad in ways:
-            try:
-                return capture_call(clone_tree(tree), self.signature, call, denied, grad)
-            except CaptureError as error:
-                errors[denied, grad] = error
-        raise errors[(), True]
+        first: CaptureError | None = None
+        # Layers that are split over processes: whole weights, or the parts that go with the parts of a cache.
+        for parts in (False, True) if any(map(is_split, tree.modules())) else (False,):
+            for denied, grad in ways:
+                try:
+                    return capture_call(clone_tree(tree, parts), self.signature, call, denied, grad)
+                except CaptureError as error:
+                    if first is None or (not parts and (denied, grad) == ((), True)):
+                        first = error
+        assert first is not None
+        raise first
 
 
 def source_of(model: Any, args: Any = None, kwargs: Any = None) -> Source:
