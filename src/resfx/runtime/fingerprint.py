@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """What a base model is: its parameters' names and shapes, and a digest of their values."""
-    structure, content = hashlib.sha256(), hashlib.sha256()
+def fingerprint(model: nn.Module, content: str | None = None) -> dict[str, Any]:
+    """What a base model is: its parameters' names and shapes, and a digest of their values.
+
+    Args:
+        content: the digest, where it is had without reading the values.
+    """
+    structure, values = hashlib.sha256(), hashlib.sha256()
     count = tensors = 0
     for name, parameter in model.named_parameters():
         if is_new(name):
             continue
         structure.update(f"{name} {tuple(parameter.shape)}\n".encode())
-        content.update(_sample(parameter))
+        if content is None:
+            values.update(_sample(parameter))
         count += parameter.numel()
         tensors += 1
-    return {"structure": structure.hexdigest(), "content": content.hexdigest(), "parameters": count,
+    return {"structure": structure.hexdigest(), "content": content or values.hexdigest(), "parameters": count,
             "tensors": tensors}  # fmt: skip
 
 
@@ -43,6 +49,11 @@ def digests(module: nn.Module) -> dict[str, str]:
     state = module.state_dict()
     rest = {n: b for n, b in module.named_buffers() if n not in state and not is_new(n)}
     return {n: hashlib.sha256(f"{tuple(b.shape)}".encode() + _sample(b)).hexdigest() for n, b in rest.items()}
+
+
+def types_of(module: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """The types of buffers by name, as ``"float32"``."""
+    return {n: str(module.get_buffer(n).dtype).removeprefix("torch.") for n in names}
 
 
 def is_new(name: str) -> bool:

@@ -1,20 +1,23 @@
 """What is known of transformers beyond its documented names: nothing else in the library knows any of it.
 
-The package is not imported: what is here acts on the user's own objects, and holds for models that never heard of it.
+The package is not imported before a folder of its is loaded: what is here acts on the user's own objects, and holds for models that never heard of it.
 ``tests/borrowed.py`` says which of it an installed version has.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from resfx.errors import ResfxError
+from resfx.errors import ResfxError, SaveError, require
 
 CACHE_LAYERS = "layers"
 """Where a cache keeps its layers: a list, of which a host addresses its own by number."""
@@ -54,6 +57,59 @@ def _plainly(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def from_config(cls: Any, config: Any) -> nn.Module:
     """A model of a class with fresh weights, in the type and the attention that its config names."""
     return cls._from_config(config)
+
+
+def writes_here(model: Any, is_main_process: bool) -> bool:
+    """Whether ``save_pretrained`` writes files in this process."""
+    decides = getattr(model, "should_save_on_this_rank", None)
+    return bool(decides(is_main_process) if decides else is_main_process)
+
+
+_LOADING = threading.Lock()
+
+
+def from_folder(folder: Path, cls: Any, options: dict[str, Any]) -> nn.Module:
+    """The model that a folder of ``save_pretrained`` holds, without what a rewrite added, and without a word on that.
+
+    Args:
+        cls: its class; by default the one that its config names.
+        options: for ``from_pretrained``.
+
+    Raises:
+        SaveError: if there is no such class, or weights of the model are missing.
+    """
+    cls = cls or _class_named_in(folder)
+    if not hasattr(cls, _EXPECTED):  # not of transformers: another library's from_pretrained
+        return cls.from_pretrained(folder, **options).eval()
+    with _LOADING:
+        own, before = _EXPECTED in vars(cls), getattr(cls, _EXPECTED)
+        setattr(cls, _EXPECTED, [*(before or ()), r"^resfx\."])
+        try:
+            model, told = cls.from_pretrained(folder, output_loading_info=True, **options)
+        finally:
+            setattr(cls, _EXPECTED, before) if own else delattr(cls, _EXPECTED)
+    if missing := sorted(told["missing_keys"]):
+        raise SaveError(f"cannot load {folder}", f"its files lack weights of {cls.__name__}: {', '.join(missing[:4])}",
+                        "save it again, all of it, from the rewritten model")  # fmt: skip
+    return model
+
+
+_EXPECTED = "_keys_to_ignore_on_load_unexpected"
+"""Where a class of transformers has the patterns of names in a file that it says nothing of."""
+
+
+def _class_named_in(folder: Path) -> Any:
+    asked, remedy = f"cannot load {folder}", "name the model's class: resfx.load(folder, cls=...)"
+    try:
+        named = list(json.loads((folder / "config.json").read_text()).get("architectures") or ())
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise SaveError(asked, f"its config.json is missing or damaged: {error}", remedy) from error
+    transformers = require("transformers", "hf", "a folder of save_pretrained")
+    for name in named:
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    raise SaveError(asked, f"transformers has no model {' or '.join(map(str, named)) or 'of no name'}", remedy)
 
 
 class ShortState:

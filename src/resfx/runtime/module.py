@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from resfx.errors import ResfxError, SaveError, VariantError
 from resfx.report.report import Report
 
 from .huggingface import starting_new_modules
+from .pretrained import save_pretrained
 from .rewriting import Rewriting
 
 
@@ -146,7 +146,7 @@ def hand_back(tree: nn.Module, rewriting: Rewriting, original: nn.Module) -> Any
                                 "_resfx_before": own}  # fmt: skip
         body |= {n: _access(n) for n in _ACCESS if n not in taken}
         if hasattr(own, "save_pretrained"):
-            body["save_pretrained"] = functools.wraps(own.save_pretrained)(_save_pretrained)
+            body["save_pretrained"] = functools.wraps(own.save_pretrained)(save_pretrained)
         body |= starting_new_modules(own)
         if hasattr(own, "prepare_inputs_for_generation"):
             body["create_masks_for_generate"] = property(_masks_for_generate)
@@ -160,16 +160,6 @@ def _access(name: str) -> Any:
     if name == "new_parameters":
         return lambda self: Handle(self).new_parameters()
     return property(lambda self: getattr(Handle(self), name), doc=getattr(Handle, name).__doc__)
-
-
-def _save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """The user's own, with a word on what a folder of this kind cannot hold."""
-    warnings.warn(
-        "save_pretrained writes the weights, not what resfx.rewrite did: from_pretrained builds the model without its"
-        " methods. resfx.save(model, folder) keeps both",
-        stacklevel=2,
-    )
-    return type(self)._resfx_before.save_pretrained(self, *args, **kwargs)
 
 
 def _masks_for_generate(self: Any) -> Callable[..., Any]:

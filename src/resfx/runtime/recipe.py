@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from resfx.errors import SaveError
 from resfx.methods.base import Method, methods
 from resfx.passes.find.site import FORMS
 from resfx.passes.find.standing import Standing
@@ -21,6 +23,9 @@ from resfx.passes.scopes.application import Application
 from .fields import Field, config_of
 
 FORMAT, VERSION = "resfx", 2
+RECIPE = "recipe.json"
+PRETRAINED = "pretrained"
+"""The ``weights`` of a recipe beside which the model's own ``save_pretrained`` wrote them all."""
 _LARGEST = 2**30
 """Elements of an example tensor; a larger one is not made of a file."""
 
@@ -31,36 +36,42 @@ class Recipe:
 
     Attributes:
         cls: class name of the model.
-        weights: which weights lie beside it.
+        weights: which weights lie beside it: those that are new, all, or all as ``save_pretrained`` writes them.
         applications: what was done, in order; those of version 1 do not know their adds yet.
         names: per application the names of the adds it claimed.
         example: keyword arguments of a call: tensors of zeros, and plain values; ``None`` if it was not saved.
         base: the fingerprint of the base model: digests of its ``structure`` and ``content``, how many ``parameters``
             in how many ``tensors``.
         as_eager: see :class:`resfx.passes.capture.source.Source`.
+        buffers: type and digest of each that no ``state_dict`` holds; only where ``save_pretrained`` wrote the rest.
     """
 
     cls: str
-    weights: Literal["new", "all"]
+    weights: Literal["new", "all", "pretrained"]
     applications: tuple[Application, ...]
     names: tuple[tuple[str, ...], ...]
     example: dict[str, Any] | None
     base: dict[str, Any]
     as_eager: bool
+    buffers: dict[str, tuple[str, str]] | None
 
 
-def to_dict(module: Any, weights: str, base: Mapping[str, Any]) -> dict[str, Any]:
+def to_dict(
+    module: Any, weights: str, base: Mapping[str, Any], buffers: Mapping[str, tuple[str, str]] | None = None
+) -> dict[str, Any]:
     """The recipe of a rewritten module as plain data.
 
     Args:
-        weights: ``"new"`` or ``"all"``: what is saved beside it.
+        weights: what is saved beside it.
         base: the fingerprint of its base model.
     """
     runtime = module._resfx
+    rest = {} if buffers is None else {"buffers": {name: list(pair) for name, pair in buffers.items()}}
     return {
         "format": FORMAT, "version": VERSION, "class": type(module).__name__, "weights": weights,
         "applications": [_application_to_dict(a) for a in runtime.applications],
         "example": _example_to_dict(runtime.source), "base": dict(base), "as_eager": runtime.source.as_eager,
+        **rest,
     }  # fmt: skip
 
 
@@ -93,6 +104,35 @@ def _example_to_dict(source: Any) -> dict[str, Any] | None:
     return described
 
 
+def refuse_foreign(target: Path, weights: str) -> None:
+    """Raise where a save would write over what somebody else wrote, or over a save of the other kind.
+
+    Args:
+        target: the folder.
+        weights: those of the recipe to be written. ``save_pretrained`` writes beside whatever there is; a save of our
+            own wants a folder of its own.
+    """
+    asked, remedy, whole = f"cannot save to {target}", "another folder", weights == PRETRAINED
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise SaveError(asked, "it is a file", remedy)
+    if not (target / RECIPE).exists():
+        if not whole and any(target.iterdir()):
+            raise SaveError(asked, "it exists and is not a save of this library", remedy)
+        return
+    try:
+        recipe = json.loads((target / RECIPE).read_text())
+    except (OSError, ValueError) as error:
+        raise SaveError(
+            asked, f"there is a {RECIPE} that cannot be read: {error}", f"remove it, or {remedy}"
+        ) from error
+    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+        raise SaveError(asked, f"there is a {RECIPE} that this library did not write", remedy)
+    if (recipe.get("weights") == PRETRAINED) != whole:
+        raise SaveError(asked, f"it holds a save by {'resfx.save' if whole else 'save_pretrained'}", remedy)
+
+
 def from_text(text: str, custom: Mapping[str, type[Method]], where: str) -> Recipe:
     """The recipe in a text of JSON.
 
@@ -116,16 +156,17 @@ def from_text(text: str, custom: Mapping[str, type[Method]], where: str) -> Reci
                    "install the version of resfx it was saved with")  # fmt: skip
     optional = ("as_eager",) if version == 1 else ()
     entries = ("format", "version", "class", "weights", "applications", "example", "base", "as_eager")
-    fields = whole.entries([e for e in entries if e not in optional], optional)
+    fields = whole.entries([e for e in entries if e not in optional], (*optional, "buffers"))
     applications = [_application(a, custom, version) for a in fields["applications"].items(least=1)]
     keys = [application.key for application, _ in applications]
     if len(set(keys)) < len(keys):
         fields["applications"].fail(f"two of them have one key: {', '.join(keys)}")
     return Recipe(
-        fields["class"].text(), fields["weights"].one_of("new", "all"),  # type: ignore[arg-type]
+        fields["class"].text(), fields["weights"].one_of("new", "all", PRETRAINED),  # type: ignore[arg-type]
         tuple(a for a, _ in applications), tuple(names for _, names in applications),
         _example(fields["example"]), _base(fields["base"]),
         fields["as_eager"].flag() if "as_eager" in fields else False,
+        _buffers(fields["buffers"]) if "buffers" in fields else None,
     )  # fmt: skip
 
 
@@ -172,6 +213,17 @@ def _base(field: Field) -> dict[str, Any]:
     return {**digests, **{name: fields[name].number(0, 2**62) for name in ("parameters", "tensors")}}
 
 
+def _buffers(field: Field) -> dict[str, tuple[str, str]]:
+    pairs = {name: entry.items(least=2, most=2) for name, entry in field.any_entries().items()}
+    return {name: (_dtype(kind), digest.digest()) for name, (kind, digest) in pairs.items()}
+
+
+def _dtype(field: Field) -> str:
+    if not isinstance(getattr(torch, field.text(), None), torch.dtype):
+        field.fail(f"torch has no type {field.value!r}")
+    return field.text()
+
+
 def _example(field: Field) -> dict[str, Any] | None:
     if field.value is None:
         return None
@@ -188,10 +240,8 @@ def _value(field: Field) -> Any:
         total *= max(1, sizes[-1])
     if total > _LARGEST:
         fields["shape"].fail(f"{total:,} elements are too many for an example")
-    kind = getattr(torch, fields["dtype"].text(), None)
-    if not isinstance(kind, torch.dtype):
-        fields["dtype"].fail(f"torch has no type {fields['dtype'].value!r}")
+    kind = _dtype(fields["dtype"])
     try:
-        return torch.zeros(sizes, dtype=kind)
+        return torch.zeros(sizes, dtype=getattr(torch, kind))
     except (RuntimeError, NotImplementedError) as error:
         fields["dtype"].fail(f"no tensor of {fields['dtype'].value} can be made: {error}")

@@ -3,7 +3,7 @@
 ``recipe.json`` holds what was done (methods, filters, the adds claimed) and a fingerprint of the base model;
 ``weights.safetensors`` holds the new parameters, or all of them with ``weights="all"``. The rewritten model has buffers
 of its own, so the persistent ones (running statistics) are always saved; of the others, which no ``state_dict`` holds
-either, a digest is kept and compared at load.
+either, a digest is kept and compared at load. A folder of ``save_pretrained`` (``pretrained.py``) is read here, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
@@ -28,10 +28,12 @@ from resfx.passes.capture.inputs import Named, Positional, outside_inference_mod
 from . import recipe as recipes
 from .fingerprint import digests, fingerprint, is_new, persistent_buffers
 from .folder import replacing
+from .huggingface import from_folder
 from .module import Rewritten
-from .recipe import Recipe
+from .pretrained import digest_of, keep_types, new_tensors, weight_files
+from .recipe import PRETRAINED, RECIPE, Recipe
 
-RECIPE, WEIGHTS = "recipe.json", "weights.safetensors"
+WEIGHTS = "weights.safetensors"
 BUFFERS = "buffers"  # what the digests of unsaved buffers are called in the notes of the weights' file
 
 
@@ -59,33 +61,12 @@ def save(module: Any, folder: str | os.PathLike[str], *, weights: Literal["new",
     if weights not in ("new", "all"):
         raise OptionError("weights must be 'new' or 'all'", f"{weights!r}", "weights='new'")
     target = Path(folder)
-    _refuse_foreign(target)
+    recipes.refuse_foreign(target, weights)
     text = json.dumps(recipes.to_dict(module, weights, fingerprint(module)), indent=1)  # type: ignore[arg-type]
     tensors = _untied(_chosen(module, weights))  # type: ignore[arg-type]
     with replacing(target, RECIPE) as draft:
         save_file(tensors, draft / WEIGHTS, metadata={BUFFERS: json.dumps(digests(module))})  # type: ignore[arg-type]
         (draft / RECIPE).write_text(text)
-
-
-def _refuse_foreign(target: Path) -> None:
-    """Raise unless a folder is missing, empty, or a save of this library."""
-    asked, remedy = f"cannot save to {target}", "another folder"
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise SaveError(asked, "it is a file", remedy)
-    if not (target / RECIPE).exists():
-        if any(target.iterdir()):
-            raise SaveError(asked, "it exists and is not a save of this library", remedy)
-        return
-    try:
-        recipe = json.loads((target / RECIPE).read_text())
-    except (OSError, ValueError) as error:
-        raise SaveError(
-            asked, f"there is a {RECIPE} that cannot be read: {error}", f"remove it, or {remedy}"
-        ) from error
-    if not isinstance(recipe, dict) or recipe.get("format") != recipes.FORMAT:
-        raise SaveError(asked, f"there is a {RECIPE} that this library did not write", remedy)
 
 
 def _chosen(module: nn.Module, weights: str) -> dict[str, torch.Tensor]:
@@ -101,51 +82,109 @@ def _chosen(module: nn.Module, weights: str) -> dict[str, torch.Tensor]:
     return chosen
 
 
+@overload
+def load(
+    folder: str | os.PathLike[str], model: Model, args: Positional | None = ..., kwargs: Named | None = ..., *,
+    custom: Mapping[str, type[Method]] | None = ...,
+) -> Model: ...  # fmt: skip
+@overload
+def load(
+    folder: str | os.PathLike[str], model: None = ..., args: Positional | None = ..., kwargs: Named | None = ..., *,
+    custom: Mapping[str, type[Method]] | None = ..., cls: Any = ..., **options: Any,
+) -> Any: ...  # fmt: skip
 def load(
     folder: str | os.PathLike[str],
-    model: Model,
+    model: Any = None,
     args: Positional | None = None,
     kwargs: Named | None = None,
     *,
     custom: Mapping[str, type[Method]] | None = None,
-) -> Model:
+    cls: Any = None,
+    **options: Any,
+) -> Any:
     """Rewrite ``model`` by a saved recipe and give it the saved weights. Nothing in the folder is executed.
 
+    A folder that a rewritten model's ``save_pretrained`` wrote holds the model itself: ``resfx.load(folder)``.
+
     Args:
-        folder: what :func:`save` wrote.
-        model: the base model, of the architecture it was saved from. Not changed.
+        folder: what :func:`save` or ``save_pretrained`` wrote.
+        model: the base model, of the architecture it was saved from. Not changed. Left out for a folder that
+            ``save_pretrained`` wrote.
         args, kwargs: example inputs; by default zeros of the shapes it was saved with.
         custom: your own methods by name, where the recipe uses any.
+        cls: class of the model in the folder; by default the one of transformers that its config names.
+        options: for that class's ``from_pretrained``: ``dtype=``, ``variant=``, ``attn_implementation=``.
 
     Raises:
         SaveError: for a damaged or foreign folder, another version, or another base model.
+        OptionError: for ``cls`` or options beside a model.
         InputError: if the inputs come in a form that is not taken, or do not fit ``forward``.
         ModelError: if the model itself raises on them.
 
     Warns:
         UserWarning: if the base model has other weights, or other buffers of those that are not saved, than when it
-            was saved.
+            was saved; if something else wrote weights into the folder since.
     """
+    if model is not None and (cls is not None or options):
+        names = ", ".join([*(["cls"] if cls is not None else []), *options])
+        raise OptionError(f"load takes no {names} beside a model", f"a {type(model).__name__}",
+                          "leave them out, or leave the model out where save_pretrained wrote the folder")  # fmt: skip
     _refuse_other(folder, model)
     path = Path(folder)
     recipe = _read_recipe(path, custom or {})
-    found = fingerprint(model)
+    if (recipe.weights == PRETRAINED) != (model is None):
+        raise SaveError(f"cannot load {path}", "it holds the new weights alone, written by resfx.save"
+                        if model is None else "it holds the whole model, written by save_pretrained",
+                        "resfx.load(folder, model)" if model is None else "resfx.load(folder)")  # fmt: skip
+    content = None
+    if model is None:
+        files = weight_files(path, options.get("variant"))
+        tensors, kept, content = new_tensors(files), None, digest_of(files)
+        model = _host(path, cls, options)
+    found = fingerprint(model, content)
     if found["structure"] != recipe.base["structure"]:
         raise SaveError(
             f"the save in {path} does not belong to this {type(model).__name__}",
             f"it was made from {recipe.cls} with {recipe.base['parameters']} parameters in"
             f" {recipe.base['tensors']} tensors; this one has {found['parameters']} in {found['tensors']}",
-            "build the model from the same config",
+            "build the model from the same config" if content is None else "resfx.load(folder, cls=...)",
         )
-    tensors, kept = _read_weights(path / WEIGHTS)
-    if recipe.weights == "new" and found["content"] != recipe.base["content"]:
+    if content is None:
+        tensors, kept = _read_weights(path / WEIGHTS)
+    if recipe.weights != "all" and found["content"] != recipe.base["content"]:
         warnings.warn(
-            f"{path} was saved beside other base weights; the new parameters were trained with those", stacklevel=2
+            f"{path} was saved beside other base weights; the new parameters were trained with those"
+            if content is None
+            else f"the weights in {path} are not those that its {RECIPE} was written for: something else wrote there since",
+            stacklevel=2,
         )
+    typed = content is not None and not {"dtype", "torch_dtype"} & set(options)  # nobody asked for another type
+    if typed:
+        keep_types(model, tensors, recipe.buffers or {})
     new = _rewritten(model, recipe, args, kwargs, path)
-    _fill(new, tensors, recipe.weights, path, buffers=kept is not None)
-    _compare_buffers(new, kept, path)
+    if typed:
+        keep_types(new, tensors, {})
+        kept = {n: digest for n, (_, digest) in (recipe.buffers or {}).items()}
+    _fill(new, tensors, recipe.weights, path, buffers=content is None and kept is not None)
+    if content is None or typed:
+        _compare_buffers(new, kept, path)
     return new
+
+
+def _host(path: Path, cls: Any, options: dict[str, Any]) -> nn.Module:
+    """The model in a folder that ``save_pretrained`` wrote, without its methods."""
+    asked = f"cannot load {path}"
+    if (path / "adapter_config.json").exists():
+        raise SaveError(asked, "an adapter lies beside the model, and would be put into it before its methods are",
+                        "move it to a folder of its own, and put it on what resfx.load returns")  # fmt: skip
+    try:
+        return from_folder(path, cls, options)
+    except ResfxError:
+        raise
+    except Exception as error:  # whatever from_pretrained finds wrong with its files or options
+        raise SaveError(
+            asked, f"from_pretrained: {type(error).__name__}: {error}", "mend that, or save it again"
+        ) from error
 
 
 def _rewritten(model: nn.Module, recipe: Recipe, args: Any, kwargs: Any, path: Path) -> Any:
@@ -182,7 +221,7 @@ def _refuse_other(folder: Any, model: Any) -> None:
     if isinstance(model, Rewritten):
         raise SaveError(asked, "the model given is rewritten already",
                         "the base model, as it was before resfx.rewrite; a save of two methods holds both")  # fmt: skip
-    if not isinstance(model, nn.Module):
+    if model is not None and not isinstance(model, nn.Module):
         raise SaveError(asked, f"a {type(model).__name__} as the base model", "an nn.Module of the architecture saved")
 
 
@@ -215,7 +254,8 @@ def _untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _read_recipe(path: Path, custom: Mapping[str, type[Method]]) -> Recipe:
     if not (path / RECIPE).is_file():
-        raise SaveError(f"cannot load {path}", f"there is no {RECIPE}", "pass a folder written by resfx.save")
+        raise SaveError(f"cannot load {path}", f"there is no {RECIPE}", "pass what resfx.save or a rewritten model's save_pretrained wrote; a plain model's"
+                        " is for its own from_pretrained")  # fmt: skip
     try:
         text = (path / RECIPE).read_text()
     except (OSError, ValueError) as error:
