@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hosts.triton_kernels import inside, installed
+from hosts.triton_kernels import inside
 
 from resfx.ops import choice
 from resfx.ops.choice import ANY, TABLE, Choice, chosen, operator_of
