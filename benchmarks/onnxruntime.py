@@ -105,7 +105,7 @@ def one(title: str, function: Callable[..., Tensor], inputs: list[Tensor], optio
 
 def operators(options: Any) -> Rows:
     """Every operator, float32."""
-    rows, d = 4096, 1024
+    rows, d = options.rows, 1024
     x, f = torch.randn(rows, d), torch.randn(rows, d)
     beta, v, share = torch.rand(rows, 1), torch.randn(rows, 1), torch.tensor(0.3)
     yield from one("Delta shortcut", lambda x, f, b, v, m: delta_shortcut(x, f, b, v, m), [x, f, beta, v, share],
@@ -186,7 +186,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options.folder = Path(options.folder or folder)
         options.library = build_kernels(Path(folder) / "kernels.so")
-        options.provider, options.forms, options.lenient = "CPUExecutionProvider", FORMS, False
+        options.provider, options.forms, options.lenient, options.rows = "CPUExecutionProvider", FORMS, False, 4096
         for name in options.only:
             rows = list(GROUPS[name](options))
             result = "onnxruntime" if name == "operators" else f"onnxruntime-{name}"

@@ -1,8 +1,8 @@
 """One command for a GPU: ``make gpu``, or ``PYTHONPATH=src python -m benchmarks.gpu`` where torch and triton are.
 
 Checks every Triton kernel, forward and backward, against float64; then times operators, whole models, ONNX Runtime and
-launch parameters, the most valuable first, until ``--minutes`` are spent. Each part is a process of its own and leaves a
-file in ``--out``: a run that was cut short goes on where it was, and a part that fails stops no other. The page
+launch parameters, the most valuable first, until ``--minutes`` are spent. Each part is a process of its own and leaves
+a file in ``--out``: a run that was cut short goes on where it was, and a part that fails stops no other. The page
 ``gpu-<card>.md`` in ``--results`` is written anew after each part. No network is used.
 
 The exit status is 0 if all checks that were asked for held, 1 if not, 2 if there is no device.
@@ -31,7 +31,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="also what is done already")
     parser.add_argument("--list", action="store_true", help="name the parts and end")
     parser.add_argument("--rounds", type=int, help="measured rounds of each group (default 30, of a dry run 2)")
-    parser.add_argument("--jobs", type=int, default=4, help="checks that run at a time (default 4)")
+    jobs = max(1, min(8, (os.cpu_count() or 2) // 2))
+    parser.add_argument("--jobs", type=int, default=jobs, help=f"checks that run at a time (default here {jobs})")
     parser.add_argument("--authors", nargs="+", default=[], metavar="FOLDER", help="see benchmarks/authors.py")
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU, under Triton's interpreter")
     parser.add_argument("--here", action="store_true", help="parts in this process, one after the other")
@@ -64,7 +65,11 @@ def main() -> int:
     """Run what was asked for."""
     given = arguments()
     environment(given.dry)
-    from . import child, driver  # after the environment: torch and triton are imported by them
+    try:
+        from . import child, driver  # after the environment: torch and triton are imported by them
+    except (ImportError, AttributeError) as error:
+        print(f"Not with the packages that are installed here: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
 
     if given.facts:
         return child.tell(given)

@@ -18,8 +18,8 @@ TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Normal numbers, the same ones in every type."""
-    return torch.randn(shape, dtype=torch.float64).to(dtype)
+    """Normal numbers on the default device, the same ones on every device and in every type."""
+    return torch.randn(shape, dtype=torch.float64, device="cpu").to(torch.get_default_device(), dtype)
 
 
 def turned(x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def agree(
     want = formula(*pytree.tree_unflatten(wide, spec))
     assert node in type(got.grad_fn).__name__, f"the result is from {type(got.grad_fn).__name__}"
     assert got.shape == want.shape, f"the result is {tuple(got.shape)}, not {tuple(want.shape)}"
-    grad = torch.randn(want.shape, dtype=torch.float64, device=want.device).to(got.dtype)
+    grad = torch.randn(want.shape, dtype=torch.float64, device="cpu").to(want.device, got.dtype)
     floats = lambda xs: [x for x, r in zip(xs, real, strict=True) if r]
     found = torch.autograd.grad(got, floats(given), grad)
     wanted = torch.autograd.grad(want, floats(wide), grad.double())

@@ -1,11 +1,9 @@
-"""Arguments for the operators with kernels: shapes and layouts that are awkward, and sizes that models have."""
+"""Arguments for the operators with kernels: shapes, layouts and options that are awkward. Results are checked on them."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,24 +13,6 @@ from .against import draw, turned
 
 Build = Callable[[torch.dtype], tuple[Any, ...]]
 """Makes the arguments of a call in a type, on the default device."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a model's calls look like: ``rows`` tokens of ``width``, ``matrices`` of Sinkhorn-Knopp."""
-
-    rows: int
-    width: int
-    matrices: int
-    sources: int = 8
-    channels: int = 4
-    heads: int = 16
-    batch: int = 4
-    window: int = 16
-
-
-LARGE, SMALL = Sizes(4096, 2048, 2**17), Sizes(64, 2048, 64)
-TINY = Sizes(6, 32, 6, sources=3, heads=2, batch=2, window=2)
 
 
 def delta(width: int, mix: str, base: str) -> Build:
@@ -51,7 +31,8 @@ def attention_read(count: int, width: int, relative: bool, base: bool, gate: boo
         sources = [draw(2, 3, width, dtype=dtype) for _ in range(count)]
         sources[0] = turned(sources[0])
         added = turned(draw(2, 3, width, dtype=dtype)) if base else None
-        return sources, draw(width, dtype=dtype), added, draw(dtype=dtype) if gate else None, 1e-6, relative
+        query = (draw(width) / width**0.5).to(dtype)  # scores of about one: a softmax that is not all on one source
+        return sources, query, added, draw(dtype=dtype) if gate else None, 1e-6, relative
 
     return build
 
@@ -181,42 +162,3 @@ ODD: dict[str, dict[str, Build]] = {
     "sinkhorn": named(sinkhorn, size=[1, 2, 3, 4, 8], rounds_newton=[(0, 0), (4, 0), (2, 8)]),
 }  # fmt: skip
 """By operator as :mod:`resfx.ops.choice` names them."""
-
-
-def real(operator: str, sizes: Sizes, dtype: torch.dtype) -> tuple[Any, ...]:
-    """The arguments of a call as a model makes it."""
-    rows, d, n = sizes.rows, sizes.width, sizes.channels
-    draw = lambda *shape, dtype=dtype: torch.randn(shape, dtype=torch.float32).to(dtype)
-    numbers = functools.partial(draw, dtype=torch.float32)
-    if operator == "delta":
-        return (
-            draw(rows, d),
-            draw(rows, d),
-            numbers(rows, 1).sigmoid(),
-            numbers(rows, 1),
-            draw().sigmoid(),
-            None,
-            1e-10,
-            True,
-        )
-    if operator in ("attention_read", "weighted_sum"):
-        sources = [draw(rows, d) for _ in range(sizes.sources)]
-        return (
-            (sources, draw(d), None, None, 1e-6, False)
-            if operator == "attention_read"
-            else (sources, draw(sizes.sources), None)
-        )
-    if operator == "window":
-        q, k, v = (draw(sizes.batch, sizes.heads, max(rows // sizes.batch, 2), d // sizes.heads) for _ in range(3))
-        return q, k, v, None, sizes.window, True, False, (d // sizes.heads) ** -0.5
-    if operator == "short_convolution":
-        length = max(rows // sizes.batch, 4)
-        return draw(sizes.batch, length, d), draw(d, 4), None, None, False, 3, length
-    if operator == "sinkhorn":
-        return numbers(sizes.matrices, n, n), 20, 0
-    state, f, write = draw(rows, n, d), draw(rows, d), numbers(rows, n)
-    if operator == "channels.mix":
-        return state, f, write, numbers(rows, n, n).softmax(-1), False
-    if operator == "channels.delta":
-        return state, f, numbers(rows, 1).sigmoid(), write, draw().sigmoid(), 1e-10, True, True
-    return state, write.softmax(-1).unsqueeze(-1), None

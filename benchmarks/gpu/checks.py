@@ -13,6 +13,7 @@ from . import cases
 from .against import agree, watched
 from .exact import EXACT
 from .operators import OPERATORS, Operator
+from .real import real
 from .record import Writer
 from .settings import Settings, forced
 
@@ -24,7 +25,7 @@ def operator(name: str, writer: Writer, settings: Settings) -> None:
     if settings.dry:
         builds = builds[-1:]
     sizes = {"a model's": settings.large, "a model's, decoding": settings.small}
-    builds += [(label, functools.partial(cases.real, name, s)) for label, s in sizes.items()]
+    builds += [(label, functools.partial(real, name, s)) for label, s in sizes.items()]
     for dtype in found.types:
         for label, build in builds:
             writer.once(f"{str(dtype)[6:]}: {label}", functools.partial(_held, found, build, dtype, settings))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks.common import MODES
+from resfx.ops.choice import ANY, TABLE, Choice, Form
 
 from .tables import KERNEL, PLAIN
 
@@ -18,7 +19,7 @@ def cost(row: Mapping[str, Any]) -> float:
     return max(row["median_ms"], row.get("host_ms", 0.0))
 
 
-def form(rows: Iterable[Mapping[str, Any]], size: str, dtype: str) -> str | None:
+def form(rows: Iterable[Mapping[str, Any]], size: str, dtype: str) -> Form | None:
     """``triton`` or ``torch`` for calls of a size; ``None`` where the two forms were not measured in both modes."""
     shares = []
     for mode in MODES:
@@ -30,8 +31,13 @@ def form(rows: Iterable[Mapping[str, Any]], size: str, dtype: str) -> str | None
     return "torch" if all(share < MARGIN for share in shares) else "triton"
 
 
+def _line(family: str, choice: Choice) -> str:
+    forms = f'"{choice.small}", "{choice.large}", "{choice.note}"'
+    return "ANY: Choice()" if (family, choice) == (ANY, Choice()) else f'"{family}": Choice({forms})'
+
+
 def snippet(measured: Mapping[str, list[dict[str, Any]]], facts: Mapping[str, Any]) -> str:
-    """Lines to paste, one for each operator that was measured in both sizes, in one type.
+    """Lines to paste in the place of the operators', each measured in both sizes; those of other cards stay.
 
     Args:
         measured: rows of the operators' tables, by operator.
@@ -42,7 +48,7 @@ def snippet(measured: Mapping[str, list[dict[str, Any]]], facts: Mapping[str, An
             small, large = form(rows, "small", dtype), form(rows, "large", dtype)
             if small and large:
                 note = f"{facts['card']}, {dtype}, torch {facts['torch']}, triton {facts['triton']}"
-                line = f'"{facts["family"]}": Choice("{small}", "{large}", "{note}")'
-                lines.append(f'    "{operator}": {{ANY: Choice(), {line}}},')
+                held = TABLE[operator] | {facts["family"]: Choice(small, large, note)}
+                lines += [f'    "{operator}": {{', *(f"        {_line(*line)}," for line in held.items()), "    },"]
                 break
     return "\n".join(lines)

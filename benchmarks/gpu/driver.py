@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -77,6 +79,7 @@ class Run:
 
     def attempt(self, part: Part, record: Record) -> None:
         """Processes of a part, until all rows are there, or none is added, or the time is up."""
+        last = self.left() < part.limit
         until = time.monotonic() + 60 * min(part.limit, self.left())
         note = ""
         for _ in range(ATTEMPTS):
@@ -87,7 +90,10 @@ class Run:
             if status == 0:
                 return
             over = status is None
-            note = "its time was up" if over else f"its process ended with status {status}"
+            if over and last:  # the next run goes on with the same row
+                note = f"cut short: {self.given.minutes:g} minutes are spent"
+                break
+            note = f"ended after {part.limit:g} minutes" if over else f"its process ended with status {status}"
             if record.running:
                 record.rows[record.running] = {"failed": note}
                 record.running = ""
@@ -101,16 +107,16 @@ class Run:
             return child.run(argparse.Namespace(**vars(self.given) | {"part": part.name}), self.machine)
         with self.log(part).open("a") as log:
             command = [sys.executable, "-m", "benchmarks.gpu", "--part", part.name, *options(self.given)]
-            begun = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[2])
+            begun = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[2],
+                                     start_new_session=True)  # fmt: skip
             try:
                 return begun.wait(max(seconds, 1))
             except subprocess.TimeoutExpired:
-                begun.kill()
-                begun.wait()
                 return None
-            except BaseException:
-                begun.kill()
-                raise
+            finally:
+                if begun.poll() is None:
+                    os.killpg(begun.pid, signal.SIGKILL)  # and the compiler's own processes
+                    begun.wait()
 
     def log(self, part: Part) -> Path:
         """Where a part's process says what it says."""

@@ -17,7 +17,7 @@ Pairs = Iterator[tuple[Tensor, Tensor]]
 
 
 def closed_mix(dtype: torch.dtype) -> Pairs:
-    """A closed mix is the plain add, whatever the layout; so are its gradients, but the mix's own, which is not zero."""
+    """A closed mix is the plain add, whatever the layout, and so are its gradients; the mix's own is not zero."""
     from resfx.ops.delta import triton as kernels
 
     # Whole numbers: the interpreter cuts off where a GPU rounds to bfloat16, so sums must need neither.

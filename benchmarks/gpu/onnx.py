@@ -45,7 +45,8 @@ def _run(kind: str, writer: Writer, settings: Settings) -> None:
     def rows() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             options = SimpleNamespace(device="cpu", threads=2, rounds=settings.rounds, full=False, library=None,
-                                      folder=Path(folder), provider=provider, forms=FORMS, lenient=True)  # fmt: skip
+                                      folder=Path(folder), provider=provider, forms=FORMS, lenient=True,
+                                      rows=16 if settings.dry else 4096)  # fmt: skip
             found = bench.GROUPS[kind](options)
             return {"rows": [{**row, "onnxruntime": onnxruntime.__version__, "provider": provider}
                              for row in (itertools.islice(found, len(FORMS)) if settings.dry else found)]}  # fmt: skip

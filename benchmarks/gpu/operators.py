@@ -31,7 +31,7 @@ class Operator:
         title: in the tables.
         public: the library's function, of positional arguments.
         formula: what it is held against.
-        paper: the same in plain torch as a paper or a first version has it, of the arguments of ``cases.real``.
+        paper: the same in plain torch as a paper or a first version has it, of the arguments of ``real``.
         module: of its kernels.
         types: that the kernels take.
         node: part of the name of the gradient function of a result.

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.common import cell
 
+from .against import TOLERANCE
 from .choices import snippet
 from .record import Record
 
@@ -70,8 +71,11 @@ def measured(records: Mapping[str, Record]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _checks(records: Mapping[str, Record]) -> Iterable[str]:
-    yield "Each kernel's result and gradients against float64: cases that hold, and the largest error as a share of what"
-    yield "is allowed (5e-6, 1.6e-2, 2e-3 of the largest element in float32, bfloat16, float16; twice that for gradients)."
+    allowed = ", ".join(f"{value:g} in {str(dtype)[6:]}" for dtype, value in TOLERANCE.items())
+    yield (
+        "Each kernel's result and gradients against float64: cases that hold, and the largest error as a share of what"
+        f" is allowed ({allowed}, of the largest element and of each; twice that of the largest for gradients)."
+    )
     yield from ("", "| operator | float32 | bfloat16 | float16 |", "|---|---|---|---|")
     for name, record in records.items():
         cells = []

@@ -1,6 +1,6 @@
 """Other packages' kernels for the same operators, where they can be imported: Liger, fla, flash-attn-res.
 
-Each takes the arguments of ``cases.real``. Nothing of them is part of this repository.
+Each takes the arguments of ``real``. Nothing of them is part of this repository.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from benchmarks import common
 from resfx.ops import register
 from resfx.ops.choice import ANY, TABLE, Choice, Form, family
 
-from .cases import LARGE, SMALL, TINY, Sizes
+from .real import LARGE, SMALL, TINY, Sizes
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def facts(settings: Settings) -> dict[str, Any]:
         found["triton"] = f"none ({error})"
     found["compiler"] = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), "none: Triton needs one")
     if settings.dry:
-        return found | {"card": "dry run, Triton's interpreter", "family": "any"}
+        return found | {"card": "dry run", "family": "interpreter"}
     card = torch.cuda.get_device_properties(0)
     found |= {
         "card": card.name, "family": family(torch.device("cuda", 0)), "memory_GiB": round(card.total_memory / 2**30),

@@ -18,8 +18,8 @@ from torch import Tensor
 from benchmarks import authors, operators
 from benchmarks.common import MODES, Case, compiled, group, steps
 
-from . import cases
 from .operators import OPERATORS, Operator
+from .real import real
 from .record import Writer
 from .rivals import rivals
 from .settings import Settings, forced
@@ -44,7 +44,7 @@ def in_float32(name: str, writer: Writer, settings: Settings) -> None:
 
 def _group(found: Operator, size: str, dtype: torch.dtype, mode: str, settings: Settings) -> dict[str, Any]:
     with torch.device(settings.device):
-        args = cases.real(found.name, settings.large if size == "large" else settings.small, dtype)
+        args = real(found.name, settings.large if size == "large" else settings.small, dtype)
     tensors = [x for arg in args for x in (arg if isinstance(arg, list) else [arg]) if isinstance(x, Tensor)]
     of = lambda function: flat(function, args)
     with torch.no_grad(), forced(found.name, "torch"):

@@ -14,8 +14,8 @@ from benchmarks.common import Case, measure
 from resfx.comparison.measure import quartiles
 from resfx.ops.register import kernels_for
 
-from . import cases
 from .operators import OPERATORS
+from .real import real
 from .record import Writer
 from .settings import Settings, forced
 
@@ -70,7 +70,7 @@ def _row(name: str, direction: str, settings: Settings) -> dict[str, Any]:
     found = OPERATORS[name]
     dtype = torch.bfloat16 if torch.bfloat16 in found.types else torch.float32
     with torch.device(settings.device):
-        args = cases.real(name, settings.large, dtype)
+        args = real(name, settings.large, dtype)
     with forced(name, "triton"):
         kernels = kernels_for(found.module, args)
     assert kernels is not None
@@ -90,5 +90,5 @@ def _row(name: str, direction: str, settings: Settings) -> dict[str, Any]:
     best = min(shares, key=lambda label: shares[label])
     failed = {case.name: case.failed for case in made if case.failed}
     row = {"operator": found.title, "direction": direction, "dtype": str(dtype)[6:], "best": best,
-           "share": shares[best], "present_ms": times["present"] * 1e3, "shares": shares, "refused": failed}  # fmt: skip
-    return {"rows": [row]}
+           "share": shares[best], "present_ms": times["present"] * 1e3, "shares": shares}  # fmt: skip
+    return {"rows": [row | {"refused": failed}]}

@@ -1,7 +1,7 @@
 """Which form runs an eager call on a card: the hand-written kernel or plain torch, by measurement.
 
-The one place that says so. ``make gpu`` measures both forms of every operator and prints the lines of ``TABLE`` that its
-card asks for. Compiled calls are not asked: there Inductor writes the code, of the open formula.
+The one place that says so. ``make gpu`` measures both forms of every operator and prints the lines of ``TABLE`` that
+its card asks for. Compiled calls are not asked: there Inductor writes the code, of the open formula.
 """
 
 from __future__ import annotations
