@@ -6,7 +6,7 @@ VERSIONS = constraints/$(SET).txt
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-versions versions ready lint zoo matrix first-use clean bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide
+.PHONY: demo test test-versions versions ready lint zoo matrix first-use clean gpu bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide
 
 $(READY): pyproject.toml $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,10 @@ matrix: $(READY)
 
 bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide: bench-%: $(READY)
 	$(RUN) -m benchmarks.$*
+
+# All that a GPU is needed for, on a machine with torch and triton of its own: nothing is installed, no network used.
+gpu:
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu $(ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

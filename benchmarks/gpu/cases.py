@@ -1,4 +1,4 @@
-"""Arguments for the operators with kernels: shapes, layouts and options that are awkward. Results are checked on them."""
+"""Arguments for the operators with kernels: awkward shapes, layouts and options. Results are checked on them."""
 
 from __future__ import annotations
 

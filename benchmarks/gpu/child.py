@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import traceback
 import warnings
 
 from .parts import parts
-from .record import LostDeviceError, Record, Writer
+from .record import LostDeviceError, Record, Writer, told
 from .settings import Settings, facts, prepare
 
 LOST_STATUS = 3
@@ -33,7 +34,8 @@ def run(given: argparse.Namespace, machine: str = "") -> int:
     """Make the rows of a part that are not there yet.
 
     Returns:
-        0 when all are there, ``LOST_STATUS`` after an error that took the device from this process.
+        0 when all are there, ``LOST_STATUS`` after an error that took the device from this process, 1 if the part
+        itself failed.
     """
     warnings.filterwarnings("ignore")  # of compilers, about themselves
     machine = machine or (given.out / "machine").read_text()
@@ -45,6 +47,11 @@ def run(given: argparse.Namespace, machine: str = "") -> int:
         part.run(Writer(record, machine), settings)
     except LostDeviceError:
         return LOST_STATUS
+    except Exception as error:  # beside its rows, which keep their own
+        traceback.print_exc()
+        record.note = told(error)
+        record.save(machine)
+        return 1
     record.done = True
     record.save(machine)
     return 0

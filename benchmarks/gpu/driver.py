@@ -99,7 +99,7 @@ class Run:
                 record.running = ""
             if over or len(record.rows) == before:
                 break
-        record.note = note + (self.tail(part) if "status" in note else "")
+        record.note = record.note or note + (self.tail(part) if "status" in note else "")
 
     def process(self, part: Part, seconds: float) -> int | None:
         """The status of one; ``None`` if it had to be ended."""

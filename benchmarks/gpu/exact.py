@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from resfx.ops.window.formula import windowed_attention
 
 from .against import draw
 
-Pairs = Iterator[tuple[Tensor, Tensor]]
+Pairs = Iterator[tuple[Any, Tensor]]
 
 
 def closed_mix(dtype: torch.dtype) -> Pairs:
@@ -25,9 +26,8 @@ def closed_mix(dtype: torch.dtype) -> Pairs:
     b, v, m = torch.rand(5, 1), torch.randn(1, 1).expand(5, 1), torch.zeros((), dtype=dtype)
     yield kernels.forward(x, f, b, v, m, None, 1e-10, True), x + f
     gx, gf, gb, gv, gm, *_ = kernels.gradients(grad, x, f, b, v, m, None, 1e-10, True)
-    yield from ((gx, grad), (gf, grad), (gb, torch.zeros_like(gb)), (gv, torch.zeros_like(gv)))
-    assert gm is not None
-    yield gm != 0, torch.ones_like(gm, dtype=torch.bool)
+    yield from ((gx, grad), (gf, grad), (gb, torch.zeros_like(b)), (gv, torch.zeros_like(v)))
+    yield gm != 0, torch.ones_like(m, dtype=torch.bool)
 
 
 def zero_query(dtype: torch.dtype) -> Pairs:
