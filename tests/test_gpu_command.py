@@ -1,4 +1,4 @@
-"""``make gpu`` without a GPU: a dry run, what happens to parts that fail, and what figures would say of the form to run."""
+"""``make gpu`` without a GPU: a dry run, what becomes of parts that fail, what figures say of the form to run."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_the_snippet_is_lines_of_the_table(monkeypatch):
 def test_a_wrong_kernel_is_seen():
     args = (draw(64).float(),)
     assert agree(lambda x: x * 1.0, lambda x: x, args, torch.float32, "MulBackward") < 0.1
-    with pytest.raises(AssertionError, match="result: .* of the tolerance"):
+    with pytest.raises(AssertionError, match=r"result: .* of the tolerance"):
         agree(lambda x: x * 1.0001, lambda x: x, args, torch.float32, "MulBackward")
     with pytest.raises(AssertionError, match="gradient 1"):
         agree(lambda x: x * x.detach() * 1.0, lambda x: x * x, args, torch.float32, "MulBackward")
