@@ -103,6 +103,8 @@ def measure(cases: Sequence[Case], options: Any) -> None:
         begin = time.perf_counter()
         try:
             case.step()
+            if isinstance(timed, CudaClock):
+                torch.cuda.synchronize()  # an error of this case is told here, not in the next one's
             case.first = time.perf_counter() - begin
             case.step()
         except Exception as error:

@@ -52,6 +52,6 @@ def run(given: argparse.Namespace, machine: str = "") -> int:
         record.note = told(error)
         record.save(machine)
         return 1
-    record.done = True
+    record.done = bool(record.rows) or not record.note  # what was not run for want of a package may be, the next time
     record.save(machine)
     return 0
