@@ -6,7 +6,7 @@ VERSIONS = constraints/$(SET).txt
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-versions versions ready lint zoo matrix first-use ecosystem clean bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small
+.PHONY: demo test test-versions versions ready lint zoo matrix first-use ecosystem clean gpu bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small
 
 $(READY): pyproject.toml $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,10 @@ matrix: $(READY)
 
 bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small: bench-%: $(READY)
 	$(RUN) -m benchmarks.$*
+
+# All that a GPU is needed for, on a machine with torch and triton of its own: nothing is installed, no network used.
+gpu:
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu $(ARGS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -24,6 +24,8 @@ import torch
 
 from resfx.comparison.measure import Runner, peak_memory, quartiles
 
+from .clock import CudaClock
+
 MODES = ("forward", "training")
 RESULTS = Path(__file__).parent / "results"
 DATA = RESULTS / "data"
@@ -32,6 +34,7 @@ ALLOCATOR = {  # without these glibc returns large tensors to the system and fau
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
 }
+COMPILER: dict[str, Any] = {}  # options of torch.compile for all cases, beside those for fixed shapes
 
 
 def start(description: str, arguments: Callable[[argparse.ArgumentParser], None] = lambda p: None) -> Any:
@@ -61,12 +64,14 @@ class Case:
         step: does it once.
         first: seconds of the first call, compilation included.
         samples: seconds of each measured call.
+        host: on CUDA, seconds that the host took to launch each.
     """
 
     name: str
     step: Callable[[], Any]
     first: float = 0.0
     samples: list[float] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)
     failed: str = ""
 
 
@@ -93,11 +98,13 @@ def clock(device: str, threads: int) -> Callable[[Callable[[], Any]], float]:
 
 def measure(cases: Sequence[Case], options: Any) -> None:
     """Time all cases in turns, forwards and backwards; a case that raises keeps its reason and drops out."""
-    timed = clock(options.device, options.threads)
+    timed = CudaClock(options.device) if options.device == "cuda" else clock(options.device, options.threads)
     for case in cases:
         begin = time.perf_counter()
         try:
             case.step()
+            if isinstance(timed, CudaClock):
+                torch.cuda.synchronize()  # an error of this case is told here, not in the next one's
             case.first = time.perf_counter() - begin
             case.step()
         except Exception as error:
@@ -108,6 +115,8 @@ def measure(cases: Sequence[Case], options: Any) -> None:
     for number in range(options.rounds):
         for case in alive if number % 2 == 0 else alive[::-1]:
             case.samples.append(timed(case.step))
+            if isinstance(timed, CudaClock):
+                case.host.append(timed.host)
     gc.enable()
 
 
@@ -122,7 +131,8 @@ def group(
         facts: shape, dtype and the like, kept in every row.
     """
     print(title, *(f"{k}={v}" for k, v in facts.items()), file=sys.stderr, flush=True)
-    source = torch.ones(24 * 2**18, device=options.device)  # 24 MiB: out of cache, under glibc's threshold
+    size = 256 * 2**18 if options.device == "cuda" else 24 * 2**18  # out of cache, on a CPU under glibc's threshold
+    source = torch.ones(size, device=options.device)
     target = torch.empty_like(source)
     copy = Case("copy", lambda: target.copy_(source))
     measure([copy, *cases], options)
@@ -142,6 +152,8 @@ def group(
             "peak_MiB": peak_memory(Runner(case.step), torch.device(options.device)) / 2**20,
             "floor_bytes": floor_bytes, "copy_GB_per_s": bandwidth / 1e9, "rounds": len(case.samples),
         }  # fmt: skip
+        if case.host:
+            row["host_ms"] = quartiles(case.host)[1] * 1e3
         rows.append(row)
         print(f"  {case.name:34s} {middle * 1e3:9.3f} ms  {row['ratio'] or 0:7.2f}  {middle / floor:7.2f} floor",
               file=sys.stderr, flush=True)  # fmt: skip
@@ -155,7 +167,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args)
 
     call.__code__ = call.__code__.replace(co_name=f"call_{id(call)}")
-    return torch.compile(call, fullgraph=True, dynamic=False)
+    return torch.compile(call, fullgraph=True, dynamic=False, **COMPILER)
 
 
 def steps(function: Callable[..., Any], inputs: Sequence[torch.Tensor], mode: str) -> Callable[[], Any]:
@@ -223,13 +235,14 @@ def write(
     for title in titles:
         lines += ["", f"## {title}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
         for row in (r for r in rows if r["group"] == title):
-            lines.append("| " + " | ".join(_cell(row, c) for c in columns) + " |")
+            lines.append("| " + " | ".join(cell(row, c) for c in columns) + " |")
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
     if not quiet:
         print(f"wrote {RESULTS / name}.md and {DATA / name}.json", file=sys.stderr)
 
 
-def _cell(row: dict[str, Any], column: str) -> str:
+def cell(row: Mapping[str, Any], column: str) -> str:
+    """A figure of a row, as tables have it."""
     value = row.get(column)
     if column == "median_ms" and "failed" in row:
         return f"failed: {row['failed']}"

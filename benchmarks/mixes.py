@@ -15,6 +15,7 @@ from resfx.ops.channels import formula as channels
 from resfx.ops.sinkhorn.formula import sinkhorn
 from resfx.ops.weighted_sum.formula import weighted_sum
 
+from . import plain
 from .common import MODES, cases, group
 
 
@@ -22,7 +23,7 @@ def sums(options: Any) -> Iterator[dict[str, Any]]:
     """The mix of DenseFormer over K sources; floor: K in, one out; with gradients also g and K in, K out."""
 
     def stacked(weights: Tensor, *sources: Tensor) -> Tensor:
-        return torch.einsum("n,n...d->...d", weights, torch.stack(sources))
+        return plain.stacked_sum(sources, weights)
 
     def library(weights: Tensor, *sources: Tensor) -> Tensor:
         return weighted_sum(sources, weights)
@@ -48,29 +49,21 @@ def wide(options: Any) -> Iterator[dict[str, Any]]:
     state, f, read, write = draw(rows, n, d), draw(rows, d), draw(rows, n).softmax(-1), draw(rows, n)
     matrix, beta, mix = draw(rows, n, n).softmax(-1), draw(rows, 1).sigmoid(), draw(()).sigmoid()
 
-    def delta(x: Tensor, f: Tensor, b: Tensor, v: Tensor, m: Tensor) -> Tensor:
-        k = torch.nn.functional.normalize(f, dim=-1)
-        published = x + b.unsqueeze(-1) * torch.einsum("rn,rd->rnd", v - torch.einsum("rd,rnd->rn", k, x), k)
-        plain = x + f.unsqueeze(-2)
-        return plain + m * (published - plain)
-
     forms: dict[str, tuple[Any, Any, list[Tensor], bool]] = {
         "Channels combined": (
-            lambda x, w: torch.einsum("rn,rnd->rd", w, x), lambda x, w: channels.combine(x, w.unsqueeze(-1)),
-            [state, read], False,
+            plain.combined, lambda x, w: channels.combine(x, w.unsqueeze(-1)), [state, read], False,
         ),
         "Channels mixed and written": (
-            lambda x, f, w, m: torch.einsum("rij,rjd->rid", m, x) + torch.einsum("rn,rd->rnd", w, f),
-            lambda x, f, w, m: channels.mix(x, f, w, m, False), [state, f, write, matrix], True,
+            plain.mixed, lambda x, f, w, m: channels.mix(x, f, w, m, False), [state, f, write, matrix], True,
         ),
         "Wide delta shortcut": (
-            delta, lambda x, f, b, v, m: channels.delta_write(x, f, b, v, m, 1e-10, True, True),
+            plain.wide_delta, lambda x, f, b, v, m: channels.delta_write(x, f, b, v, m, 1e-10, True, True),
             [state, f, beta, write, mix], True,
         ),
     }  # fmt: skip
-    for title, (plain, library, inputs, writes) in forms.items():
+    for title, (einsum, library, inputs, writes) in forms.items():
         for mode in MODES:
-            named = {"einsum, eager": plain, "library, eager": library, "einsum, compiled": plain,
+            named = {"einsum, eager": einsum, "library, eager": library, "einsum, compiled": einsum,
                      "library, compiled": library}  # fmt: skip
             moved = 2 * n + 1 if writes else n + 1
             if mode == "training":
@@ -83,16 +76,9 @@ def wide(options: Any) -> Iterator[dict[str, Any]]:
 def _projection(logits: Tensor, options: Any) -> Iterator[dict[str, Any]]:
     """Sinkhorn's projection; it is bound by arithmetic, and the floor of its bytes is far."""
 
-    def rounds(logits: Tensor) -> Tensor:
-        matrix = logits.exp()
-        for _ in range(20):
-            matrix = matrix / matrix.sum(-2, keepdim=True)
-            matrix = matrix / matrix.sum(-1, keepdim=True)
-        return matrix
-
     for mode, tensors in zip(MODES, (2, 5), strict=True):
         library, newton = lambda x: sinkhorn(x, 20), lambda x: sinkhorn(x, 20, 8)
-        named = {"20 rounds, eager": rounds, "20 rounds, compiled": rounds,
+        named = {"20 rounds, eager": plain.sinkhorn_rounds, "20 rounds, compiled": plain.sinkhorn_rounds,
                  "library, 20 rounds, eager": library, "library, 20 rounds, compiled": library,
                  "library, Newton's too, eager": newton, "library, Newton's too, compiled": newton}  # fmt: skip
         yield from group("Sinkhorn", cases(named, [logits], mode), "20 rounds, eager", tensors * logits.nbytes, options,

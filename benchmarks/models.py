@@ -23,7 +23,7 @@ from resfx.comparison.measure import Inputs, Runner, interleave, peak_memory, qu
 from resfx.comparison.runners import step_of
 from resfx.methods.base import methods
 
-from .common import clock, start, write
+from .common import COMPILER, clock, start, write
 
 VOCAB = 512
 
@@ -79,7 +79,7 @@ VARIANTS: dict[str, Any] = {
 }
 """Configurations beside the defaults, by the name they have in the tables; a function makes one for a width."""
 
-BACKENDS = ("eager", "blocks", "whole")
+BACKENDS = ("eager", "blocks", "whole", "graphs")
 
 
 def config_of(name: str, width: int) -> Any:
@@ -89,17 +89,19 @@ def config_of(name: str, width: int) -> Any:
 
 
 def lowered(model: Any, backend: str) -> Any:
-    """A model ready to run: as it is, each block compiled (equal blocks once), or compiled as one graph."""
+    """A model ready to run: as it is; each block compiled, equal blocks once, and with CUDA graphs (``graphs``); or
+    compiled as one graph."""
     if backend == "eager":
         return model
     if backend == "whole":
-        return torch.compile(model, dynamic=False)
+        return torch.compile(model, dynamic=False, **COMPILER)
     twin = copy.deepcopy(model)
+    options: dict[str, Any] = {"mode": "reduce-overhead"} if backend == "graphs" and not COMPILER else COMPILER
     if not isinstance(model, Decoder) or hasattr(model, "_resfx"):
-        return resfx.compile_blocks(twin, dynamic=False)
+        return resfx.compile_blocks(twin, dynamic=False, **options)
     for block in twin.blocks:
-        block.compile(dynamic=False)
-    twin.loss = torch.compile(twin.loss, dynamic=False)
+        block.compile(dynamic=False, **options)
+    twin.loss = torch.compile(twin.loss, dynamic=False, **options)
     return twin
 
 
@@ -107,10 +109,16 @@ def runner(model: Any, inputs: Inputs, backend: str, mode: str) -> tuple[Runner,
     """A runner that has run once, and the CPU seconds of that call: compilation, for a compiled model."""
     set_training(model, mode == "train")
     step_of(model, model, inputs, mode)()  # captures
-    run = Runner(step_of(lowered(model, backend), model, inputs, mode), inputs.renew)
+    twin = lowered(model, backend)
+
+    def ready() -> None:
+        torch.compiler.cudagraph_mark_step_begin()  # what a step returned may be written over by the next
+        inputs.renew()
+
+    run = Runner(step_of(twin, twin, inputs, mode), ready if backend == "graphs" else inputs.renew)
     with fresh_inductor_cache():
         if backend != "eager":
-            torch.compile(lambda x: x + 1)(torch.ones(8))  # the compiler's own start-up is not the model's
+            torch.compile(lambda x: x + 1, **COMPILER)(torch.ones(8))  # the compiler's own start-up is not the model's
         begin = os.times()
         run.step()
         spent = sum(os.times()[:4]) - sum(begin[:4])

@@ -24,7 +24,7 @@ from resfx.ops.attention_read.formula import attention_read, attention_read_form
 from resfx.ops.delta.formula import delta_formula, delta_shortcut
 from resfx.ops.window.formula import windowed_attention
 
-from . import authors, mixes
+from . import authors, mixes, plain
 from .common import MODES, Case, cases, compiled, group, start, steps, write
 
 Rows = Iterator[dict[str, Any]]
@@ -52,7 +52,7 @@ def delta(options: Any) -> Rows:
 
 def site(options: Any) -> Rows:
     """A whole residual site of DDL, gates and the norm behind it included; floor: x, f, c in, sum and norm out."""
-    rows, theirs = 2048, authors.find(options.authors)
+    rows, theirs = options.rows, authors.find(options.authors)
     for dtype in (torch.float32, torch.bfloat16):
         for d in (768, 2048):
             place = Place(width=d, context_width=d, kind="mlp", depth=0, dtype=dtype,
@@ -99,9 +99,7 @@ def depth(options: Any) -> Rows:
     """
 
     def stacked(query: Tensor, x: Tensor, *sources: Tensor) -> Tensor:
-        values = torch.stack(sources)
-        weights = torch.einsum("d,n...d->n...", query, F.rms_norm(values, values.shape[-1:], eps=1e-6)).softmax(0)
-        return torch.einsum("n...,n...d->...d", weights, values)
+        return plain.stacked_read(sources, query)
 
     def formula(query: Tensor, x: Tensor, *sources: Tensor) -> Tensor:
         return attention_read_formula(sources, query, None, None, 1e-6, False)
@@ -172,12 +170,9 @@ def convolutions(options: Any) -> Rows:
     def library(x: Tensor, weight: Tensor) -> Tensor:
         return torch.func.functional_call(layer, {"weight": weight}, (x,))
 
-    def conv1d(x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv1d(F.pad(x.transpose(1, 2), (3, 0)), weight.unsqueeze(1), groups=width).transpose(1, 2)
-
     for mode in MODES:
         x = torch.randn(batch, size, width, device=options.device)
-        named = {"conv1d, depthwise": conv1d, "library, eager": library, "library, compiled": library}
+        named = {"conv1d, depthwise": plain.depthwise, "library, eager": library, "library, compiled": library}
         tensors = 2 if mode == "forward" else 5
         rows = cases(named, [x, layer.weight.detach()], mode)
         yield from group("Short convolution", rows, "conv1d, depthwise", tensors * x.nbytes, options,
@@ -192,6 +187,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """What this benchmark can be asked beside what all can."""
     parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS), help="groups (default all)")
     parser.add_argument("--sources", type=int, nargs="+", default=[4, 12, 24], help="of a read (default 4 12 24)")
+    parser.add_argument("--rows", type=int, default=2048, help="of a whole site (default 2048)")
     parser.add_argument("--authors", nargs="+", default=[], metavar="FOLDER",
                         help="checked-out repositories of papers' authors to compare with")  # fmt: skip
 

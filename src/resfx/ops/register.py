@@ -1,8 +1,9 @@
 """What all operators share: the type they accumulate in, and how a call finds the form that runs it.
 
 An operator is a formula in plain torch, the source of truth. :func:`fused` registers it with ``torch.library`` and
-gives it Triton kernels, which run in eager mode on CUDA. The formula runs everywhere else: on other devices, compiled,
-exported, differentiated in forward mode or twice, and under ``torch.func``.
+gives it Triton kernels, which run in eager mode on CUDA where :mod:`resfx.ops.choice` does not say otherwise. The
+formula runs everywhere else: on other devices, compiled, exported, differentiated in forward mode or twice, and under
+``torch.func``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from resfx._torch import forward_mode, is_compiling, is_legacy_batchedtensor, pytree, transforming
 
+from .choice import chosen
 from .native import Native
 
 KERNEL_DEVICES = {"cuda"}  # the tests add "cpu", where kernels are interpreted
@@ -171,7 +173,8 @@ def fused(
 
 
 def kernels_for(module: str, tensors: Any, args: tuple[Any, ...] | None = None) -> ModuleType | None:
-    """The Triton kernels in a module of :mod:`resfx.ops`; ``None`` where they cannot run on these arguments.
+    """The Triton kernels in a module of :mod:`resfx.ops`; ``None`` where they cannot run on these arguments, or plain
+    torch is quicker on this card.
 
     They take tensors proper, all on one device: what a subclass stands for (a shard, a fake tensor in a trace), plain
     torch knows.
@@ -181,14 +184,15 @@ def kernels_for(module: str, tensors: Any, args: tuple[Any, ...] | None = None) 
         tensors: where to look for tensors: the arguments, and more.
         args: the arguments, where those are not all.
     """
-    device = None
+    device, found = None, []
     for x in pytree.tree_leaves(tensors):
         if isinstance(x, Tensor):
             device = device or x.device
             plain = type(x) in (Tensor, torch.nn.Parameter) and not is_legacy_batchedtensor(x)
             if x.device.type not in KERNEL_DEVICES or x.device != device or not plain:
                 return None
-    kernels = None if device is None else _kernel_module(module)
+            found.append(x)
+    kernels = _kernel_module(module) if found and chosen(module, found) == "triton" else None
     return kernels if kernels and kernels.supported(*(tensors if args is None else args)) else None
 
 

@@ -13,6 +13,7 @@ from resfx.ops.register import KERNEL_TYPES
 from resfx.ops.triton import on, row_fits, where_it_lies
 
 MOST = 16  # channels
+ELEMENTS, WARPS = 8192, 4  # of a tile of channels by channels by features, and of a program
 
 
 @triton.jit
@@ -143,6 +144,6 @@ def _arguments(
     if matrix is not None:
         between = _rows(matrix, rows).stride()
         between = (0 if matrix.ndim == 2 else between[0], *between[1:])
-    block = min(triton.next_power_of_2(d), max(32, 8192 // channels**2))
-    options = {"MIX": matrix is not None, "UNIT": unit, "N": channels, "BLOCK": block, "num_warps": 4}
+    block = min(triton.next_power_of_2(d), max(32, ELEMENTS // channels**2))
+    options = {"MIX": matrix is not None, "UNIT": unit, "N": channels, "BLOCK": block, "num_warps": WARPS}
     return (rows.stride()[:2], 0 if write.ndim == 1 else n, between, n, d), options

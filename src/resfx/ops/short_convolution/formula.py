@@ -25,7 +25,8 @@ def short_convolution(
     """
     if keeps_one_node():
         return _node(_padded(x, weight, left, size), weight, bias, base, silu)
-    if (done := _node.native(_padded(x, weight, left, size), weight, bias, base, silu)) is not None:
+    small = x.is_cpu and not torch.is_grad_enabled()  # elsewhere the padded copy would be for nothing
+    if small and (done := _node.native(_padded(x, weight, left, size), weight, bias, base, silu)) is not None:
         return done
     return _operator(x, weight, bias, base, silu, left, size)
 

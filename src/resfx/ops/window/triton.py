@@ -171,19 +171,23 @@ def _readable(mask: Tensor | None, k: Tensor, lead: list[int]) -> Tensor:
     return mask.bool().expand(*lead, mask.shape[-1]).contiguous().view(torch.uint8)
 
 
+def tiles(single: bool) -> dict[str, int]:
+    """Launch parameters, for single or half precision: queries and keys of a tile, and how a program runs."""
+    return {"BLOCK": 32 if single else 64, "KEYS": 16 if single else 32, "num_warps": 4,
+            "num_stages": 2 if single else 3}  # fmt: skip
+
+
 def _arguments(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int, causal: bool, chunk: bool, scale: float
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     left, right = reach(window, causal)
     numbers = (q.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3])
-    single = q.dtype == torch.float32
     kind = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[q.dtype]
     if triton.knobs.runtime.interpret:  # it cannot multiply matrices of bfloat16
         kind = tl.float32
     wide = lambda n: max(triton.next_power_of_2(n), 16)
     options = {
         "MASK": mask is not None, "CHUNK": chunk, "CAUSAL": causal, "TYPE": kind, "DK": wide(q.shape[3]),
-        "DV": wide(v.shape[3]), "BLOCK": 32 if single else 64, "KEYS": 16 if single else 32, "num_warps": 4,
-        "num_stages": 2 if single else 3,
+        "DV": wide(v.shape[3]), **tiles(q.dtype == torch.float32),
     }  # fmt: skip
     return (*numbers, window, left, right, scale), options

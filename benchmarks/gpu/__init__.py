@@ -1,0 +1,1 @@
+"""One command for a GPU: ``make gpu``. See :mod:`benchmarks.gpu.__main__`."""
