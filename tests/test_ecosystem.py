@@ -7,14 +7,14 @@ import pytest
 from .ecosystem.tool import MODES, Make, tools
 
 CHEAP = (
-    "lora", "wrapped_block", "removed", "appended", "patched", "seen", "patching", "temporary", "from_meta",
+    "wrapped_block", "removed", "appended", "patched", "seen", "patching", "temporary", "from_meta",
     "functional", "flops", "accelerate_state", "wrapper", "averaged", "copies",
 )  # fmt: skip
 """Functions of tools that are tried in every mode."""
 
 ONE = {
     "swapped": "attnres", "parametrized": "ddl", "backward": "mhc", "torchao_weight": "short_swa",
-    "accelerate_bf16": "mhc", "per_example": "ddl", "blockwise": "attnres", "export_saved": "mhc", "jit": "ddl",
+    "accelerate_bf16": "mhc", "per_example": "ddl", "lora": "mhc", "export_saved": "ddl", "jit": "ddl",
     "trainer": "ddl", "first_call": "short_swa", "offload": "attnres", "states": "mhc",
 }  # fmt: skip
 """Functions of tools that are tried in one mode."""

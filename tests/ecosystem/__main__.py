@@ -78,7 +78,7 @@ def _apart(tool: Tool, make: Make, answer: multiprocessing.connection.Connection
 
 def page(rows: dict[Tool, dict[str, Cell]], columns: list[str]) -> str:
     """The table as it stands."""
-    words = [shown(row, column) for row in rows.values() for column in row if column != PLAIN]
+    words = [shown(row, column) for row in rows.values() for column in columns if column != PLAIN]
     lines = [
         "# The ecosystem: what acts on models, on rewritten ones", "",
         f"Made by `make ecosystem` (torch {torch.__version__.split('+')[0]}). A tool acts on a small Llama or GPT-2",
@@ -87,7 +87,8 @@ def page(rows: dict[Tool, dict[str, Cell]], columns: list[str]) -> str:
         "rewrite, or of the same model before and after. `refused`: an error by name. What each row holds is its",
         "function in `tests/ecosystem`.", "",
         f"{words.count('works')} of {len(words)} cells work, {words.count('refused')} are refused by name,"
-        f" {words.count('as plain: fails')} fail as the plain model does, {words.count(FAULT)} are faults.",
+        f" {words.count('as plain: fails')} fail as the plain model does, {words.count(FAULT)} are faults"
+        + (f"; {words.count('')} were not run (empty)." if "" in words else "."),
     ]  # fmt: skip
     for kind in dict.fromkeys(tool.kind for tool in rows):
         lines += ["", f"## {kind.capitalize()}", "", "| tool | " + " | ".join(columns) + " |",

@@ -124,7 +124,7 @@ def reordered(make: Make) -> None:
 def attributes(make: Make) -> None:
     def change(model: Any) -> None:
         for layer in model.model.layers:
-            layer.input_layernorm.variance_epsilon = 0.5
+            layer.post_attention_layernorm.variance_epsilon = 0.5  # mixers before attention keep a copy of its norm
             layer.mlp.act_fn = nn.Tanh()
             layer.self_attn.scaling = 0.1
 
@@ -187,7 +187,9 @@ def parametrized_new(make: Make) -> None:
             return x / 2
 
     def change(model: Any) -> None:
-        nn.utils.parametrize.register_parametrization(model.model.layers[0].input_layernorm, "weight", Halved())
+        nn.utils.parametrize.register_parametrization(
+            model.model.layers[0].post_attention_layernorm, "weight", Halved()
+        )
 
     hold_changed(make, change)
     if make.mode is None:

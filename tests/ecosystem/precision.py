@@ -117,6 +117,7 @@ def accelerate_bf16(make: Make) -> None:
 
     found = []
     for model in (make.plain(), make.start()):
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # one of a process, whoever made it
         accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
         prepared, optimizer = accelerator.prepare(model.train(), torch.optim.AdamW(model.parameters(), lr=1e-2))
         losses = []
@@ -133,6 +134,7 @@ def accelerate_bf16(make: Make) -> None:
         unwrapped = accelerator.unwrap_model(prepared)
         assert unwrapped is model
         accelerator.free_memory()
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     hold_equal(*found)
 
 
