@@ -189,6 +189,8 @@ TABLE = [
     Borrowed("transformers.PreTrainedModel._init_weights", "starting_new_modules", "init_weights() after a rewrite"),
     Borrowed("transformers.PreTrainedModel._initialize_weights", "starting_new_modules", "init_weights() of shards"),
     Borrowed("transformers.PreTrainedModel._from_config", "from_config", "models named by a config folder"),
+    Borrowed("transformers.PreTrainedModel._keys_to_ignore_on_load_unexpected", "from_folder",
+             "resfx.load(folder) of what save_pretrained wrote: it would report the new weights as left out"),
     Borrowed("transformers.Cache.layers", "CACHE_LAYERS", _MIXERS, _has(_cache, "layers")),
     Borrowed("transformers.DynamicLayer.keys", "LAYER_KEYS", _MIXERS, _has(_first_layer, "keys")),
 ]  # fmt: skip

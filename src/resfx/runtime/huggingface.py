@@ -1,7 +1,7 @@
 """What is known of transformers beyond its documented names: nothing else in the library knows any of it.
 
-The package is not imported before a folder of its is loaded: what is here acts on the user's own objects, and holds for models that never heard of it.
-``tests/borrowed.py`` says which of it an installed version has.
+The package is not imported, but to load a folder of its own: what is here acts on the user's own objects, and holds for
+models that never heard of it. ``tests/borrowed.py`` says which of it an installed version has.
 """
 
 from __future__ import annotations

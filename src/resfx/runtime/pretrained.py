@@ -1,6 +1,6 @@
 """The model's own ``save_pretrained`` with our recipe beside its files, and what reads such a folder back.
 
-All weights, the new ones among them, lie in the files that ``save_pretrained`` writes, in its layout: one file or shards.
+All weights, the new ones among them, lie in the files that ``save_pretrained`` writes, in its layout: one or shards.
 ``recipe.json`` is that of :func:`resfx.save`; its digest of the base's content is one of these files.
 """
 
@@ -135,20 +135,20 @@ def digest_of(files: dict[str, Path]) -> str:
     """A digest of names, shapes and some rows of every tensor: little is read of a large file."""
     digest = hashlib.sha256()
     for path in sorted(set(files.values())):
-        _read(path, lambda file, path=path: [_add_rows(digest, file, n) for n in sorted(files) if files[n] == path])
+        names = sorted(n for n in files if files[n] == path)
+        digest.update(_read(path, lambda file, names=names: b"".join(_sample(file, n) for n in names)))
     return digest.hexdigest()
 
 
-def _add_rows(digest: Any, file: Any, name: str) -> None:
+def _sample(file: Any, name: str) -> bytes:
     part = file.get_slice(name)
     shape = part.get_shape()
-    digest.update(f"{name} {part.get_dtype()} {tuple(shape)}\n".encode())
-    if not shape:
-        rows = [file.get_tensor(name)]
-    else:
+    if shape:
         rows = [part[i : i + 1] for i in sorted({0, shape[0] // 2, shape[0] - 1}) if i >= 0]
-    for row in rows:
-        digest.update(row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    else:
+        rows = [file.get_tensor(name)]
+    values = b"".join(row.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for row in rows)
+    return f"{name} {part.get_dtype()} {tuple(shape)}\n".encode() + hashlib.sha256(values).digest()
 
 
 def keep_types(model: nn.Module, tensors: dict[str, torch.Tensor], buffers: dict[str, tuple[str, str]]) -> None:

@@ -155,7 +155,7 @@ def load(
         warnings.warn(
             f"{path} was saved beside other base weights; the new parameters were trained with those"
             if content is None
-            else f"the weights in {path} are not those that its {RECIPE} was written for: something else wrote there since",
+            else f"the weights in {path} are not those its {RECIPE} was written for: something else wrote there since",
             stacklevel=2,
         )
     typed = content is not None and not {"dtype", "torch_dtype"} & set(options)  # nobody asked for another type
@@ -254,8 +254,10 @@ def _untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _read_recipe(path: Path, custom: Mapping[str, type[Method]]) -> Recipe:
     if not (path / RECIPE).is_file():
-        raise SaveError(f"cannot load {path}", f"there is no {RECIPE}", "pass what resfx.save or a rewritten model's save_pretrained wrote; a plain model's"
-                        " is for its own from_pretrained")  # fmt: skip
+        raise SaveError(
+            f"cannot load {path}", f"there is no {RECIPE}",
+            "pass what resfx.save or save_pretrained of a rewritten model wrote; others have their own from_pretrained",
+        )  # fmt: skip
     try:
         text = (path / RECIPE).read_text()
     except (OSError, ValueError) as error:
