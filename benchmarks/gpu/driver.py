@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -115,7 +116,8 @@ class Run:
                 return None
             finally:
                 if begun.poll() is None:
-                    os.killpg(begun.pid, signal.SIGKILL)  # and the compiler's own processes
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(begun.pid, signal.SIGKILL)  # and the compiler's own processes
                     begun.wait()
 
     def log(self, part: Part) -> Path:

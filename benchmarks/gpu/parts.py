@@ -35,17 +35,28 @@ class Part:
 
 def parts() -> dict[str, Part]:
     """By name, in the order in which they are run."""
+    names = list(OPERATORS)
     both = [name for name, o in OPERATORS.items() if len(o.types) > 1]
-    made = [Part(f"check/{name}", functools.partial(checks.operator, name), limit=10) for name in OPERATORS]
+    made = [Part(f"check/{name}", functools.partial(checks.operator, name), limit=10) for name in names]
     made.append(Part("check/exact", checks.exact))
-    made += [Part(f"operators/{name}", functools.partial(tables.operator, name)) for name in OPERATORS]
-    for backend, mode in (("eager", "train"), ("eager", "forward"), ("blocks", "train"), ("graphs", "forward"),
-                          ("graphs", "train"), ("blocks", "forward")):  # fmt: skip
-        run = functools.partial(whole.models, backend, mode)
-        made.append(Part(f"models/{backend}-{mode}", run, 0.5 if backend == "eager" else 1.0, 8))
-    made.append(Part("models/generate", whole.generate, 1.0))
-    made += [Part("operators/site", tables.site, 0.7), Part("onnxruntime/operators", onnx.operators)]
+    made += [*map(_table, names[:4]), *(_models(*which) for which in MODELS[:3])]
+    made += [*map(_table, names[4:]), *(_models(*which) for which in MODELS[3:])]
+    made += [Part("models/generate", whole.generate, 1.0), Part("operators/site", tables.site, 0.7)]
+    made.append(Part("onnxruntime/operators", onnx.operators))
     made += [Part(f"float32/{name}", functools.partial(tables.in_float32, name)) for name in both]
     made.append(Part("onnxruntime/models", onnx.models, 1.0))
-    made += [Part(f"tune/{name}", functools.partial(tune.operator, name), 0.4) for name in OPERATORS]
+    made += [Part(f"tune/{name}", functools.partial(tune.operator, name), 0.4) for name in names]
     return {part.name: part for part in made}
+
+
+MODELS = (("eager", "train"), ("blocks", "train"), ("graphs", "forward"),
+          ("eager", "forward"), ("graphs", "train"), ("blocks", "forward"))  # fmt: skip
+
+
+def _table(name: str) -> Part:
+    return Part(f"operators/{name}", functools.partial(tables.operator, name))
+
+
+def _models(backend: str, mode: str) -> Part:
+    minutes = 0.5 if backend == "eager" else 1.0
+    return Part(f"models/{backend}-{mode}", functools.partial(whole.models, backend, mode), minutes, 8)
