@@ -121,7 +121,7 @@ class ShortState:
 def renamed_arguments(forward: Callable[..., Any]) -> dict[str, tuple[str, str]]:
     """Older names under which a forward still takes arguments: ``{old: (new, what is said of it)}``.
 
-    A decorator puts the new name for the old one. Generated code stands for all of a forward and knows arguments by name:
+    A decorator puts the new name for the old one. Generated code takes the place of both and knows arguments by name:
     under two names, one call would be two variants.
     """
     found: dict[str, tuple[str, str]] = {}
