@@ -92,6 +92,15 @@ def _collects() -> bool:
     return "_output_capturing_hooks_installed" in vars(host)
 
 
+def _renames() -> bool:
+    from transformers.utils.deprecation import deprecate_kwarg
+
+    forward = deprecate_kwarg("old", version="99.0", new_name="new")(lambda new: None)
+    return "deprecate_kwarg." in forward.__code__.co_qualname and {"old_name", "new_name"} <= {
+        *forward.__code__.co_freevars
+    }
+
+
 def _cache() -> object:
     from transformers import DynamicCache
 
@@ -186,6 +195,8 @@ TABLE = [
              "output_hidden_states=True where generated code holds the layers", _collects),
     _on_layers("_gradient_checkpointing_func", "traced_plainly"),
     Borrowed("transformers.masking_utils.create_causal_mask", "kept_functions", "fast attention in rewritten models"),
+    Borrowed("transformers.utils.deprecation.deprecate_kwarg", "renamed_arguments",
+             "one variant for an argument under its older and its newer name", _renames),
     Borrowed("transformers.PreTrainedModel._init_weights", "starting_new_modules", "init_weights() after a rewrite"),
     Borrowed("transformers.PreTrainedModel._initialize_weights", "starting_new_modules", "init_weights() of shards"),
     Borrowed("transformers.PreTrainedModel._from_config", "from_config", "models named by a config folder"),

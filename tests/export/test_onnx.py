@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from hosts import BY_NAME, HOSTS, tokens
+from hosts.generation import given_cache
 from hosts.made import randomise, rewritten
 from hosts.onnx_models import Stack, batch, fused_nodes, plain, run, stack
 from torch import nn
@@ -92,7 +93,7 @@ def test_decoding_with_a_cache(tmp_path):
     with torch.no_grad():
         cache = new(input_ids=tokens(2, 7)).past_key_values
     made = to_onnx(
-        new, tmp_path / "m.onnx", kwargs={"input_ids": tokens(2, 1, 3), "past_key_values": cache}, check=False
+        new, tmp_path / "m.onnx", kwargs={"input_ids": tokens(2, 1, 3), **given_cache(new, cache)}, check=False
     )
     assert made.inputs["past_key_values.layers.0.keys"] == ("batch", 2, "past_sequence", 8)
     assert "present_key_values.layers.0.keys" in made.outputs
@@ -102,7 +103,7 @@ def test_decoding_with_a_cache(tmp_path):
         for i, layer in enumerate(cache.layers):
             feeds |= {f"past_key_values.layers.{i}.keys": layer.keys.clone()}
             feeds |= {f"past_key_values.layers.{i}.values": layer.values.clone()}
-        want = new(input_ids=feeds["input_ids"], past_key_values=cache)
+        want = new(input_ids=feeds["input_ids"], **given_cache(new, cache))
     got = dict(zip(made.outputs, run(made.path, feeds), strict=True))
     torch.testing.assert_close(torch.from_numpy(got["logits"]), want.logits, rtol=1e-4, atol=1e-5)
     keys = torch.from_numpy(got["present_key_values.layers.1.keys"])

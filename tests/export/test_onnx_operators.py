@@ -16,13 +16,15 @@ RECENT = Version(onnx.__version__) >= Version("1.23")  # its reference evaluator
 HALF = (torch.float16, torch.bfloat16)
 
 
-def held(tmp_path, library, op: str, given, want, dtype, **attributes) -> None:
+def held(tmp_path, library, op: str, given, want, dtype, evaluated: bool = True, **attributes) -> None:
     """Body in ONNX Runtime and in the reference evaluator, and kernel, against ``want`` in float64."""
     path, record = tmp_path / f"{op}.onnx", operators()["resfx", op]
     stash = {"stash_type": FLOAT[torch.float64 if dtype == torch.float64 else torch.float32]}
     feeds = node(path, op, given, dtype, **attributes, **stash)
     assert set(attributes) | set(stash) == {a.name for a in record.attributes}
-    results = {"kernel": run(path, feeds, kernels=library)[0], "reference": reference(path, feeds)[0]}
+    results = {"kernel": run(path, feeds, kernels=library)[0]}
+    if evaluated:
+        results["reference"] = reference(path, feeds)[0]
     if dtype != torch.bfloat16:  # the runtime's CPU has few bfloat16 kernels
         results["body"] = run(path, feeds, kernels=False)[0]
     for name, got in results.items():
@@ -133,7 +135,8 @@ def test_windowed_attention(case, dtype, library, tmp_path):
     scale = 0.375 if masked else 0.0  # zero asks for the usual one
     want = window_oracle(q, k, v, mask, window, bool(causal), bool(chunk), scale or 8**-0.5)
     attributes = {"window": window, "causal": causal, "chunk": chunk, "scale": scale}
-    held(tmp_path, library, "WindowedAttention", [q, k, v, mask], want, dtype, **attributes)
+    evaluated = RECENT or dtype != torch.bfloat16
+    held(tmp_path, library, "WindowedAttention", [q, k, v, mask], want, dtype, evaluated, **attributes)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

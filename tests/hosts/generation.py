@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import torch
 from hosts import BY_NAME, tokens
@@ -45,6 +46,12 @@ def generated(model, cached: bool, count: int = STEPS, **options):
     )  # fmt: skip
 
 
+def given_cache(model, cache):
+    """The argument that a cache is: from transformers 5.24 on it has another name."""
+    name = "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+    return {name: cache}
+
+
 def steps(new, ids, mask, sizes, cache=None, **base):
     """Logits of a prefill and later calls of the given sizes, and the cache. ``base``: an encoder's inputs."""
     name, mask_name = ("decoder_input_ids", "decoder_attention_mask") if base else ("input_ids", "attention_mask")
@@ -52,7 +59,7 @@ def steps(new, ids, mask, sizes, cache=None, **base):
     with torch.no_grad():
         for size in sizes:
             call = {name: ids[:, t : t + size], mask_name: mask[:, : t + size], "use_cache": True}
-            out = new(**base, **call, **({} if cache is None else {"past_key_values": cache}))
+            out = new(**base, **call, **({} if cache is None else given_cache(new, cache)))
             cache, t = out.past_key_values, t + size
             parts.append(out.logits)
     return torch.cat(parts, 1), cache

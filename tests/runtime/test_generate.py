@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hosts import BY_NAME, tokens
-from hosts.generation import CAUSAL, METHODS, STEPS, acting, generated, prompts
+from hosts.generation import CAUSAL, METHODS, STEPS, acting, generated, given_cache, prompts
 from hosts.sequence import pairs
 
 import resfx
@@ -90,7 +90,7 @@ def exported(new, folder):
         cache = new(**call).past_key_values
     longer = torch.cat([mask, mask[:, -1:]], 1)
     step = {"input_ids": ids[:, :1], "attention_mask": longer, "position_ids": position[:, :1], "use_cache": True}
-    for name, example in (("prefill", call), ("step", step | {"past_key_values": cache})):
+    for name, example in (("prefill", call), ("step", step | given_cache(new, cache))):
         resfx.export.to_onnx(new, folder / name, kwargs=example, check="onnxruntime")
     return (runtime.InferenceSession(folder / name) for name in ("prefill", "step"))
 

@@ -8,6 +8,7 @@ import inspect
 import pytest
 import torch
 from hosts import BY_NAME, HOSTS, tokens
+from hosts.generation import given_cache
 from hosts.made import randomise, rewritten
 
 import resfx
@@ -56,10 +57,10 @@ def test_the_cache_passed_in_is_updated_in_place():
     model, new, _ = rewritten("llama")
     ids = tokens(2, 6)
     caches = DynamicCache(config=model.config), DynamicCache(config=model.config)
-    a, b = model(ids, past_key_values=caches[0]), new(ids, past_key_values=caches[1])
+    a, b = model(ids, **given_cache(model, caches[0])), new(ids, **given_cache(new, caches[1]))
     assert b.past_key_values is caches[1]
     assert caches[1].get_seq_length() == 6
-    a, b = model(ids[:, :1], past_key_values=caches[0]), new(ids[:, :1], past_key_values=caches[1])
+    a, b = model(ids[:, :1], **given_cache(model, caches[0])), new(ids[:, :1], **given_cache(new, caches[1]))
     assert torch.equal(a.logits, b.logits)
     assert torch.equal(caches[0].layers[1].keys, caches[1].layers[1].keys)
 

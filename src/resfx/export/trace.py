@@ -21,6 +21,7 @@ from resfx.passes.capture.inputs import Named, Positional, example_of
 from resfx.passes.capture.source import Source, source_of
 from resfx.passes.capture.structure import Flattener, Template, named_parts
 from resfx.runtime.flat import Flat, flat
+from resfx.runtime.huggingface import renamed_arguments
 from resfx.runtime.module import Rewritten
 
 Axes = Mapping[str, Mapping[int, str]]
@@ -67,6 +68,7 @@ class FlatModel:
             flat, templates = list(run(self.tree, *leaves, *capture.constants)), [capture.output, *capture.states]
         roots = ["", *_object_names(self.call.template, self.source)]
         named = [pair for t, root in zip(templates, roots, strict=True) for pair in _names(t, root)]
+        named = [(i, _as_ever(name, self.source)) for i, name in named]
         self.positions = [i for i, _ in named if isinstance(flat[i], torch.Tensor)]
         self.outputs = _unlike(self.inputs, [name for i, name in named if i in self.positions])
         return [flat[i] for i in self.positions]
@@ -197,7 +199,14 @@ def _plain(call: Call, source: Source, names: dict[int, str]) -> list[str]:
     """Input names without the name of ``**kwargs`` itself."""
     packed = tuple(f"{n}." for n, p in source.signature.parameters.items() if p.kind is p.VAR_KEYWORD)
     found = [names[i] for i in range(len(call.leaves))]
-    return [next((n.removeprefix(p) for p in packed if n.startswith(p)), n) for n in found]
+    return [_as_ever(next((n.removeprefix(p) for p in packed if n.startswith(p)), n), source) for n in found]
+
+
+def _as_ever(name: str, source: Source) -> str:
+    """A name that files keep when the host's argument is renamed: what reads them need not know the host's version."""
+    former = {new: old for old, (new, _) in renamed_arguments(source.cls.forward).items()}  # type: ignore[attr-defined]
+    root, dot, rest = name.partition(".")
+    return former.get(root, root) + dot + rest
 
 
 def _unlike(taken: list[str], names: list[str]) -> list[str]:

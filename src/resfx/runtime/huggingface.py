@@ -174,6 +174,27 @@ class ShortState:
         return sum(t.nbytes for t in self.tensors)
 
 
+def renamed_arguments(forward: Callable[..., Any]) -> dict[str, tuple[str, str]]:
+    """Older names under which a forward still takes arguments: ``{old: (new, what is said of it)}``.
+
+    A decorator puts the new name for the old one. Generated code takes the place of both and knows arguments by name:
+    under two names, one call would be two variants.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    layer: Any = forward
+    while layer is not None:
+        code = getattr(layer, "__code__", None)
+        if code is not None and code.co_qualname.startswith("deprecate_kwarg."):
+            known = dict(zip(code.co_freevars, (cell.cell_contents for cell in layer.__closure__), strict=True))
+            old, new = known.get("old_name"), known.get("new_name")
+            if old and new:
+                when = f"deprecated {known.get('version_message', '')}"
+                what = f"`{old}` is {when} for `{layer.__qualname__}`. Use `{new}` instead."
+                found.setdefault(old, (new, what))
+        layer = getattr(layer, "__wrapped__", None)
+    return found
+
+
 def kept_functions(tree: nn.Module) -> list[tuple[Any, str]]:
     """The makers of attention masks that a model's own files call, as ``(module, name)``.
 

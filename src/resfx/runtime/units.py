@@ -20,10 +20,12 @@ from torch import nn
 
 from resfx._torch import break_graph, is_compiling
 from resfx.errors import VariantError
+from resfx.passes.capture.calls import by_new_names
 from resfx.passes.fold.function import Code
 from resfx.passes.fold.guard import Always, Guard
 from resfx.passes.fold.values import Handed
 
+from .huggingface import renamed_arguments
 from .parallel import refuse_split_positions
 
 MOST = 32
@@ -114,6 +116,8 @@ def forward_of_unit(self: Any, *args: Any, resfx: Handed | None = None, **kwargs
     if resfx is None and (unit.native or not unit.active):
         return type(self)._resfx_before.forward(self, *args, **kwargs)
     refuse_split_positions(self, unit.path)
+    if resfx is None:
+        kwargs = by_new_names(type(self)._resfx_renamed, kwargs)
     code = unit.code_for(self, args, kwargs) if resfx is None else resfx.code
     new = [look_below(self._resfx_new, way) for way in code.new]
     return code.function(self, new, resfx, *args, **kwargs)
@@ -174,7 +178,8 @@ def unit_class(cls: Hashable) -> type:
 
     forward.__signature__ = inspect.signature(own.forward)  # type: ignore[attr-defined]
     body = {"forward": forward, "__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__,
-            "_resfx_before": own, "_resfx_bind": staticmethod(binder(own))}  # fmt: skip
+            "_resfx_before": own, "_resfx_bind": staticmethod(binder(own)),
+            "_resfx_renamed": renamed_arguments(own.forward)}  # fmt: skip
     return type(own.__name__, (base,), body)
 
 

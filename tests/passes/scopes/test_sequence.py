@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hosts import BY_NAME, tokens
-from hosts.generation import CAUSAL
+from hosts.generation import CAUSAL, given_cache
 from hosts.made import randomise
 from hosts.sequence import HOSTS, METHODS, acting, given, logits, made, pairs
 from torch import nn
@@ -247,7 +247,7 @@ def test_all_sequence_methods_together():
         out = new(input_ids=ids[:, :5], use_cache=True)
         parts = [out.logits]
         for t in range(5, 9):
-            out = new(input_ids=ids[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+            out = new(input_ids=ids[:, t : t + 1], **given_cache(new, out.past_key_values), use_cache=True)
             parts.append(out.logits)
     torch.testing.assert_close(torch.cat(parts, 1), full, atol=1e-10, rtol=0)
 

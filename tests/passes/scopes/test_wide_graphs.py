@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from hosts import BY_NAME, LAYERS, WIDTH, tokens
+from hosts.generation import given_cache
 from hosts.made import randomise, rewritten
 from hosts.wide import CC, TC, Mlp, equal
 from references import wide as wide_references
@@ -192,7 +193,7 @@ def test_convolutions_over_tokens_continue_from_the_cache():
     ids = tokens(2, 9)
     cache, parts = DynamicCache(config=model.config), []
     for piece in ids.split((4, 1, 1, 3), 1):
-        parts.append(new(piece, past_key_values=cache, use_cache=True).logits)
+        parts.append(new(piece, **given_cache(new, cache), use_cache=True).logits)
     whole = new(ids, use_cache=False).logits
     assert (torch.cat(parts, 1) - whole).abs().max() < 1e-5 * whole.abs().max()
     state = [t for layer in cache.layers if type(layer).__name__ == "ShortState" for t in layer.tensors]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from resfx._torch import is_compiling
 from resfx.errors import InputError, meant
 
 from .structure import COMPOUND, Flattener, Template, build
@@ -53,6 +55,20 @@ def bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, 
             continue
         given[name] = dict(value) if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD else value
     return given
+
+
+def by_new_names(renamed: dict[str, tuple[str, str]], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments under the names that ``forward`` has for them now; an older name is warned of, as by the model itself.
+
+    Args:
+        renamed: what :func:`resfx.runtime.huggingface.renamed_arguments` found.
+    """
+    for old, (new, what) in renamed.items():
+        if old in kwargs and new not in kwargs:
+            if not is_compiling():
+                warnings.warn(what, FutureWarning, stacklevel=3)
+            kwargs = {new if name == old else name: value for name, value in kwargs.items()}
+    return kwargs
 
 
 def _misfit(signature: inspect.Signature, kwargs: dict[str, Any], error: TypeError) -> InputError:

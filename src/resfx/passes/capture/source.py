@@ -15,8 +15,9 @@ from resfx.errors import CaptureError, ModelError
 from resfx.passes.find.graph import Capture
 from resfx.passes.preserve import TRACING
 from resfx.report.progress import step
+from resfx.runtime.huggingface import renamed_arguments
 
-from .calls import Call, bind, flatten_call
+from .calls import Call, bind, by_new_names, flatten_call
 from .clone import clone_tree
 from .diagnose import quiet_tracing
 from .export import capture_call
@@ -63,6 +64,7 @@ class Source:
             InputError: if they do not fit the signature, as the model itself would.
             CaptureError: if one of them holds tensors and cannot be taken apart.
         """
+        kwargs = by_new_names(renamed_arguments(self.cls.forward), kwargs)  # type: ignore[attr-defined]
         return flatten_call(bind(self.signature, args, kwargs), self.varying)
 
     def try_out(self, tree: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
