@@ -22,6 +22,7 @@ from .diagnose import quiet_tracing
 from .export import capture_call
 from .inputs import Example, example_of, outside_inference_mode
 from .trial import try_call
+from .untraced import alike, observe
 
 
 @dataclass
@@ -121,7 +122,27 @@ class Source:
                 return capture_call(clone_tree(tree), self.signature, call, denied, grad)
             except CaptureError as error:
                 errors[denied, grad] = error
-        raise errors[(), True]
+        failed = errors[(), True]
+        taken = self._taken_whole(tree, call, ways[0], failed)
+        if taken is None:
+            raise failed
+        return taken
+
+    def _taken_whole(self, tree: nn.Module, call: Call, way: tuple[Any, bool], failed: CaptureError) -> Capture | None:
+        """A capture without the inside of modules that no trace can follow; ``None`` where that cannot be."""
+        why: dict[str, str] = {}
+        error = failed
+        while error.inside and error.inside not in why:
+            shell = clone_tree(tree)
+            why |= dict.fromkeys(alike(shell, error.inside), error.found)
+            untraced = observe(tree, self.signature, call, why)
+            if untraced is None:
+                return None
+            try:
+                return capture_call(shell, self.signature, call, *way, untraced)
+            except CaptureError as another:
+                error = another
+        return None
 
 
 def source_of(model: Any, args: Any = None, kwargs: Any = None) -> Source:
