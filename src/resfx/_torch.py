@@ -182,13 +182,21 @@ def guards_of(program: torch.export.ExportedProgram) -> list[str]:
 _ALIAS = torch.ops.aten.alias
 
 
+MARKED = "resfx_mark"
+"""In the ``meta`` of a node that :func:`traced_alias` made; a model may have others of that operator."""
+
+
 def traced_alias(x: Any) -> torch.Tensor:
     """``aten.alias`` in the trace at hand, for a quarter of what recording an operator costs: the node takes its
     ``val`` from the tensor's own node, and does not say where it was called."""
     mode: Any = proxies.get_proxy_mode()
     known: Any = None if mode is None else proxies.get_proxy_slot(x, mode.tracer, None)
     if known is None or known.constant is not None:  # its values may be asked for
-        return _ALIAS(x)
+        twin = _ALIAS(x)
+        made: Any = None if mode is None else proxies.get_proxy_slot(twin, mode.tracer, None)
+        if made is not None:
+            made.proxy.node.meta[MARKED] = True
+        return twin
     tracer, source = mode.tracer, known.proxy.node
     told, tracer.record_stack_traces = tracer.record_stack_traces, False
     try:
@@ -196,6 +204,7 @@ def traced_alias(x: Any) -> torch.Tensor:
     finally:
         tracer.record_stack_traces = told
     node.meta |= {k: source.meta[k] for k in ("val", "tensor_meta") if k in source.meta}
+    node.meta[MARKED] = True
     with torch._C.DisableTorchFunction(), proxies.disable_proxy_modes_tracing():
         twin = _ALIAS(x)
     proxies.set_proxy_slot(twin, tracer, type(known)(tracer.proxy(node), None))

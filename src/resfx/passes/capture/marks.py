@@ -20,14 +20,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resfx._torch import pytree, traced_alias
+from resfx._torch import MARKED, pytree, traced_alias
 
 from .objects import fields_of, fill
 from .record import CallRecord, MethodOf, Passed, enter, leave
 from .structure import COMPOUND, Flattener, Template
 from .watch import Watch, below, kept, plain
-
-_ALIAS = torch.ops.aten.alias
 
 
 @dataclass(eq=False)
@@ -155,7 +153,7 @@ class Recorder:
                 marked.append(traced_alias(leaf))
             else:  # a size, or a truth of values: read off a tensor of that length
                 length = torch.sym_ite(leaf, 3, 2) if isinstance(leaf, torch.SymBool) else leaf
-                self.kept.append(_ALIAS(torch.empty((length, 0))))
+                self.kept.append(traced_alias(torch.empty((length, 0))))
                 marked.append(leaf)
             if side == "hold":
                 self.kept.append(marked[-1]) if isinstance(leaf, torch.Tensor) else None
@@ -217,7 +215,7 @@ class Recorder:
         results = tuple(output.args[0])  # type: ignore[arg-type]
         output.args = (results[: len(results) - len(self.kept)],)
         order = {n: i for i, n in enumerate(graph.nodes)}
-        marks = iter([n for n in graph.nodes if n.target is _ALIAS.default])
+        marks = iter([n for n in graph.nodes if MARKED in n.meta])
         borders: list[tuple[float, str, CallRecord]] = []
         for side, subject, count, fenced in self._events:
             fence = next(marks) if fenced else None
