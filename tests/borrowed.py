@@ -131,6 +131,8 @@ def _on_layers(name: str, through: str) -> Borrowed:
 _WATCHED = "seeing that somebody's hook watches a projection"
 _GUARDS = "guards of a capture: telling calls apart"
 _COMPILED = "compiled rows of a comparison"
+_MARKS = "marking the calls inside a capture"
+_TRACES = "torch.fx.experimental.proxy_tensor"
 _MIXERS = "decoding with inserted mixers"
 
 TABLE = [
@@ -181,6 +183,12 @@ TABLE = [
              "a call not seen before while something is traced"),
     Borrowed("torch.utils._device.DeviceContext", "outside_of_traces",
              "a call not seen before while something is traced"),
+    Borrowed(f"{_TRACES}.get_proxy_mode", "traced_mark", _MARKS),
+    Borrowed(f"{_TRACES}.get_proxy_slot", "traced_mark", _MARKS),
+    Borrowed(f"{_TRACES}.set_proxy_slot", "traced_mark", _MARKS),
+    Borrowed(f"{_TRACES}.disable_proxy_modes_tracing", "traced_mark", _MARKS),
+    Borrowed("torch._C.DisableTorchFunction", "traced_mark", _MARKS),
+    Borrowed("torch.Tensor._version", "writes_to", "models with modules that cannot be traced"),
     Borrowed("torch.export._trace", "own_export", "failed captures that print nothing"),
     Borrowed("torch.export._trace._EXPORT_FLAGS", "own_export", "torch.export of a call not seen before"),
     Borrowed("torch.export._trace._EXPORT_MODULE_HIERARCHY", "own_export", "torch.export of a call not seen before"),

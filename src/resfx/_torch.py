@@ -7,6 +7,7 @@ stops working without it, and ``docs/versions.md`` says which of the supported v
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._ops import OpOverload, OpOverloadPacket  # the operators that graphs are made of
+from torch.fx.experimental import proxy_tensor as proxies  # how a trace ties tensors to nodes
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP  # what guards call, by name
 from torch.utils import _pytree as pytree  # arguments and results as trees: torch has no promised name for it
 from torch.utils._python_dispatch import TorchDispatchMode  # sees every operator that runs
@@ -187,6 +189,39 @@ def guards_of(program: torch.export.ExportedProgram) -> list[str]:
     return list(program._guards_code or [])
 
 
+_MARK = torch.ops.aten.squeeze.dims  # of no axes: a view of the whole, which no model writes that way
+
+
+def is_mark(node: fx.Node) -> bool:
+    """Whether :func:`traced_mark` made a node."""
+    return node.target is _MARK and not node.args[1]
+
+
+def traced_mark(x: Any) -> torch.Tensor:
+    """A view of a whole tensor in the trace at hand, for a quarter of what recording an operator costs: the node takes
+    its ``val`` from the tensor's own node, and does not say where it was called."""
+    mode: Any = proxies.get_proxy_mode()
+    known: Any = None if mode is None else proxies.get_proxy_slot(x, mode.tracer, None)
+    if known is None or known.constant is not None:  # its values may be asked for
+        return _MARK(x, [])
+    tracer, source = mode.tracer, known.proxy.node
+    told, tracer.record_stack_traces = tracer.record_stack_traces, False
+    try:
+        node = tracer.create_node("call_function", _MARK, (source, []), {}, name="mark")
+    finally:
+        tracer.record_stack_traces = told
+    node.meta |= {k: source.meta[k] for k in ("val", "tensor_meta") if k in source.meta}
+    with torch._C.DisableTorchFunction(), proxies.disable_proxy_modes_tracing():
+        twin = _MARK(x, [])
+    proxies.set_proxy_slot(twin, tracer, type(known)(tracer.proxy(node), None))
+    return twin
+
+
+def writes_to(tensor: torch.Tensor) -> int:
+    """How often a tensor was written into."""
+    return tensor._version
+
+
 def fake_mode() -> Any:
     """A mode in which tensors have shapes and types but no values."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -260,6 +295,34 @@ def own_export() -> Iterator[None]:
         _exporting_in = outer
         vars(exporter).pop("print", None)
         vars(exporter).update(around)
+
+
+@contextlib.contextmanager
+def for_graphs_alone() -> Iterator[None]:
+    """Inside, for a trace of which only the graph is wanted, none of the modules that ``torch.export`` makes on its way
+    is compiled to Python before it is called, and garbage is collected more rarely than for a few objects."""
+    graphs: Any = fx.GraphModule
+    thread, compiled, often = threading.get_ident(), graphs.recompile, gc.get_threshold()
+
+    def when_called(module: fx.GraphModule) -> Any:
+        if threading.get_ident() != thread:
+            return compiled(module)
+        cls: Any = type(module)  # each has a class of its own
+        cls.forward = _compile_and_call
+        return None
+
+    def _compile_and_call(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        compiled(module)
+        return module.forward(*args, **kwargs)
+
+    graphs.recompile = when_called
+    if often[0]:
+        gc.set_threshold(max(often[0], 20_000), *often[1:])
+    try:
+        yield
+    finally:
+        graphs.recompile = compiled
+        gc.set_threshold(*often)
 
 
 # -- compiling -----------------------------------------------------------------------------------------------------

@@ -26,7 +26,13 @@ class ResfxError(Exception):
 
 
 class CaptureError(ResfxError):
-    """The model could not be turned into a graph."""
+    """The model could not be turned into a graph.
+
+    Attributes:
+        inside: path of the innermost module whose call was being traced, where one was.
+    """
+
+    inside: str = ""
 
 
 class ModelError(CaptureError):

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from resfx.errors import CaptureError
 from resfx.passes.capture.record import enter, leave
+from resfx.passes.capture.untraced import UNTRACED
 from resfx.passes.find.graph import Capture
 from resfx.passes.scopes.application import Application
 
@@ -30,7 +32,16 @@ class Flat:
 
 
 def flat(capture: Capture, tree: nn.Module, applications: Sequence[Application]) -> Flat:
-    """Rewrite a fresh capture by a recipe whose modules stand in ``tree``, and leave it one graph."""
+    """Rewrite a fresh capture by a recipe whose modules stand in ``tree``, and leave it one graph.
+
+    Raises:
+        CaptureError: if a module's inside cannot be traced.
+    """
+    if (node := next((n for n in capture.graph.nodes if n.target is UNTRACED), None)) is not None:
+        raise CaptureError(
+            f"cannot take {type(tree).__name__} as one graph", f"{node.args[1]} cannot be traced: {node.args[3]}",
+            "mend that line, or lower the modules that can be traced: resfx.compile_blocks(new)",
+        )  # fmt: skip
     rewrite_capture(capture, tree, applications)
     graph = capture.graph
     for node in list(graph.nodes):

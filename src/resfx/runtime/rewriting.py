@@ -82,7 +82,7 @@ class Rewriting:
             source = replace(self.source, model=known, cls=class_before(module), signature=signature)
             self._learn(unit, given)
             call = flatten_call(bind(signature, args, kwargs), self.source.varying)
-            call.leaves = [_example(leaf) for leaf in call.leaves]
+            call.given, call.leaves = call.leaves, [_example(leaf) for leaf in call.leaves]
             capture = source.capture(known, call)
             tree = _part(known, unit)
             rewrite_capture(capture, tree, self._within(unit.path))

@@ -25,11 +25,13 @@ class Call:
         template: the structure of the arguments; equal templates mean the same Python control flow.
         leaves: tensors, and varying integers carried as the length of an empty tensor.
         objects: stateful objects (caches) among the arguments, in the order they were met.
+        given: the tensors themselves, where ``leaves`` only have their shapes.
     """
 
     template: Template
     leaves: list[torch.Tensor]
     objects: list[Any] = field(default_factory=list)
+    given: list[torch.Tensor] | None = None
 
     def arguments(self, leaves: Any) -> dict[str, Any]:
         """The arguments by name, rebuilt over other leaves."""

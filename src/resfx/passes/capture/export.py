@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from resfx._torch import denying
+from resfx._torch import denying, for_graphs_alone
 from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
 from resfx.passes.find.mark import note
@@ -25,6 +25,7 @@ from .identities import restore_operands
 from .marks import Recorder
 from .normalize import flatten_graph
 from .structure import COMPOUND, Flattener, Template
+from .untraced import Untraced
 
 AUTO = torch.export.Dim.AUTO
 
@@ -35,6 +36,7 @@ def capture_call(
     call: Call,
     denied: Sequence[Literal["exporting", "compiling"]] = (),
     grad: bool = True,
+    untraced: Untraced | None = None,
 ) -> Capture:
     """Capture one call of a model, over a copy of its tree that may be written to.
 
@@ -43,6 +45,7 @@ def capture_call(
         denied: what ``torch.compiler.is_exporting()`` and ``is_compiling()`` say no to while the model's code runs,
             so that code which asks takes the way it takes in eager mode.
         grad: trace with gradients on. A graph traced without is good for calls without.
+        untraced: modules whose inside is left out.
 
     Raises:
         CaptureError: with the operator, the user's source line and a remedy.
@@ -68,18 +71,22 @@ def capture_call(
     images = image_leaves(call)
     dynamic = tuple([dynamic_axes(x, i in images) for i, x in enumerate(call.leaves)])
     clone.__dict__["forward"] = MethodType(forward, clone)
+    if untraced is not None:
+        untraced.stand_in(clone)
     try:
         with (
             traceable(clone), warnings.catch_warnings(), torch.set_grad_enabled(grad), traced_plainly(clone),
-            recorder.listening(clone, kept_functions(clone)),
+            recorder.listening(clone, kept_functions(clone)), for_graphs_alone(),
         ):  # fmt: skip
             warnings.simplefilter("ignore")
             program = torch.export.export(
                 clone, distinct(call.leaves), dynamic_shapes=(dynamic,) if dynamic else None, strict=False
             )
+            exported = program.module()
     except Exception as error:
-        raise CaptureError(*diagnose(cls, error)) from error
-    exported = program.module()
+        failed = CaptureError(*diagnose(cls, error))
+        failed.inside = recorder.innermost
+        raise failed from error
     assert isinstance(exported, torch.fx.GraphModule)
     graph, constants = flatten_graph(exported, clone)
     recorder.settle(graph)

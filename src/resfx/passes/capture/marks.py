@@ -20,14 +20,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resfx._torch import pytree
+from resfx._torch import is_mark, pytree, traced_mark
 
 from .objects import fields_of, fill
 from .record import CallRecord, MethodOf, Passed, enter, leave
 from .structure import COMPOUND, Flattener, Template
 from .watch import Watch, below, kept, plain
-
-_IDENTITY = torch.ops.aten.squeeze.dims  # of no axes: a view of the whole, which nobody else writes that way
 
 
 @dataclass(eq=False)
@@ -58,6 +56,11 @@ class Recorder:
     def current(self) -> CallRecord | None:
         """The innermost call that is being made."""
         return self._open[-1] if self._open else None
+
+    @property
+    def innermost(self) -> str:
+        """Path of the innermost module that is being called: ``""`` for none but the whole."""
+        return next((c.target for c in reversed(self._open) if isinstance(c.target, str)), "")
 
     def begin(self, target: str | Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any]:
         """A call begins; returns its arguments, marked."""
@@ -143,13 +146,14 @@ class Recorder:
         """Leave a mark for each leaf in the graph, or a fence where there is none; returns what to go on with."""
         fenced = self._fence is not None and not leaves and side != "hold"
         if fenced:
-            self.kept.append(_IDENTITY(self._fence, ()))
+            self.kept.append(traced_mark(self._fence))
         marked = []
         for leaf in leaves:
             if isinstance(leaf, torch.Tensor):
-                marked.append(_IDENTITY(leaf, ()))
-            else:  # a size: read off a tensor of that length
-                self.kept.append(_IDENTITY(torch.empty((leaf, 0)), ()))
+                marked.append(traced_mark(leaf))
+            else:  # a size, or a truth of values: read off a tensor of that length
+                length = torch.sym_ite(leaf, 3, 2) if isinstance(leaf, torch.SymBool) else leaf
+                self.kept.append(traced_mark(torch.empty((length, 0))))
                 marked.append(leaf)
             if side == "hold":
                 self.kept.append(marked[-1]) if isinstance(leaf, torch.Tensor) else None
@@ -211,7 +215,7 @@ class Recorder:
         results = tuple(output.args[0])  # type: ignore[arg-type]
         output.args = (results[: len(results) - len(self.kept)],)
         order = {n: i for i, n in enumerate(graph.nodes)}
-        marks = iter([n for n in graph.nodes if n.target is _IDENTITY and not n.args[1]])
+        marks = iter([n for n in graph.nodes if is_mark(n)])
         borders: list[tuple[float, str, CallRecord]] = []
         for side, subject, count, fenced in self._events:
             fence = next(marks) if fenced else None
@@ -302,7 +306,9 @@ def _carried(node: fx.Node) -> Any:
     """What a mark carries: the tensor, or the size that a tensor was made to carry."""
     value = node.args[0]
     if isinstance(value, fx.Node) and value.target is torch.ops.aten.empty.memory_format:
-        return value.args[0][0]  # type: ignore[index]
+        value = value.args[0][0]  # type: ignore[index]
+    if isinstance(value, fx.Node) and value.target is torch.sym_ite:
+        return value.args[0]
     return value
 
 

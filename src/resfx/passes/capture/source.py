@@ -24,6 +24,7 @@ from .export import capture_call
 from .inputs import Example, example_of, outside_inference_mode
 from .split import is_split, refuse_split
 from .trial import try_call
+from .untraced import alike, observe
 
 
 @dataclass
@@ -119,17 +120,35 @@ class Source:
             ways.insert(0, (("exporting",), True))
         if not torch.is_grad_enabled():  # some kernels exist without gradients only
             ways.append(((), False))
-        first: CaptureError | None = None
+        errors: dict[tuple[Any, bool, bool], CaptureError] = {}
         # Layers that are split over processes: whole weights, or the parts that go with the parts of a cache.
         for parts in (False, True) if any(map(is_split, tree.modules())) else (False,):
             for denied, grad in ways:
                 try:
                     return capture_call(clone_tree(tree, parts), self.signature, call, denied, grad)
                 except CaptureError as error:
-                    if first is None or (not parts and (denied, grad) == ((), True)):
-                        first = error
-        assert first is not None
-        raise first
+                    errors[denied, grad, parts] = error
+        failed = errors[(), True, False]
+        taken = self._taken_whole(tree, call, ways[0], failed)
+        if taken is None:
+            raise failed
+        return taken
+
+    def _taken_whole(self, tree: nn.Module, call: Call, way: tuple[Any, bool], failed: CaptureError) -> Capture | None:
+        """A capture without the inside of modules that no trace can follow; ``None`` where that cannot be."""
+        why: dict[str, str] = {}
+        error = failed
+        while error.inside and error.inside not in why:
+            shell = clone_tree(tree)
+            why |= dict.fromkeys(alike(shell, error.inside), error.found)
+            untraced = observe(tree, self.signature, call, why)
+            if untraced is None:
+                return None
+            try:
+                return capture_call(shell, self.signature, call, *way, untraced)
+            except CaptureError as another:
+                error = another
+        return None
 
 
 def source_of(model: Any, args: Any = None, kwargs: Any = None) -> Source:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
+from resfx.passes.capture import untraced
 from resfx.passes.find.forms.coupled import coupled_form, first_of_pair, joined_form
 from resfx.passes.find.forms.parallel import parallel_form
 from resfx.passes.find.forms.plain import plain_form
@@ -35,6 +36,7 @@ from .reasons import (
     REMEDIES,
     REVERSED,
     SPELLED_OTHERWISE,
+    UNTRACED,
     explain,
 )
 from .settle import misleading, order_sites
@@ -77,6 +79,8 @@ class Detector:
     def run(self) -> Detector:
         """Visit every add in order, then settle what only the whole graph can tell."""
         for node in self.index.nodes:
+            if node.target is untraced.UNTRACED:
+                self._tell_untraced(node)
             if (found := sum_of(node, self.index)) is not None:
                 self.walk.sums[node] = found
                 self._visit(found)
@@ -85,6 +89,12 @@ class Detector:
         self.drafts = order_sites([s for s in self.drafts if s.node not in dropped], self.walk)
         self.skips.sort(key=lambda s: self.index.position[s.node])  # type: ignore[index]
         return self
+
+    def _tell_untraced(self, node: fx.Node) -> None:
+        path, why = str(node.args[1]), str(node.args[3])
+        if all(s.owner != path for s in self.skips):
+            remedy = "adds in it, if it has any, stay; export and other lowerings of the whole graph need it traced"
+            self.skips.append(Skip(path, source_line(node), f"{UNTRACED}: {why}", remedy, node))
 
     def _visit(self, add: Sum) -> None:
         found = self._implausible(add) or self._form(add)

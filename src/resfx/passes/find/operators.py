@@ -21,7 +21,7 @@ PASS = frozenset(
 WEIGHTED = frozenset(
     "linear addmm conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d bilinear"
     " _grouped_mm grouped_mm embedding_bag lstm gru rnn_tanh rnn_relu multi_head_attention_forward"
-    " addbmm baddbmm".split()
+    " addbmm baddbmm untraced".split()
 )
 CONV = frozenset("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d".split())
 MATMUL = frozenset("matmul mm bmm einsum mv dot chain_matmul tensordot".split())

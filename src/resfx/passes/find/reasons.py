@@ -38,6 +38,7 @@ FUSED = "an add in one step with a product that stands in no tensor of its own"
 LISTED = "an in-place add to a list of tensors"
 FACTOR = "an add with a factor that is computed"
 LERP = "an interpolation by a tensor: a gate"
+UNTRACED = "a module whose inside cannot be traced, called as it is"
 
 REMEDIES = {
     NO_PATH: "if it is residual, check that the branch starts from the same tensor as the shortcut",

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfx.errors import VariantError
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.clone import class_before
 from resfx.passes.capture.record import enter, leave, unmarked
 from resfx.passes.capture.structure import Template
+from resfx.passes.capture.untraced import UNTRACED
 from resfx.passes.find.mark import mark_of
 from resfx.passes.find.operators import operator_name
 
@@ -211,6 +213,12 @@ class Writer(Text):
     def _operator(self, node: fx.Node) -> None:
         if not node.users and node.op != "call_module" and not node.is_impure():
             return
+        if node.target is UNTRACED:
+            raise VariantError(
+                f"cannot write the code of {self.region.name}",
+                f"{node.args[1]}, whose inside cannot be traced ({node.args[3]}), would have to be written out",
+                "another method, or exclude= the modules around it",
+            )  # fmt: skip
         text = self._new_call(node) if node.op == "call_module" else self._target(node)
         name = "x" if node.op == "call_module" else operator_name(node).strip("_") or "value"
         self.env[node] = self._set(

@@ -258,8 +258,8 @@ def is_new(node: fx.Node) -> bool:
 
 
 def is_size(node: fx.Node) -> bool:
-    """Whether a node is a number computed from sizes."""
-    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
+    """Whether a node is a number computed from sizes. A truth that a trace leaves open is one of values."""
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat))
 
 
 def known_in(template: Template) -> Iterator[int]:
