@@ -101,7 +101,7 @@ def _made(runtime: Any, path: str, providers: Sequence[Any], threads: int, libra
     try:
         return runtime.InferenceSession(path, options, providers=providers)
     except Exception as error:
-        # Versions before 1.31 fuse x * sigmoid(x) in float64 too, and have no kernel for what they made.
+        # Version 1.27 fuses x * sigmoid(x) in float64 too, and has no kernel for what it made; 1.31 runs it.
         if "QuickGelu" not in str(error):
             raise
         return runtime.InferenceSession(path, options, providers=providers, disabled_optimizers=["QuickGeluFusion"])
