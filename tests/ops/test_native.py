@@ -137,6 +137,7 @@ class Seen(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @torch.no_grad()
 def test_who_watches_operators_sees_them(calls):
     args = given("DeltaShortcut", torch.float32)
