@@ -21,7 +21,7 @@ from resfx.passes.find.site import Site, Skip, Stream
 from resfx.report.report import Report
 from resfx.runtime.blocks import checkpoint_blocks, compile_blocks
 from resfx.runtime.module import of
-from resfx.runtime.saving import load, save
+from resfx.runtime.saved.saving import load, save
 from resfx.runtime.switch import disabled, freeze_original, original, trainable
 
 from . import errors, export

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import resfx
 from resfx.errors import SaveError
-from resfx.runtime import recipe
+from resfx.runtime.saved import recipe
 
 SAVED_V1 = Path(__file__).parent / "saved_v1"
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import resfx
 from resfx.errors import OptionError, SaveError
-from resfx.runtime.folder import refuse_unwritable, replacing
+from resfx.runtime.saved.folder import refuse_unwritable, replacing
 
 
 @pytest.fixture(scope="module")

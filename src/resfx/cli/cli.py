@@ -20,8 +20,8 @@ from resfx.errors import CaptureError, ExportError, ResfxError
 from resfx.methods.base import Method, methods
 from resfx.passes.scopes.filters import DEFAULT_FORMS, FORMS
 from resfx.report.text import methods_table
-from resfx.runtime import saving
 from resfx.runtime.module import of
+from resfx.runtime.saved import saving
 
 from .settings import SettingError, config_of
 from .targets import Target, load_target

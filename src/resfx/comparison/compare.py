@@ -19,8 +19,8 @@ from resfx.passes.capture.inputs import Example, Named, Positional, example_of, 
 from resfx.passes.capture.source import source_of
 from resfx.passes.preserve import preserved
 from resfx.report.progress import duration
-from resfx.runtime.folder import refuse_unwritable
 from resfx.runtime.module import Rewritten
+from resfx.runtime.saved.folder import refuse_unwritable
 
 from .measure import Inputs, interleave, peak_memory, set_training, wall_clock
 from .result import Comparison, Measured, Row, verdict

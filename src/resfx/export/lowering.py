@@ -20,7 +20,7 @@ from resfx.ops.onnx import RUNTIME
 from resfx.ops.record import DOMAIN, operators
 from resfx.passes.capture.inputs import Named, Positional, outside_inference_mode
 from resfx.report.progress import step
-from resfx.runtime.folder import refuse_unwritable, replacing
+from resfx.runtime.saved.folder import refuse_unwritable, replacing
 
 from . import builtin
 from .axes import axis_names, other_example, rename_axes

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from resfx.errors import CaptureError
-from resfx.passes.capture.record import enter, leave
+from resfx.passes.capture.marking.record import enter, leave
 from resfx.passes.capture.untraced import UNTRACED
 from resfx.passes.find.graph import Capture
 from resfx.passes.scopes.application import Application

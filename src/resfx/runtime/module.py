@@ -16,8 +16,8 @@ from resfx.errors import ResfxError, SaveError, VariantError
 from resfx.report.report import Report
 
 from .huggingface import starting_new_modules
-from .pretrained import save_pretrained
 from .rewriting import Rewriting
+from .saved.pretrained import save_pretrained
 
 
 class Handle:

@@ -21,8 +21,8 @@ from resfx.runtime.huggingface import kept_functions, traced_plainly
 from .calls import Call, unbind
 from .diagnose import diagnose
 from .guards import assumed, shape_guard
-from .identities import restore_operands
-from .marks import Recorder
+from .marking.identities import restore_operands
+from .marking.marks import Recorder
 from .normalize import flatten_graph
 from .structure import COMPOUND, Flattener, Template
 from .untraced import Untraced

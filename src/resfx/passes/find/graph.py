@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from resfx.passes.capture.guards import Assumed
-from resfx.passes.capture.record import CallRecord, Passed, leave
+from resfx.passes.capture.marking.record import CallRecord, Passed, leave
 from resfx.passes.capture.structure import Template
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')

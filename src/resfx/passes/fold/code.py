@@ -21,7 +21,7 @@ from torch import fx, nn
 from resfx.errors import VariantError
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.clone import class_before
-from resfx.passes.capture.record import enter, leave, unmarked
+from resfx.passes.capture.marking.record import enter, leave, unmarked
 from resfx.passes.capture.structure import Template
 from resfx.passes.capture.untraced import UNTRACED
 from resfx.passes.find.mark import mark_of

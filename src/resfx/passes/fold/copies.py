@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import fx
 
-from resfx.passes.capture.record import CallRecord, enter, leave
+from resfx.passes.capture.marking.record import CallRecord, enter, leave
 
 
 def separate_copies(graph: fx.Graph, calls: dict[int, CallRecord]) -> set[CallRecord]:

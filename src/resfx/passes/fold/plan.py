@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from resfx.errors import VariantError
-from resfx.passes.capture.record import CallRecord, MethodOf, enter, leave
+from resfx.passes.capture.marking.record import CallRecord, MethodOf, enter, leave
 from resfx.passes.capture.structure import COMPOUND, Template
 from resfx.passes.find.graph import Capture
 from resfx.passes.find.mark import mark_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from resfx.passes.capture.record import CallRecord
+from resfx.passes.capture.marking.record import CallRecord
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import fx
 
-from resfx.passes.capture.record import enter, leave
+from resfx.passes.capture.marking.record import enter, leave
 from resfx.passes.find.branches.features import norm_output
 from resfx.passes.find.graph import dtype, same_shape
 from resfx.passes.find.index import Index

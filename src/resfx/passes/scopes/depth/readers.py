@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from torch import fx
 
-from resfx.passes.capture.record import enter
+from resfx.passes.capture.marking.record import enter
 from resfx.passes.find import operators as ops
 from resfx.passes.find.branches.attention import attention_operands
 from resfx.passes.find.index import Index

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from resfx.passes.capture.record import enter, leave
+from resfx.passes.capture.marking.record import enter, leave
 from resfx.passes.find.graph import shape
 from resfx.passes.find.index import Index
 from resfx.passes.find.operators import is_inplace, operator_name

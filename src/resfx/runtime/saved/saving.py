@@ -24,12 +24,12 @@ from resfx.methods.base import Method
 from resfx.methods.learned import upgrade_all
 from resfx.passes import source_of
 from resfx.passes.capture.inputs import Named, Positional, outside_inference_mode
+from resfx.runtime.huggingface import from_folder
+from resfx.runtime.module import Rewritten
 
 from . import recipe as recipes
 from .fingerprint import digests, fingerprint, is_new, persistent_buffers
 from .folder import replacing
-from .huggingface import from_folder
-from .module import Rewritten
 from .pretrained import digest_of, keep_types, new_tensors, weight_files
 from .recipe import PRETRAINED, RECIPE, Recipe
 
@@ -289,7 +289,7 @@ def _fill(new: nn.Module, tensors: dict[str, torch.Tensor], weights: str, path: 
         raise SaveError(f"cannot load {path}", f"weights do not fit the recipe: {', '.join(wrong[:4])}",
                         "save it again")  # fmt: skip
     if weights == "all":  # the base model keeps its own values
-        from .module import own_parameters
+        from resfx.runtime.module import own_parameters
 
         own_parameters(new, copy=True)
     new.load_state_dict(tensors, strict=False)

@@ -18,11 +18,11 @@ from torch import nn
 
 from resfx._torch import held_buffers
 from resfx.errors import SaveError
+from resfx.runtime.huggingface import writes_here
 
 from . import recipe as recipes
 from .fingerprint import digests, fingerprint, is_new, types_of
 from .folder import replacing
-from .huggingface import writes_here
 from .recipe import PRETRAINED, RECIPE
 
 SUFFIX = ".safetensors"

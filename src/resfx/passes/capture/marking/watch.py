@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .objects import WATCH
+from resfx.passes.capture.objects import WATCH
 
 _PLAIN = (bool, int, float, str, type(None), enum.Enum)
 Tell = Callable[[Any, str, Any], None]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from .structure import Template
+from resfx.passes.capture.structure import Template
 
 
 def enter(x: Any, call: int, slot: int) -> Any:

@@ -21,10 +21,10 @@ import torch
 from torch import fx, nn
 
 from resfx._torch import is_mark, pytree, traced_mark
+from resfx.passes.capture.objects import fields_of, fill
+from resfx.passes.capture.structure import COMPOUND, Flattener, Template
 
-from .objects import fields_of, fill
 from .record import CallRecord, MethodOf, Passed, enter, leave
-from .structure import COMPOUND, Flattener, Template
 from .watch import Watch, below, kept, plain
 
 
