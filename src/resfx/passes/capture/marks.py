@@ -215,7 +215,7 @@ class Recorder:
         results = tuple(output.args[0])  # type: ignore[arg-type]
         output.args = (results[: len(results) - len(self.kept)],)
         order = {n: i for i, n in enumerate(graph.nodes)}
-        marks = iter([n for n in graph.nodes if MARKED in n.meta])
+        marks = iter([n for n in graph.nodes if n.meta.pop(MARKED, False)])
         borders: list[tuple[float, str, CallRecord]] = []
         for side, subject, count, fenced in self._events:
             fence = next(marks) if fenced else None
