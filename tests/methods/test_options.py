@@ -93,4 +93,5 @@ def test_what_an_editor_completes_is_what_rewrite_takes():
     want = [n for n in inspect.signature(resfx.rewrite).parameters if n != "unknown"]
     forms = typing.get_overloads(resfx.rewrite)
     assert len(forms) == 2 and all(list(inspect.signature(form).parameters) == want for form in forms)
-    assert inspect.signature(forms[0]).return_annotation == "Model" == inspect.signature(resfx.load).return_annotation
+    loads = typing.get_overloads(resfx.load)  # onto a model of the user's; from a folder that holds the model too
+    assert inspect.signature(forms[0]).return_annotation == "Model" == inspect.signature(loads[0]).return_annotation

@@ -11,7 +11,6 @@ IDENTITIES = {
     "whole slice": lambda x: x[:],
     "alias": torch.ops.aten.alias,
     "view": lambda x: x.view(x.shape),
-    "view as its own type": lambda x: x.view(x.dtype),
     "squeeze": lambda x: x.squeeze(0).unsqueeze(0) if x.shape[0] == 1 else x.squeeze(-1),
     "squeeze of an axis that stays": lambda x: x.squeeze((1, 2)),
     "expand": lambda x: x.expand_as(x),
