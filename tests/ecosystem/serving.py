@@ -210,8 +210,12 @@ def processes(make: Make) -> None:
 
 @tool("a model sent to another process (spawn)")
 def sent(make: Make) -> None:
-    context = torch.multiprocessing.get_context("spawn")
-    model = make()
+    _answered_alike(make(), "spawn")
+
+
+def _answered_alike(model: Any, start: str) -> None:
+    """Hold what another process finds with a model against what this one does."""
+    context = torch.multiprocessing.get_context(start)
     answer = context.Queue()
     worker = context.Process(target=_answers, args=(model, answer))
     worker.start()
@@ -226,14 +230,7 @@ def _answers(model: Any, answer: Any) -> None:
 
 @tool("a forked process that makes an unknown call")
 def forked(make: Make) -> None:
-    context = torch.multiprocessing.get_context("fork")
-    model = make.cold()
-    answer = context.Queue()
-    worker = context.Process(target=_answers, args=(model, answer))
-    worker.start()
-    found = torch.from_numpy(answer.get(timeout=120))
-    worker.join()
-    hold_equal(logits(model), found)
+    _answered_alike(make.cold(), "fork")
 
 
 @tool("accelerate: cpu_offload, dispatch_model over devices, disk_offload", needs="accelerate")

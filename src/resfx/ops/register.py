@@ -13,7 +13,7 @@ import contextvars
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -79,7 +79,7 @@ def one_node(name: str, formula: Callable[..., Tensor], result: Callable[..., Te
 
 def at_kernels(x: Tensor) -> bool:
     """Whether eager calls on this tensor's device run kernels, where there are any for them."""
-    return x.device.type in KERNEL_DEVICES and not is_compiling()
+    return not is_compiling() and x.device.type in KERNEL_DEVICES
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -164,7 +164,8 @@ def fused(
                 return operator(*args)
             if (done := node(*args)) is not None:
                 return done
-        if is_compiling() or transforming() or not _at_kernels(args[0]) or kernels_for(module, args) is None:
+        first = args[0] if isinstance(args[0], Tensor) else args[0][0]
+        if not at_kernels(first) or transforming() or kernels_for(module, args) is None:
             return outside(*args)
         return operator(*args)
 
@@ -194,10 +195,6 @@ def kernels_for(module: str, tensors: Any, args: tuple[Any, ...] | None = None) 
             found.append(x)
     kernels = _kernel_module(module) if found and chosen(module, found) == "triton" else None
     return kernels if kernels and kernels.supported(*(tensors if args is None else args)) else None
-
-
-def _at_kernels(first: Tensor | Sequence[Tensor]) -> bool:
-    return (first if isinstance(first, Tensor) else first[0]).device.type in KERNEL_DEVICES
 
 
 @functools.cache

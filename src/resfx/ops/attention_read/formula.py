@@ -12,7 +12,7 @@ from resfx.ops.chunks import is_cut, is_stacked
 from resfx.ops.native import Native
 from resfx.ops.register import accumulator, fused, in_type, transforming
 from resfx.ops.scores import relative_softmax, rms_scores
-from resfx.ops.weighted_sum.formula import weighted_sum_formula
+from resfx.ops.weighted_sum.formula import stacked_sum, weighted_sum_formula
 
 from .grouped import grouped_read
 
@@ -46,9 +46,12 @@ def attention_read_formula(
     sources: Sequence[Tensor], query: Tensor, base: Tensor | None, gate: Tensor | None, eps: float, relative: bool
 ) -> Tensor:
     """:func:`attention_read` step by step."""
-    logits = rms_scores(sources, query, eps)
+    return weighted_sum_formula(sources, _weights(rms_scores(sources, query, eps), gate, relative), base)
+
+
+def _weights(logits: Tensor, gate: Tensor | None, relative: bool) -> Tensor:
     weights = relative_softmax(logits) - 1 if relative else logits.softmax(-1)
-    return weighted_sum_formula(sources, weights if gate is None else weights * gate, base)
+    return weights if gate is None else weights * gate
 
 
 def _open_read(
@@ -70,17 +73,13 @@ def _open_read(
 def _stacked_read(
     sources: Sequence[Tensor], query: Tensor, base: Tensor | None, gate: Tensor | None, eps: float, relative: bool
 ) -> Tensor:
-    """:func:`attention_read_formula` in a number of operators that does not grow with that of sources. No products of
-    matrices: those may run in a narrower type."""
+    """:func:`attention_read_formula` in a number of operators that does not grow with that of sources. No product of
+    matrices: it may run in a narrower type."""
     dtype = sources[0].dtype if base is None else base.dtype
     stacked = in_type(torch.stack(list(sources), -2), accumulator(dtype))
     query = in_type(query, stacked.dtype)
     logits = (stacked * query).sum(-1) * torch.rsqrt(stacked.square().mean(-1).add_(eps))
-    weights = relative_softmax(logits) - 1 if relative else logits.softmax(-1)
-    if gate is not None:
-        weights = weights * gate
-    read = in_type((weights.unsqueeze(-1) * stacked).sum(-2), dtype)
-    return read if base is None else base + read
+    return stacked_sum(stacked, _weights(logits, gate, relative), base, dtype)
 
 
 def _alike(sources: Sequence[Tensor], base: Tensor | None) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from resfx.ops.inductor import stored
-from resfx.ops.register import fused, keeps_one_node, one_node
+from resfx.ops.register import at_kernels, fused, keeps_one_node, one_node
 
 
 def short_convolution(
@@ -25,10 +25,11 @@ def short_convolution(
     """
     if keeps_one_node():
         return _node(_padded(x, weight, left, size), weight, bias, base, silu)
-    small = x.is_cpu and not torch.is_grad_enabled()  # elsewhere the padded copy would be for nothing
-    if small and (done := _node.native(_padded(x, weight, left, size), weight, bias, base, silu)) is not None:
-        return done
-    return _operator(x, weight, bias, base, silu, left, size)
+    if at_kernels(x):  # they pad as they read
+        return _operator(x, weight, bias, base, silu, left, size)
+    padded = _padded(x, weight, left, size)
+    done = _node.native(padded, weight, bias, base, silu)
+    return _convolution(padded, weight, bias, base, silu) if done is None else done
 
 
 def short_convolution_formula(

@@ -39,12 +39,17 @@ def weighted_sum_formula(sources: Sequence[Tensor], weights: Tensor, base: Tenso
     if is_cut(sources):
         return chunked_sums(sources, weights.unsqueeze(-2), base)[0].to(dtype)
     if is_stacked(sources):
-        total = (weights.unsqueeze(-1) * in_type(torch.stack(list(sources), -2), wide)).sum(-2)
-        return in_type(total, dtype) if base is None else base + in_type(total, dtype)
+        return stacked_sum(in_type(torch.stack(list(sources), -2), wide), weights, base, dtype)
     total = weights[..., 0, None] * sources[0].to(wide)
     for j in range(1, len(sources)):
         total = total + weights[..., j, None] * sources[j].to(wide)
     total = total.to(dtype)
+    return total if base is None else base + total
+
+
+def stacked_sum(stacked: Tensor, weights: Tensor, base: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """:func:`weighted_sum` of sources ``(..., n, d)``, in a type. No product of matrices: it may round."""
+    total = in_type((weights.unsqueeze(-1) * stacked).sum(-2), dtype)
     return total if base is None else base + total
 
 

@@ -152,6 +152,15 @@ def _refusal(cls: type, found: str, remedy: str) -> CaptureError:
     return CaptureError(f"cannot take a {cls.__qualname__} apart among the arguments or results", found, remedy)
 
 
+def innermost(template: Template) -> Iterator[Template]:
+    """The parts of a template that are not made of others."""
+    if template[0] not in COMPOUND:
+        yield template
+        return
+    for part in template[-1]:
+        yield from innermost(part)
+
+
 def build(template: Template, leaves: Sequence[Any], known: Sequence[Any] = ()) -> Any:
     """The value a template describes, with its leaves filled in."""
     return _build(template, leaves, known, [])

@@ -21,7 +21,7 @@ from resfx.errors import CaptureError
 
 from .calls import Call, unbind
 from .clone import clone_tree
-from .structure import COMPOUND, Flattener, Template, build
+from .structure import Flattener, Template, build, innermost
 from .trial import left_as_it_was
 
 _ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
@@ -177,9 +177,9 @@ class _Watch(TorchDispatchMode):
 
 def _numbers(template: Template) -> bool:
     """Whether a result has numbers: they may be another time's."""
-    if template[0] in COMPOUND:
-        return any(_numbers(part) for part in template[-1])
-    return template[0] == "int" or (template[0] == "const" and template[1] in (int, float, complex))
+    return any(
+        part[0] == "int" or (part[0] == "const" and part[1] in (int, float, complex)) for part in innermost(template)
+    )
 
 
 def _unlike(path: str, why: str, found: str) -> CaptureError:

@@ -15,7 +15,7 @@ from torch import fx
 
 from resfx.errors import VariantError
 from resfx.passes.capture.marking.record import CallRecord, MethodOf, enter, leave
-from resfx.passes.capture.structure import COMPOUND, Template
+from resfx.passes.capture.structure import Template, innermost
 from resfx.passes.find.graph import Capture
 from resfx.passes.find.mark import mark_of
 from resfx.passes.find.operators import is_inplace
@@ -264,11 +264,7 @@ def is_size(node: fx.Node) -> bool:
 
 def known_in(template: Template) -> Iterator[int]:
     """Numbers of the objects that a template refers to."""
-    if template[0] == "known":
-        yield template[1]
-    elif template[0] in COMPOUND:
-        for part in template[-1]:
-            yield from known_in(part)
+    return (part[1] for part in innermost(template) if part[0] == "known")
 
 
 def _mark_of(marks: dict[int, fx.Node], value: fx.Node) -> fx.Node | None:

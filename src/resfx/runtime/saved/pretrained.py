@@ -128,16 +128,24 @@ def _read(path: Path, what: Any) -> Any:
 
 def new_tensors(files: dict[str, Path]) -> dict[str, torch.Tensor]:
     """The new weights by name."""
-    return {n: _read(p, lambda file, n=n: file.get_tensor(n)) for n, p in files.items() if is_new(n)}
+    new = {n: path for n, path in files.items() if is_new(n)}
+    found: dict[str, torch.Tensor] = {}
+    for path, names in _by_file(new):
+        found |= _read(path, lambda file, names=names: {n: file.get_tensor(n) for n in names})
+    return found
 
 
 def digest_of(files: dict[str, Path]) -> str:
     """A digest of names, shapes and some rows of every tensor: little is read of a large file."""
     digest = hashlib.sha256()
-    for path in sorted(set(files.values())):
-        names = sorted(n for n in files if files[n] == path)
+    for path, names in _by_file(files):
         digest.update(_read(path, lambda file, names=names: b"".join(_sample(file, n) for n in names)))
     return digest.hexdigest()
+
+
+def _by_file(files: dict[str, Path]) -> list[tuple[Path, list[str]]]:
+    """Each file, in order, with the names of its tensors: it is opened once for all of them."""
+    return [(path, sorted(n for n in files if files[n] == path)) for path in sorted(set(files.values()))]
 
 
 def _sample(file: Any, name: str) -> bytes:

@@ -21,7 +21,7 @@ def restore_operands(graph: fx.Graph, calls: dict[int, CallRecord]) -> None:
         if not _gives_back(node):
             continue
         for user in list(node.users):
-            if node.meta["call"] not in _around(_reader(user, calls)):
+            if not _reader(user, calls).is_in(node.meta["call"]):
                 user.replace_input_with(node, node.args[0])
 
 
@@ -42,11 +42,3 @@ def _reader(user: fx.Node, calls: dict[int, CallRecord]) -> CallRecord:
     if user.target is enter:
         return calls[user.args[1]].outer or user.meta["call"]  # type: ignore[index]
     return user.meta["call"]
-
-
-def _around(call: CallRecord | None) -> list[CallRecord]:
-    found = []
-    while call is not None:
-        found.append(call)
-        call = call.outer
-    return found

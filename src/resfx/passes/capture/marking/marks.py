@@ -22,7 +22,7 @@ from torch import fx, nn
 
 from resfx._torch import is_mark, pytree, traced_mark
 from resfx.passes.capture.objects import fields_of, fill
-from resfx.passes.capture.structure import COMPOUND, Flattener, Template
+from resfx.passes.capture.structure import Flattener, Template, innermost
 
 from .record import CallRecord, MethodOf, Passed, enter, leave
 from .watch import Watch, below, kept, plain
@@ -270,7 +270,7 @@ def _exchange(value: Any, template: Template, leaves: Sequence[Any]) -> Any:
     kind = template[0]
     if kind == "tensor":
         return leaves[template[1]]
-    if not any(True for _ in tensors_in(template)):
+    if not any(part[0] == "tensor" for part in innermost(template)):
         return value
     if kind == "dict":
         for key, part in zip(template[1], template[-1], strict=True):
@@ -317,12 +317,3 @@ def _unmarked(graph: fx.Graph, node: fx.Node) -> Any:
     node.replace_all_uses_with(value)
     graph.erase_node(node)
     return value
-
-
-def tensors_in(template: Template) -> Iterator[int]:
-    """Numbers of the leaves of a template that are tensors."""
-    if template[0] == "tensor":
-        yield template[1]
-    elif template[0] in COMPOUND:
-        for part in template[-1]:
-            yield from tensors_in(part)
