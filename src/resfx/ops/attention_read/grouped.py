@@ -20,7 +20,7 @@ from torch import Tensor
 
 from resfx.ops.chunks import Compiler, chunk_compiler, cut
 from resfx.ops.inductor import column_sum, per_row
-from resfx.ops.register import accumulator, plus
+from resfx.ops.register import accumulator, in_type, plus
 
 GROUP = 8  # sources that share one loop in a model compiled as one graph, and the most that are read in one loop
 
@@ -102,7 +102,8 @@ def _whole(query: Tensor, eps: float, relative: bool, *sources: Tensor) -> tuple
     weights = [per_row(e * factor, top) for e in shares]
     if relative:
         weights = [w - 1 for w in weights]
-    return plus(w * source for w, source in zip(weights, wide, strict=True)).to(sources[0].dtype), top, mass
+    out = plus(w * source for w, source in zip(weights, wide, strict=True))
+    return in_type(out, sources[0].dtype), top, mass
 
 
 def _count(sources: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -123,10 +124,10 @@ def _last(
     """The read, the highest score and the mass; of a relative read, ``count`` averages less the plain sum, also the
     average under the softmax."""
     total, top, mass, plain = _take(query, eps, (total, top, mass, plain), sources)
-    average = (total * per_row(1 / mass, top)).to(sources[0].dtype)
+    average = in_type(total * per_row(1 / mass, top), sources[0].dtype)
     if plain is None or count is None:
         return average, top, mass
-    return (total * per_row(count / mass, top) - plain).to(average.dtype), top, mass, average
+    return in_type(total * per_row(count / mass, top) - plain, average.dtype), top, mass, average
 
 
 def _gradients(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from resfx.ops.closed import Closed
-from resfx.ops.register import accumulator, at_kernels, fused, keeps_one_node, one_node
+from resfx.ops.register import accumulator, at_kernels, fused, in_type, keeps_one_node, one_node
 
 from .rows import is_open, total, weigh
 
@@ -44,12 +44,12 @@ def combine_beyond(state: Tensor, weights: Tensor, excess: Tensor | None) -> Ten
     """With what the weights sum to beyond their unit."""
     channels, parts = state.to(accumulator(state.dtype)).unbind(-2), weights.unbind(-2)
     if excess is None:
-        return weigh(parts, channels).to(state.dtype)
+        return in_type(weigh(parts, channels), state.dtype)
     first = channels[0]
     out = torch.addcmul(first, excess, first)
     for weight, channel in zip(parts[1:], channels[1:], strict=True):
         out = torch.addcmul(out, weight, channel - first)
-    return out.to(state.dtype)
+    return in_type(out, state.dtype)
 
 
 class _Combine(Closed):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from resfx.ops.closed import Closed
-from resfx.ops.register import accumulator, fused, keeps_one_node, one_node
+from resfx.ops.register import accumulator, fused, in_type, keeps_one_node, one_node
 
 from .rows import is_open, total
 
@@ -47,7 +47,7 @@ def delta_write_formula(
     weight = beta.to(wide).unsqueeze(-1) * change * scale
     if mix is not None:
         weight = mix.to(wide) * (weight - 1)
-    return torch.addcmul(xw + fw if add else xw, weight, fw).to(state.dtype)
+    return in_type(torch.addcmul(xw + fw if add else xw, weight, fw), state.dtype)
 
 
 class _DeltaWrite(Closed):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from resfx.ops.closed import Closed
-from resfx.ops.register import accumulator, fused, keeps_one_node, one_node
+from resfx.ops.register import accumulator, fused, in_type, keeps_one_node, one_node
 
 from .rows import is_open, total, weigh
 
@@ -46,7 +46,8 @@ def mix_formula(state: Tensor, f: Tensor, write: Tensor, matrix: Tensor | None, 
                 base = torch.addcmul(base, column, other - first)
         else:
             base = weigh(columns, channels)
-    return torch.addcmul(base, write.unsqueeze(-1), f.to(base.dtype).unsqueeze(-2)).to(state.dtype)
+    out = torch.addcmul(base, write.unsqueeze(-1), f.to(base.dtype).unsqueeze(-2))
+    return in_type(out, state.dtype)
 
 
 class _Mix(Closed):
