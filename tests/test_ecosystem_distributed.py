@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
 import pytest
 
 from .ecosystem.distributed import _ddp, processes
@@ -13,38 +16,45 @@ from .ecosystem.tool import MODES, Make
 pytest.importorskip("transformers")
 
 
+@pytest.fixture(scope="module")
+def alone():
+    """Runs a function where no backward pass was run before: torch refuses one after a fork where it has CUDA."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver")) as pool:
+        yield lambda run, *given: pool.submit(run, *given).result()
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_layers_sharded_over_four_processes(mode):
-    processes(4, _fsdp2, Make(mode), {})
+def test_layers_sharded_over_four_processes(mode, alone):
+    alone(processes, 4, _fsdp2, Make(mode), {})
 
 
-def test_copies_whose_gradients_are_averaged():
-    processes(2, _ddp, Make("mhc"), {"static_graph": True, "gradient_as_bucket_view": True})
+def test_copies_whose_gradients_are_averaged(alone):
+    alone(processes, 2, _ddp, Make("mhc"), {"static_graph": True, "gradient_as_bucket_view": True})
 
 
-def test_a_call_that_is_new_in_one_process_only():
-    processes(2, _uneven, Make("attnres"))
+def test_a_call_that_is_new_in_one_process_only(alone):
+    alone(processes, 2, _uneven, Make("attnres"))
 
 
-def test_layers_split_and_sharded():
-    processes(4, _both, Make("attnres"))
+def test_layers_split_and_sharded(alone):
+    alone(processes, 4, _both, Make("attnres"))
 
 
-def test_a_checkpoint_of_two_processes_for_four():
-    _between(Make("ddl"), [(2, 4)])
+def test_a_checkpoint_of_two_processes_for_four(alone):
+    alone(_between, Make("ddl"), [(2, 4)])
 
 
-def test_a_model_from_the_meta_device_starts_as_it_would_have():
+def test_a_model_from_the_meta_device_starts_as_it_would_have(alone):
     """Copies of the host's norms too: their class is a wrapper's by then."""
-    processes(2, _meta, Make("short_swa"), "host")
+    alone(processes, 2, _meta, Make("short_swa"), "host")
 
 
 @pytest.mark.parametrize("mode", ["attnres", "short_swa"])
-def test_norms_over_a_part_of_the_positions_are_refused(mode):
+def test_norms_over_a_part_of_the_positions_are_refused(mode, alone):
     with pytest.raises(RuntimeError, match=r"cannot run model.* on a part of a sequence"):
-        processes(2, _sequence, Make(mode))
+        alone(processes, 2, _sequence, Make(mode))
 
 
-def test_split_layers_take_calls_not_seen_before():
+def test_split_layers_take_calls_not_seen_before(alone):
     """With a cache, too: the heads in it are those of one process."""
-    processes(2, _new_call, Make("ddl"))
+    alone(processes, 2, _new_call, Make("ddl"))

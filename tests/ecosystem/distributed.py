@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from .tool import Make, hold_equal, step, stir, tool
+from .tool import Make, hold_equal, step, stir, tool, trained
 
 ROWS = torch.randint(3, 60, (8, 9), generator=torch.Generator().manual_seed(5))
 """A batch for all processes together: each takes its own equal part; the mean of their losses is the whole's."""
@@ -39,8 +39,7 @@ class Trained(Make):
 @functools.cache
 def _trained(mode: str, host: str) -> Any:
     model = Make(mode).start(host)
-    step(model.train(), ROWS[:2])
-    model.zero_grad()
+    trained(model, ROWS[:2])
     return model.eval()
 
 

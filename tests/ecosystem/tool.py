@@ -93,7 +93,8 @@ class Make:
 
 @functools.cache
 def _rewritten(mode: str, host: str) -> Any:
-    return resfx.rewrite(HOSTS[host](), mode, args=(IDS,))
+    # No backward pass here, nor below: a process that has run one cannot hand it on to those forked from it.
+    return resfx.rewrite(HOSTS[host](), mode, args=(IDS,), check=False)
 
 
 @functools.cache
@@ -101,9 +102,13 @@ def _warm(mode: str, host: str) -> Any:
     """Called the way most tools do, so that copies need no capture for it."""
     model = copy.deepcopy(_rewritten(mode, host))
     logits(model)
-    step(model.train())
-    model.zero_grad()
+    trained(model, IDS)
     return model.eval()
+
+
+def trained(model: Any, ids: torch.Tensor) -> None:
+    """Make the call of a training step, so that copies need no capture for it."""
+    model.train()(input_ids=ids, labels=ids, use_cache=False)
 
 
 def stir(model: Any, std: float) -> Any:

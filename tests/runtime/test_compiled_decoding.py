@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from hosts.generation import given_cache
 from torch._dynamo.testing import CompileCounter
 
 import resfx
@@ -63,7 +64,7 @@ def test_a_step_with_a_cache_of_fixed_size_compiles_once(mode):
     for i in range(8):
         if i == 2:  # both kinds of calls were made by then
             step = torch.compile(new, backend=counted, fullgraph=True)
-        token = step(token, past_key_values=cache, position_ids=at).logits[:, -1:].argmax(-1)
+        token = step(token, position_ids=at, **given_cache(new, cache)).logits[:, -1:].argmax(-1)
         at = at[:, -1:] + 1
         got.append(token)
     assert torch.equal(torch.cat(got, -1), want)
@@ -76,9 +77,9 @@ def test_masks_stay_calls_where_a_cache_lends_its_tensors():
     new = rewritten("denseformer")
     cache = transformers.StaticCache(config=new.config, max_cache_len=32)
     for ids, at in ((IDS, 0), (IDS[:, :1], IDS.shape[1]), (IDS[:, :1], IDS.shape[1] + 1)):
-        new(ids, past_key_values=cache, position_ids=torch.arange(at, at + ids.shape[1])[None])
+        new(ids, position_ids=torch.arange(at, at + ids.shape[1])[None], **given_cache(new, cache))
     sources = [code.source for _, code in new.model._resfx_unit.variants]
     assert len(sources) == 3 and all("create_causal_mask(" in s for s in sources)
     assert not any("_resfx_unit" in vars(layer) for layer in new.model.layers)
     fresh = transformers.StaticCache(config=new.config, max_cache_len=32)
-    assert torch.equal(new(IDS, past_key_values=fresh).logits, new(IDS).logits)
+    assert torch.equal(new(IDS, **given_cache(new, fresh)).logits, new(IDS).logits)
