@@ -155,6 +155,12 @@ class Rewriting:
             unit.add(Always(flags), code)
             return
         plan, codes = fold(capture, tree, prefix, self.shared)
+        self.hand_out(plan, codes, tree, prefix, module)
+
+    def hand_out(
+        self, plan: Plan, codes: dict[Region, Code], tree: nn.Module, prefix: str, module: nn.Module
+    ) -> None:
+        """Give modules the code of their calls."""
         for region in codes:
             assert region.path is not None
             path = ".".join(p for p in (prefix, region.path) if p)
