@@ -21,7 +21,7 @@ from resfx.passes.fold import Shared, StageCode, fold_in_stages
 from resfx.passes.scopes.application import Application
 
 from .blocks import block_names, outermost
-from .module import Rewritten
+from .module import Rewritten, rewriting_of
 from .rewriting import rewrite_capture
 from .stage import Stage
 
@@ -75,8 +75,8 @@ def split(
     """Cut a model, rewritten or not, into consecutive stages, for ``torch.distributed.pipelining.PipelineStage``.
 
     Each stage is a module that holds the parameters it needs, under their names in the model and shared with it. What
-    crosses is what the stages behind read and cannot compute themselves: the stream, its channels (``wide``), the states
-    that a method reads over depth. Masks and position tables are made again in each stage. No cache is kept:
+    crosses is what the stages behind read and cannot compute themselves: the stream, its channels, the states that a
+    method reads over depth. Masks and position tables are made again in each stage. No cache is kept:
     ``use_cache=False`` is passed where ``forward`` takes it.
 
     Args:
@@ -110,7 +110,7 @@ def split(
     shared = model._resfx.shared if rewritten else Shared()
     plan, codes, parts = fold_in_stages(capture, tree, starts, shared)
     if rewritten:
-        tree._resfx.hand_out(plan, codes, tree, "", tree)
+        rewriting_of(tree).hand_out(plan, codes, tree, "", tree)
     found = Stages([Stage(tree, i, part, capture) for i, part in enumerate(parts)], starts,
                    [_crossings(part) for part in parts[:-1]])  # fmt: skip
     _warn_of_shared(found)
@@ -160,5 +160,5 @@ def _warn_of_shared(stages: Stages) -> None:
     for held in where.values():
         if len({number for number, _ in held}) > 1:
             names = " and ".join(f"{name} of stage {number}" for number, name in held)
-            warnings.warn(f"resfx.split: {names} are one parameter; across processes, add up its gradients before a step",
-                          stacklevel=3)  # fmt: skip
+            said = f"resfx.split: {names} are one parameter; across processes, add up its gradients before a step"
+            warnings.warn(said, stacklevel=3)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx._torch import is_compiling
+from resfx._torch import held_modules, is_compiling
 from resfx.errors import VariantError
 from resfx.passes.capture.guards import shape_guard
 from resfx.passes.find.graph import Capture
@@ -53,7 +53,7 @@ class Stage(Holder):
                     _place(self, f"resfx.{key}.{path}", level)
         for path in stage.new:
             _place(self, f"resfx.{path}", bank.get_submodule(path))
-        object.__setattr__(self, "_resfx_new", levels_of(getattr(self, "resfx", nn.Module()), ""))
+        self._levels: dict[str, nn.Module] = levels_of(getattr(self, "resfx", nn.Module()), "")
         self._run = stage.code
         values = [n.meta["val"] for n in (*stage.takes, *stage.inputs.values())]
         self._kinds = [(v.dtype, v.device) for v in values]
@@ -71,7 +71,7 @@ class Stage(Holder):
         """
         if not is_compiling():
             self._refuse(args, kwargs)
-        new = [look_below(self._resfx_new, way) for way in self._run.new]
+        new = [look_below(self._levels, way) for way in self._run.new]
         return self._run.function(self, new, None, *args, **kwargs)
 
     def _refuse(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
@@ -87,8 +87,12 @@ class Stage(Holder):
             given = [*args, *(kwargs.get(name) for name in self.inputs)]
             if len(given) != len(self._kinds) or not all(isinstance(g, torch.Tensor) for g in given):
                 crossing = len(self._kinds) - len(self.inputs)
-                found = f"it takes {crossing} tensors" + (f", and by name {', '.join(self.inputs)}" if self.inputs else "")
-                raise VariantError(asked, found, "what the stage before returned, and these arguments of the model by name")
+                found = f"it takes {crossing} tensors" + (
+                    f", and by name {', '.join(self.inputs)}" if self.inputs else ""
+                )
+                raise VariantError(
+                    asked, found, "what the stage before returned, and these arguments of the model by name"
+                )
             if [(g.dtype, g.device) for g in given] != self._kinds:
                 raise VariantError(asked, "a tensor has another type or device", remedy)
             if not self._fits(given):
@@ -97,7 +101,7 @@ class Stage(Holder):
 
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:
     holder, name = _holder(root, path)
-    if holder is not None and name not in holder._modules:
+    if holder is not None and name not in held_modules(holder):
         holder.add_module(name, module)
 
 
@@ -111,16 +115,16 @@ def _place_tensor(root: nn.Module, path: str, tree: nn.Module) -> None:
     if isinstance(tensor, nn.Parameter):
         holder.register_parameter(name, tensor)
     else:
-        holder.register_buffer(name, tensor, persistent=name not in there._non_persistent_buffers_set)
+        holder.register_buffer(name, tensor, persistent=name in there.state_dict(keep_vars=True))
 
 
 def _holder(root: nn.Module, path: str) -> tuple[nn.Module | None, str]:
     """Where a path's last name goes; nowhere where a module of the model that is placed already has it."""
     *way, name = path.split(".")
     for step in way:
-        if step not in root._modules:
+        if step not in held_modules(root):
             root.add_module(step, Holder())
-        root = root._modules[step]  # type: ignore[assignment]
+        root = root.get_submodule(step)
         if not isinstance(root, Holder):
             return None, name
     return root, name

@@ -71,6 +71,7 @@ class Cut:
             raise VariantError("cannot cut the model into stages", "it calls the blocks named in another order",
                                f"at={[n for _, n in sorted(zip(begins, starts, strict=True))]}")  # fmt: skip
         self.stage = {item: sum(i >= b for b in begins) for i, item in enumerate(items)}
+        self.stage |= {item: stage for item in items if (stage := self._stage_of_owner(item)) is not None}
         self.anywhere = set(_without_parameters(plan, tree))
         self.borders = self._borders()
 
@@ -92,6 +93,14 @@ class Cut:
                 "at= names of blocks that are called once, as resfx.scan lists them",
             )
         return found[0]
+
+    def _stage_of_owner(self, item: Item) -> int | None:
+        """The stage of the block that a new module stands in: what it reads before the block is read there."""
+        if isinstance(item, Region) or item.op != "call_module":
+            return None
+        owner = str(item.target).removeprefix("resfx.").partition(".")[2]
+        blocks = (r for r in self.stage if isinstance(r, Region) and r.path and owner.startswith(f"{r.path}."))
+        return next((self.stage[block] for block in blocks), None)
 
     def _borders(self) -> list[list[fx.Node]]:
         last = len(self.starts)
