@@ -77,6 +77,8 @@ def test_masks_are_made_again_from_arguments_given_by_name():
     hold(model, stages, IDS, attention_mask=mask, use_cache=False)
     with pytest.raises(VariantError, match="by name attention_mask"):
         stages[1](stages[0](IDS, attention_mask=mask))
+    with pytest.raises(VariantError, match="another argument 'use_cache'"):
+        stages[0](IDS, attention_mask=mask, use_cache=True)
 
 
 @pytest.mark.matrix

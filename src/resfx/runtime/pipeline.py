@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from resfx.errors import InputError, OptionError, VariantError
 from resfx.passes.capture.clone import copy_sharing_parameters
-from resfx.passes.capture.inputs import Named, Positional, example_of, outside_inference_mode
+from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
 from resfx.passes.capture.source import Source, source_of
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import hint
@@ -99,7 +99,8 @@ def split(
     if example is None or source.shared:
         raise InputError(f"cannot split {type(model).__name__}", "no inputs to trace it with",
                          "args= and kwargs= as forward takes them")  # fmt: skip
-    example = _without_cache(source, example)
+    presets = _without_cache(source, example)
+    example = example[0], {**example[1], **presets}
     with outside_inference_mode():
         tree = copy_sharing_parameters(model if rewritten else source.model)
         source.try_out(tree, *example)
@@ -111,17 +112,21 @@ def split(
     plan, codes, parts = fold_in_stages(capture, tree, starts, shared)
     if rewritten:
         rewriting_of(tree).hand_out(plan, codes, tree, "", tree)
-    found = Stages([Stage(tree, i, part, capture) for i, part in enumerate(parts)], starts,
+    found = Stages([Stage(tree, i, part, capture, presets) for i, part in enumerate(parts)], starts,
                    [_crossings(part) for part in parts[:-1]])  # fmt: skip
     _warn_of_shared(found)
     return found
 
 
-def _without_cache(source: Source, example: Any) -> Any:
+def _without_cache(source: Source, example: Example) -> dict[str, Any]:
+    """What is passed beside the example, so that no cache is kept."""
     args, kwargs = example
     takes = "use_cache" in source.signature.parameters
-    bound = source.signature.bind_partial(*args, **kwargs).arguments if takes else {}
-    return (args, {**kwargs, "use_cache": False}) if takes and "use_cache" not in bound else example
+    return (
+        {"use_cache": False}
+        if takes and "use_cache" not in source.signature.bind_partial(*args, **kwargs).arguments
+        else {}
+    )
 
 
 def _blocks(graph: fx.Graph, tree: nn.Module) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +9,13 @@ from torch import nn
 
 from resfx._torch import held_modules, is_compiling
 from resfx.errors import VariantError
+from resfx.passes.capture.clone import class_before
 from resfx.passes.capture.guards import shape_guard
 from resfx.passes.find.graph import Capture
 from resfx.passes.fold import StageCode
-from resfx.passes.fold.guard import autocast_state
+from resfx.passes.fold.guard import Guard, autocast_state
 
-from .units import levels_of, look_below
+from .units import binder, levels_of, look_below
 
 
 class Holder(nn.Module):
@@ -39,7 +39,9 @@ class Stage(Holder):
         code: the text of its forward.
     """
 
-    def __init__(self, tree: nn.Module, number: int, stage: StageCode, capture: Capture) -> None:
+    def __init__(
+        self, tree: nn.Module, number: int, stage: StageCode, capture: Capture, presets: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.number, self.inputs, self.code = number, list(stage.inputs), stage.code.source
         for path in sorted(stage.modules, key=lambda p: p.count(".")):
@@ -56,9 +58,15 @@ class Stage(Holder):
         self._levels: dict[str, nn.Module] = levels_of(getattr(self, "resfx", nn.Module()), "")
         self._run = stage.code
         values = [n.meta["val"] for n in (*stage.takes, *stage.inputs.values())]
+        self._guard = Guard(
+            arguments=stage.fixed, objects={}, free=frozenset(), used=(), kinds=(),
+            shapes=lambda tensors: True, reads=(), lists=(), autocast=autocast_state(), grad=capture.grad,
+            varying=set(),
+        )  # fmt: skip
         self._kinds = [(v.dtype, v.device) for v in values]
         self._fits = shape_guard(values, capture.known)
-        self._autocast = autocast_state()
+        self._presets = {} if number else presets
+        self._bind = None if number else binder(class_before(tree))
         self._mode = tree.training if any("training" in way for way in capture.calls[0].reads) else None
         self.train(tree.training)
 
@@ -69,34 +77,31 @@ class Stage(Holder):
             VariantError: for tensors of another type, device or fixed size than the stage was made for, or where the
                 model's own code between the blocks was made for another training mode or autocast.
         """
+        kwargs = {**self._presets, **kwargs}
         if not is_compiling():
             self._refuse(args, kwargs)
         new = [look_below(self._levels, way) for way in self._run.new]
         return self._run.function(self, new, None, *args, **kwargs)
 
-    def _refuse(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    def _refuse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise for a call that the code was not made for."""
         asked = f"cannot run stage {self.number} on this call"
         remedy = "resfx.split the model again, with args= of such a call"
-        if self._autocast != autocast_state():
-            raise VariantError(asked, "it was split under another autocast", remedy)
+        named = kwargs if self._bind is None else self._bind(self, *args, **kwargs)
+        if unlike := self._guard.differs(self, named):
+            raise VariantError(asked, f"the model was split with another {unlike}", remedy)
         if self._mode is not None and self.training != self._mode:
             mode = "training" if self._mode else "evaluation"
             raise VariantError(asked, f"the code between its blocks was made for {mode}", remedy)
-        if self.number:
-            given = [*args, *(kwargs.get(name) for name in self.inputs)]
-            if len(given) != len(self._kinds) or not all(isinstance(g, torch.Tensor) for g in given):
-                crossing = len(self._kinds) - len(self.inputs)
-                found = f"it takes {crossing} tensors" + (
-                    f", and by name {', '.join(self.inputs)}" if self.inputs else ""
-                )
-                raise VariantError(
-                    asked, found, "what the stage before returned, and these arguments of the model by name"
-                )
-            if [(g.dtype, g.device) for g in given] != self._kinds:
-                raise VariantError(asked, "a tensor has another type or device", remedy)
-            if not self._fits(given):
-                raise VariantError(asked, f"sizes {', '.join(str(tuple(g.shape)) for g in given)}", remedy)
+        given = [*(args if self._bind is None else ()), *(named.get(name) for name in self.inputs)]
+        if len(given) != len(self._kinds) or not all(isinstance(g, torch.Tensor) for g in given):
+            crossing = len(self._kinds) - len(self.inputs)
+            found = f"it takes {crossing} tensors" + (f", and by name {', '.join(self.inputs)}" if self.inputs else "")
+            raise VariantError(asked, found, "what the stage before returned, and these arguments of the model by name")
+        if [(g.dtype, g.device) for g in given] != self._kinds:
+            raise VariantError(asked, "a tensor has another type or device", remedy)
+        if not self._fits(given):
+            raise VariantError(asked, f"sizes {', '.join(str(tuple(g.shape)) for g in given)}", remedy)
 
 
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:

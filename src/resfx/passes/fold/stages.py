@@ -8,6 +8,7 @@ that it reads.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ class StageCode:
 
     Attributes:
         code: its function: ``forward(self, new, None, *takes, **inputs)``, or the model's own signature for the first.
+        fixed: templates of the arguments that are no tensors, by name, for the first.
         takes, gives: what crosses from the stage before and to the one behind, as values of the graph.
         names: what the values that it gives are called.
         inputs: the model's own tensor arguments that it reads, by name.
@@ -44,6 +46,7 @@ class StageCode:
     """
 
     code: Code
+    fixed: dict[str, Any]
     takes: list[fx.Node]
     gives: list[fx.Node]
     names: list[str]
@@ -124,6 +127,10 @@ class Cut:
         names = (maker.path or maker.name).split(".") if maker else []
         return next((n for n in reversed(names) if not n.isdigit()), node.name)
 
+    def arguments(self, parameters: list[inspect.Parameter]) -> dict[str, Any]:
+        """Templates of the whole call's arguments by name."""
+        return values.bound(self.plan.root.call.given, parameters)
+
     def is_free(self, item: Item) -> bool:
         """Whether any stage can do it by itself."""
         made = list(_made_by(item))
@@ -196,14 +203,18 @@ class StageWriter(Writer):
         """
         code = self.write(shared)
         names = [self.cut.name_of(node) for node in self.gives]
-        return StageCode(code, self.takes, self.gives, names, self.read, self.calls, self.tensors, list(self.new))
+        given = self.cut.arguments(self.parameters) if not self.number else {}
+        fixed = {name: t for name, t in given.items() if not (isinstance(t, tuple) and values.has_leaves(t))}
+        return StageCode(
+            code, fixed, self.takes, self.gives, names, self.read, self.calls, self.tensors, list(self.new)
+        )
 
     def _begin(self) -> None:
         super()._begin()
+        parameter = {text: name for name, t in self.cut.arguments(self.parameters).items() if isinstance(t, tuple)
+                     for _, text in values.leaves(t, name)}  # fmt: skip
+        self.inputs = {n: (text, parameter[text]) for n, text in self.env.items() if text in parameter}
         if self.number:  # arguments of the model's own are named where they are read
-            parameter = {text: name for name, t in values.bound(self.region.call.given, self.parameters).items()
-                         if isinstance(t, tuple) for _, text in values.leaves(t, name)}  # fmt: skip
-            self.inputs = {n: (text, parameter[text]) for n, text in self.env.items() if text in parameter}
             self.env = {node: self._fresh(self.cut.name_of(node)) for node in self.takes}
 
     def _head(self) -> str:
@@ -223,7 +234,7 @@ class StageWriter(Writer):
         return f"return {texts[0] if len(texts) == 1 else '(' + ', '.join(texts) + ')'}"
 
     def _node(self, node: fx.Node) -> str:
-        if node not in self.env and node in self.inputs:
+        if node in self.inputs:
             self.env[node], name = self.inputs[node]
             self.read[name] = node
         return super()._node(node)
