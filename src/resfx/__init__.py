@@ -21,6 +21,7 @@ from resfx.passes.find.site import Site, Skip, Stream
 from resfx.report.report import Report
 from resfx.runtime.blocks import checkpoint_blocks, compile_blocks
 from resfx.runtime.module import of
+from resfx.runtime.pipeline import split
 from resfx.runtime.saved.saving import load, save
 from resfx.runtime.switch import disabled, freeze_original, original, trainable
 
@@ -64,5 +65,6 @@ __all__ = [
     "rewrite",
     "save",
     "scan",
+    "split",
     "trainable",
 ]

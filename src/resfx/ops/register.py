@@ -90,7 +90,7 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def in_type(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in a type: itself where it has it, without asking torch, which would take longer than a small sum.
 
-    What an ``autograd.Function`` returns takes this way: compiled by torch 2.11, a result that ``to`` hands on unchanged
+    What an ``autograd.Function`` returns takes this way: compiled by torch 2.11, a result that ``to`` hands on as it is
     has no gradient.
     """
     return x if x.dtype == dtype else x.to(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from types import FunctionType
 from typing import Any
 
@@ -23,8 +24,13 @@ def block_names(module: nn.Module) -> list[str]:
     """
     report = rewriting_of(module).first
     assert report is not None
-    names = dict.fromkeys(s.block for s in report.sites if s.block.rpartition(".")[2].isdigit())
-    return [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
+    return outermost(s.block for s in report.sites)
+
+
+def outermost(names: Iterable[str]) -> list[str]:
+    """Of the names that end with a number, those that are in no other; each once."""
+    numbered = dict.fromkeys(n for n in names if n.rpartition(".")[2].isdigit())
+    return [n for n in numbered if not any(n.startswith(f"{other}.") for other in numbered)]
 
 
 def compile_blocks(module: Any, **options: Any) -> Any:

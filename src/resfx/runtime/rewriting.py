@@ -155,15 +155,19 @@ class Rewriting:
             unit.add(Always(flags), code)
             return
         plan, codes = fold(capture, tree, prefix, self.shared)
-        for region in codes:
+        self.hand_out(plan, codes, tree, prefix, module)
+
+    def hand_out(self, plan: Plan, codes: dict[Region, Code], tree: nn.Module, prefix: str, module: nn.Module) -> None:
+        """Give modules the code of their calls."""
+        for region, code in codes.items():
             assert region.path is not None
             path = ".".join(p for p in (prefix, region.path) if p)
             unit = make_unit(find_below(module, prefix, region.path), path, self, _bank(module))
             unit.native = unit.native and not plan.acts_in(region)
             if not region.passed_on:
-                unit.add(guard_of(plan, region, tree.get_submodule(region.path), self.source), codes[region])
-            elif codes[region].function not in unit.told:
-                unit.told.append(codes[region].function)
+                unit.add(guard_of(plan, region, tree.get_submodule(region.path), self.source), code)
+            elif code.function not in unit.told:
+                unit.told.append(code.function)
 
 
 def rewrite_capture(capture: Capture, tree: nn.Module, applications: Sequence[Application]) -> Report:

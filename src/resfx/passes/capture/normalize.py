@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import has_side_effect
 
 from resfx._torch import OpOverload, enter_autocast, exit_autocast, overload_name, schema_of, set_grad_enabled
 from resfx.passes.find.mark import note
@@ -30,6 +31,10 @@ def enter_grad_mode(enabled: bool) -> bool:
 def exit_grad_mode(before: bool) -> None:
     """Put grad mode back."""
     set_grad_enabled(before)
+
+
+for _act in (enter_grad_mode, exit_grad_mode, enter_autocast, exit_autocast):
+    has_side_effect(_act)  # they stay though nothing reads what they give
 
 
 def flatten_graph(module: fx.GraphModule, tree: nn.Module) -> tuple[fx.Graph, list[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from torch import fx, nn
 
@@ -14,8 +15,9 @@ from .code import Writer
 from .function import Code, NotExpressible, Shared
 from .plan import Plan, from_function, only_handed_on
 from .region import Region
+from .stages import Cut, StageCode, StageWriter
 
-__all__ = ["Code", "Plan", "Region", "Shared", "fold", "from_function", "only_handed_on"]
+__all__ = ["Code", "Plan", "Region", "Shared", "StageCode", "fold", "fold_in_stages", "from_function", "only_handed_on"]
 
 _log = logging.getLogger("resfx")
 
@@ -32,11 +34,7 @@ def fold(capture: Capture, tree: nn.Module, prefix: str, shared: Shared) -> tupl
         VariantError: where the code of the whole call cannot be written.
     """
 
-    def mixer(node: fx.Node) -> Mixer | None:
-        module = tree.get_submodule(str(node.target)) if node.op == "call_module" else None
-        return module if isinstance(module, Mixer) else None
-
-    plan = Plan(capture, lambda n: mixer(n) is not None, lambda n: bool((m := mixer(n)) and m.streams))
+    plan = plan_of(capture, tree)
     while True:
         codes: dict[Region, Code] = {}
         try:
@@ -44,11 +42,52 @@ def fold(capture: Capture, tree: nn.Module, prefix: str, shared: Shared) -> tupl
                 codes[region] = Writer(plan, region, tree, prefix, codes).write(shared)
             return plan, codes
         except NotExpressible as error:
-            stuck = error.region or region
-            if stuck.outer is None:
-                raise VariantError(
-                    f"cannot write the code of {type(tree).__name__}", f"it would need {error}",
-                    "exclude= the modules around it, or report it",
-                ) from error  # fmt: skip
-            _log.debug("%s is not called as a module: the code around it would need %s", stuck.name, error)
-            plan.dissolve(stuck)
+            give_way(plan, error.region or region, error)
+
+
+def fold_in_stages(
+    capture: Capture, tree: nn.Module, starts: Sequence[str], shared: Shared
+) -> tuple[Plan, dict[Region, Code], list[StageCode]]:
+    """The code of a whole call in stages, each but the first beginning with the call of one of ``starts``, and that of
+    the calls inside that need some.
+
+    Raises:
+        VariantError: where a stage cannot begin there, or its code cannot be written.
+    """
+    plan = plan_of(capture, tree)
+    while True:
+        region = plan.root
+        try:
+            cut = Cut(plan, tree, starts)
+            codes: dict[Region, Code] = {}
+            for region in [r for r in plan.root.below() if r.generated and r is not plan.root][::-1]:
+                codes[region] = Writer(plan, region, tree, "", codes).write(shared)
+            region = plan.root
+            return plan, codes, [StageWriter(cut, i, codes).stage_code(shared) for i in range(len(starts) + 1)]
+        except NotExpressible as error:
+            give_way(plan, error.region or region, error)
+
+
+def plan_of(capture: Capture, tree: nn.Module) -> Plan:
+    """What of a rewritten capture runs code of its own."""
+
+    def mixer(node: fx.Node) -> Mixer | None:
+        module = tree.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return module if isinstance(module, Mixer) else None
+
+    return Plan(capture, lambda n: mixer(n) is not None, lambda n: bool((m := mixer(n)) and m.streams))
+
+
+def give_way(plan: Plan, stuck: Region, error: NotExpressible) -> None:
+    """Open a call that cannot be made where it stands.
+
+    Raises:
+        VariantError: if it is the whole.
+    """
+    if stuck.outer is None:
+        raise VariantError(
+            f"cannot write the code of {plan.capture.calls[0].name or 'the model'}", f"it would need {error}",
+            "exclude= the modules around it, or report it",
+        ) from error  # fmt: skip
+    _log.debug("%s is not called as a module: the code around it would need %s", stuck.name, error)
+    plan.dissolve(stuck)

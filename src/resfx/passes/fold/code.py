@@ -58,10 +58,11 @@ class Writer(Text):
         Raises:
             NotExpressible: naming the call that cannot be made.
         """
-        head = self._head()
+        self._begin()
         for item in self._items():
             self._do(item)
         result = self._return()
+        head = self._head()
         names = f"    {', '.join(self.new.values())}{',' if len(self.new) == 1 else ''} = new\n" if self.new else ""
         body = "".join(f"    {line}\n" for line in [*self.lines, result])
         source = f"def forward({head}):\n{names}{body}"
@@ -74,10 +75,18 @@ class Writer(Text):
             shared[key] = scope["forward"]
         return Code(shared[key], tuple(map(self._way, self.new)), source)
 
+    def _begin(self) -> None:
+        """What the arguments, and what is handed beside them, are called."""
+        self.taken.update(p.name for p in self.parameters)
+        for name, template in values.bound(self.region.call.given, self.parameters).items():
+            self._open(template, name)
+        for i, node in enumerate(self.region.taken):
+            self.env[node] = f"handed.given[{i}]"
+        for i, number in enumerate(self.region.held):
+            self.objects[number] = f"handed.given[{len(self.region.taken) + i}]"
+
     def _head(self) -> str:
         shown = ["self", "new", "handed"]
-        for p in self.parameters:
-            self.taken.add(p.name)
         starred = False
         for p in self.parameters:
             if p.kind is p.KEYWORD_ONLY and not starred:
@@ -87,12 +96,6 @@ class Writer(Text):
             starred = starred or star == "*"
             default = "" if p.default is p.empty else f"={self._constant(p.default, f'default_{p.name}')}"
             shown.append(f"{star}{p.name}{default}")
-        for name, template in values.bound(self.region.call.given, self.parameters).items():
-            self._open(template, name)
-        for i, node in enumerate(self.region.taken):
-            self.env[node] = f"handed.given[{i}]"
-        for i, number in enumerate(self.region.held):
-            self.objects[number] = f"handed.given[{len(self.region.taken) + i}]"
         return ", ".join(shown)
 
     def _open(self, template: Any, text: str) -> None:
@@ -116,18 +119,7 @@ class Writer(Text):
 
     def _items(self) -> list[Any]:
         """Operators and calls in the order of the graph."""
-        position = {n: i for i, n in enumerate(self.plan.graph.nodes)}
-        items: list[tuple[int, Any]] = []
-        for node in self.region.nodes:
-            if node.target not in (enter, leave) and not is_size(node):
-                items.append((position[node], node))
-        for inner in self.region.inner:
-            at = [position[n] for n in inner.enters.values()]
-            if not at:
-                own = (position[n] for n, home in self.plan.home.items() if inner in home.around() and n in position)
-                at = [min(own, default=-1)]
-            items.append((max(at), inner))
-        return [item for _, item in sorted(items, key=lambda pair: pair[0])]
+        return self.plan.items(self.region)
 
     def _do(self, item: Any) -> None:
         if item in self.done:

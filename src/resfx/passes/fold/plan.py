@@ -247,6 +247,26 @@ class Plan:
         self._pass_cache_on()
         self._generate()
 
+    def open_root(self) -> None:
+        """Have the whole call run code of its own."""
+        self.changed.add(self.root)
+        self._generate()
+        self._open_functions()
+
+    def items(self, region: Region) -> list[fx.Node | Region]:
+        """Operators and calls of a generated region, in the order of the graph."""
+        position = {n: i for i, n in enumerate(self.graph.nodes)}
+        found: list[tuple[int, fx.Node | Region]] = [
+            (position[n], n) for n in region.nodes if n.target not in (enter, leave) and not is_size(n)
+        ]
+        for inner in region.inner:
+            at = [position[n] for n in inner.enters.values()]
+            if not at:
+                at = [position[n] for n, home in self.home.items() if inner in home.around() and n in position]
+                at = [min(at, default=-1)]
+            found.append((max(at), inner))
+        return [item for _, item in sorted(found, key=lambda pair: pair[0])]
+
     def acts_in(self, region: Region) -> bool:
         """Whether a method made any of a generated call's code: the rest of it hands values on."""
         return any(is_new(n) for r in region.below() for n in r.nodes)

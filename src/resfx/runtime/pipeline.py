@@ -1,0 +1,169 @@
+"""A model in stages for pipeline parallelism: ``resfx.split``."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from resfx.errors import InputError, OptionError, VariantError
+from resfx.passes.capture.clone import copy_sharing_parameters
+from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
+from resfx.passes.capture.source import Source, source_of
+from resfx.passes.find.detect import find_sites
+from resfx.passes.find.graph import hint
+from resfx.passes.fold import Shared, StageCode, fold_in_stages
+from resfx.passes.scopes.application import Application
+
+from .blocks import block_names, outermost
+from .module import Rewritten, rewriting_of
+from .rewriting import rewrite_capture
+from .stage import Stage
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A tensor that crosses from one stage to the next.
+
+    Attributes:
+        name: of the value in the graph.
+        shape: its sizes, as numbers or symbols.
+        dtype: its type.
+        bytes_per_token: per position of the first tensor that crosses; the same goes back as a gradient if
+            ``differentiable``.
+    """
+
+    name: str
+    shape: tuple[str, ...]
+    dtype: torch.dtype
+    bytes_per_token: float
+    differentiable: bool
+
+
+class Stages(list[Stage]):
+    """The stages of a model, in order.
+
+    Attributes:
+        starts: the block that each stage but the first begins with.
+        borders: what crosses from each stage to the next.
+    """
+
+    def __init__(self, stages: Sequence[Stage], starts: list[str], borders: list[list[Crossing]]) -> None:
+        super().__init__(stages)
+        self.starts, self.borders = starts, borders
+
+    def __str__(self) -> str:
+        lines = [f"{len(self)} stages, {sum(1 for b in self.borders for _ in b)} tensors cross"]
+        for number, (start, border) in enumerate(zip(self.starts, self.borders, strict=True), 1):
+            forward = sum(c.bytes_per_token for c in border)
+            back = sum(c.bytes_per_token for c in border if c.differentiable)
+            lines.append(f"  stage {number} from {start}: {len(border)} tensors, {forward:g} bytes per token"
+                         f" forward, {back:g} back")  # fmt: skip
+            lines += [f"    {c.name} ({', '.join(c.shape)}) {str(c.dtype).removeprefix('torch.')}" for c in border]
+        return "\n".join(lines)
+
+
+def split(
+    model: Any, stages: int | None = None, args: Positional | None = None, kwargs: Named | None = None, *,
+    at: Sequence[str] = (),
+) -> Stages:  # fmt: skip
+    """Cut a model, rewritten or not, into consecutive stages, for ``torch.distributed.pipelining.PipelineStage``.
+
+    Each stage is a module that holds the parameters it needs, under their names in the model and shared with it. What
+    crosses is what the stages behind read and cannot compute themselves: the stream, its channels, the states that a
+    method reads over depth. Masks and position tables are made again in each stage. No cache is kept:
+    ``use_cache=False`` is passed where ``forward`` takes it.
+
+    Args:
+        model: an ``nn.Module``, or what :func:`resfx.rewrite` returned. It is not changed.
+        stages: how many, of equally many blocks as far as they go.
+        args, kwargs: one micro-batch, as ``forward`` takes it. Batch and length may vary afterwards.
+        at: instead of ``stages``, the names of the blocks that stages begin with, without the first:
+            ``at=["model.layers.4"]`` makes two.
+
+    Raises:
+        OptionError: for a number of stages that the model has not blocks enough for.
+        InputError: without inputs.
+        CaptureError: if the model cannot be captured.
+        VariantError: if a stage cannot begin where ``at`` says.
+    """
+    rewritten = isinstance(model, Rewritten)
+    source: Source = model._resfx.source if rewritten else source_of(model, args, kwargs)
+    applications: list[Application] = model._resfx.applications if rewritten else []
+    example = example_of(args, kwargs) or source.example
+    if example is None or source.shared:
+        raise InputError(f"cannot split {type(model).__name__}", "no inputs to trace it with",
+                         "args= and kwargs= as forward takes them")  # fmt: skip
+    presets = _without_cache(source, example)
+    example = example[0], {**example[1], **presets}
+    with outside_inference_mode():
+        tree = copy_sharing_parameters(model if rewritten else source.model)
+        source.try_out(tree, *example)
+        capture = source.capture(tree, source.call(*example))
+    names = block_names(model) if rewritten else _blocks(capture.graph, tree)
+    starts = list(at) or _even(stages, names, type(model).__name__)
+    rewrite_capture(capture, tree, applications)
+    shared = model._resfx.shared if rewritten else Shared()
+    plan, codes, parts = fold_in_stages(capture, tree, starts, shared)
+    if rewritten:
+        rewriting_of(tree).hand_out(plan, codes, tree, "", tree)
+    found = Stages([Stage(tree, i, part, capture, presets) for i, part in enumerate(parts)], starts,
+                   [_crossings(part) for part in parts[:-1]])  # fmt: skip
+    _warn_of_shared(found)
+    return found
+
+
+def _without_cache(source: Source, example: Example) -> dict[str, Any]:
+    """What is passed beside the example, so that no cache is kept."""
+    args, kwargs = example
+    takes = "use_cache" in source.signature.parameters
+    return (
+        {"use_cache": False}
+        if takes and "use_cache" not in source.signature.bind_partial(*args, **kwargs).arguments
+        else {}
+    )
+
+
+def _blocks(graph: fx.Graph, tree: nn.Module) -> list[str]:
+    sites, _, _ = find_sites(graph, tree)
+    return outermost(site.block for site in sites)
+
+
+def _even(stages: int | None, names: list[str], model: str) -> list[str]:
+    """The blocks that begin the stages behind the first."""
+    if stages is None or not 1 <= stages <= max(len(names), 1):
+        raise OptionError(f"cannot split {model} into {stages} stages", f"it has {len(names)} blocks",
+                          "stages= from 1 to as many as there are blocks, or at= names of blocks")  # fmt: skip
+    return [names[i * len(names) // stages] for i in range(1, stages)]
+
+
+def _crossings(part: StageCode) -> list[Crossing]:
+    found = []
+    for node, name in zip(part.gives, part.names, strict=True):
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            raise VariantError("cannot cut the model into stages", f"{name}, which is no tensor, would cross",
+                               "at= another block")  # fmt: skip
+        sizes = [hint(size) or 1 for size in value.shape]
+        tokens = math.prod(sizes[:2])
+        found.append(Crossing(name, tuple(str(s) for s in value.shape), value.dtype,
+                              math.prod(sizes) * value.element_size() / tokens, value.is_floating_point()))  # fmt: skip
+    return found
+
+
+def _warn_of_shared(stages: Stages) -> None:
+    """Name the parameters that several stages hold: across processes each has a gradient of its own."""
+    where: dict[int, list[tuple[int, str]]] = {}
+    for stage in stages:
+        for name, parameter in stage.named_parameters():
+            where.setdefault(id(parameter), []).append((stage.number, name))
+    for held in where.values():
+        if len({number for number, _ in held}) > 1:
+            names = " and ".join(f"{name} of stage {number}" for number, name in held)
+            said = f"resfx.split: {names} are one parameter; across processes, add up its gradients before a step"
+            warnings.warn(said, stacklevel=3)

@@ -1,0 +1,78 @@
+"""Stages in several processes, by torch.distributed.pipelining: losses and gradients are those of one process."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+import torch.distributed as dist
+from hosts import VOCAB, Block, tokens
+from hosts.made import randomise
+from torch import nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+
+import resfx
+
+IDS = tokens(4, 8)
+
+
+class Decoder(nn.Module):
+    """Four blocks, untied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCAB, 16), nn.Linear(16, VOCAB)
+        self.blocks = nn.ModuleList(Block(16, 2) for _ in range(4))
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def made(method: str) -> nn.Module:
+    torch.manual_seed(0)
+    new = resfx.rewrite(Decoder().eval(), method, args=(IDS[:2],))
+    randomise(new)
+    return new
+
+
+def loss_of(y: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(y.flatten(0, 1), ids.flatten())
+
+
+def in_process(rank: int, method: str, folder: str):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    stage = resfx.split(made(method), 2, args=(IDS[:2],))[rank]
+    schedule = Schedule1F1B(PipelineStage(stage, rank, 2, torch.device("cpu")), 2, loss_fn=loss_of)
+    losses: list[torch.Tensor] = []
+    schedule.step(IDS) if rank == 0 else schedule.step(target=IDS, losses=losses)
+    dist.destroy_process_group()
+    return {n: p.grad.numpy() for n, p in stage.named_parameters()}, [loss.item() for loss in losses]
+
+
+@pytest.mark.parametrize("method", ["attnres", pytest.param("mhc", marks=pytest.mark.matrix)])
+def test_two_processes_train_as_one(method, tmp_path):
+    model, losses = made(method), []
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        parts = [pool.submit(in_process, rank, method, str(tmp_path)) for rank in range(2)]
+        for rows in IDS.chunk(2):
+            loss = loss_of(model(rows), rows)
+            (loss / 2).backward()
+            losses.append(loss.item())
+        first, (second, seen) = parts[0].result()[0], parts[1].result()
+    assert seen == pytest.approx(losses, rel=1e-6)
+    assert not first.keys() & second.keys()
+    for name, parameter in model.named_parameters():
+        got, want = torch.from_numpy((first | second)[name]), parameter.grad
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-6 * float(want.abs().max()))
+
+
+def test_states_over_depth_cross_every_border_behind_them():
+    stages = resfx.split(made("attnres"), 4, args=(IDS,))
+    assert [len(border) for border in stages.borders] == [4, 6, 8]
+    assert "stage 2 from blocks.2: 6 tensors, 384 bytes per token forward, 384 back" in str(stages)
