@@ -21,7 +21,7 @@ from resfx.passes.find.site import Site, Skip, Stream
 from resfx.report.report import Report
 from resfx.runtime.blocks import checkpoint_blocks, compile_blocks
 from resfx.runtime.module import of
-from resfx.runtime.pipeline import split
+from resfx.runtime.pipeline import Stages, split
 from resfx.runtime.saved.saving import load, save
 from resfx.runtime.switch import disabled, freeze_original, original, trainable
 
@@ -49,6 +49,7 @@ __all__ = [
     "ShortSWA",
     "Site",
     "Skip",
+    "Stages",
     "Stream",
     "VerticalAttention",
     "checkpoint_blocks",
