@@ -1,4 +1,4 @@
-"""The command line: scan, rewrite, export, bench (an import path, a config folder or a ``.pt2``); methods; kernels."""
+"""The command line: scan, rewrite, export, bench (a model); methods, kernels, doctor."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from resfx import export
+from resfx import __version__, export
 from resfx.api import rewrite, scan
 from resfx.comparison.compare import BACKENDS, MODES, compare
 from resfx.errors import CaptureError, ExportError, ResfxError
@@ -23,6 +22,7 @@ from resfx.report.text import methods_table
 from resfx.runtime.module import of
 from resfx.runtime.saved import saving
 
+from .doctor import diagnose
 from .settings import SettingError, config_of
 from .targets import Target, load_target
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(argv)
     try:
-        rewrites = options.command not in ("scan", "methods", "kernels")
+        rewrites = options.command in ("rewrite", "export", "bench")
         options.config = config_of(options.method, options.set, options.start) if rewrites else None
     except SettingError as error:
         parser.error(str(error))
@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("resfx", description=__doc__, epilog=EPILOG, formatter_class=plain)
-    parser.add_argument("--version", action="version", version=f"resfx {_version()} (torch {torch.__version__})")
+    parser.add_argument("--version", action="version", version=f"resfx {__version__} (torch {torch.__version__})")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _scan_options(_common(commands.add_parser("scan", help="list residual adds, and why other adds are none")))
     save = _rewriting(_common(commands.add_parser("rewrite", help="rewrite, check and save")))
@@ -94,6 +94,9 @@ def make_parser() -> argparse.ArgumentParser:
     kernels.add_argument("--out", metavar="FILE.so", help="default: the cache folder, where sessions find them")
     kernels.add_argument("--portable", action="store_true", help="for any processor of this architecture")
     kernels.set_defaults(debug=False)
+    doctor = commands.add_parser("doctor", help="what is installed, built and within reach, and how to get the rest")
+    doctor.add_argument("--json", action="store_true", help="print JSON instead of text")
+    doctor.set_defaults(debug=False)
     return parser
 
 
@@ -195,6 +198,12 @@ def _kernels(options: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    diagnosis = diagnose()
+    _show(options, diagnosis)
+    return 0 if diagnosis.healthy else 1
+
+
 def _target(options: argparse.Namespace) -> Target:
     target = load_target(options.model, options.batch, options.length)
     if target.note:
@@ -212,13 +221,6 @@ def _inputs_wanted(target: Target) -> Iterator[None]:
             remedy = "let the callable return (model, args) or (model, args, kwargs): a model and inputs it can run on"
             raise type(error)(error.asked, error.found, remedy) from error
         raise
-
-
-def _version() -> str:
-    try:
-        return version("resfx")
-    except PackageNotFoundError:  # run from its source, never installed
-        return "from source"
 
 
 def _rewritten(options: argparse.Namespace, target: Target) -> Any:
@@ -240,4 +242,4 @@ def _draw(options: argparse.Namespace, report: Any) -> None:
 
 
 COMMANDS = {"scan": _scan, "rewrite": _rewrite, "export": _export, "bench": _bench, "methods": _methods,
-            "kernels": _kernels}  # fmt: skip
+            "kernels": _kernels, "doctor": _doctor}  # fmt: skip
