@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> float:
     parser.add_argument("--method", default="ddl", help="a method's name, or none")
     for name, usual in (("width", 128), ("layers", 4), ("heads", 4), ("length", 128), ("batch", 16), ("steps", 300)):
         parser.add_argument(f"--{name}", type=int, default=usual)
+    parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate")
     o = parser.parse_args(argv)
     torch.manual_seed(0)
     text = torch.tensor(list("\n".join(topics[k] for k in sorted(topics)).encode()))
@@ -67,8 +68,8 @@ def main(argv: list[str] | None = None) -> float:
         model = resfx.rewrite(model, o.method, args=(batch(train, 2, o.length - 1),), start="published")
         print(model.report)
     count = sum(p.numel() for p in model.parameters())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=o.steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=o.rate, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=o.rate, total_steps=o.steps)
     for step in range(o.steps):
         ids = batch(train, o.batch, o.length)
         loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())

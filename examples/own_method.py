@@ -20,7 +20,7 @@ from resfx.methods.sequence.mixer import Mixer
 from resfx.methods.wide.base import Expand, Readout, WideStream
 
 
-def zeros(*shape: int, place) -> nn.Parameter:  # noqa: ANN001 - a Place
+def zeros(*shape: int, place) -> nn.Parameter:
     """Empty until ``reset_parameters`` fills it, as for every module that a library may build without memory."""
     return empty(*shape, **factory_of(place))
 
@@ -142,12 +142,13 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     for method in (Scaled(), Anchored(), Echo(), Lanes()):
         torch.manual_seed(0)
         model, ids = LlamaForCausalLM(LlamaConfig(**sizes)), torch.randint(64, (4, 12))
-        new = resfx.rewrite(model, method, kwargs={"input_ids": ids, "labels": ids})
-        same = torch.equal(model.eval()(ids).logits, new.eval()(ids).logits)
+        inputs = {"input_ids": ids, "labels": ids}
+        new = resfx.rewrite(model, method, kwargs=inputs)
+        same = torch.equal(model(**inputs).logits, new(**inputs).logits)
         resfx.freeze_original(new)  # the new parameters alone
         optimizer = torch.optim.AdamW(new.new_parameters().values(), lr=0.05)
         for _ in range(o.steps):
-            loss = new.train()(input_ids=ids, labels=ids).loss
+            loss = new(**inputs).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -81,12 +81,18 @@ def test_the_wheel_works_where_nothing_else_of_ours_is(dist, tmp_path):
     place = tmp_path / "place"
     install = ["install", "-q", "--no-deps", "--no-index", "--no-compile", "--target", place, dist["wheel"]]
     call("-m", "pip", "--disable-pip-version-check", *install, cwd=tmp_path)
-    code = "import resfx, json; from resfx.ops.library import operator_sources; print(json.dumps([resfx.__file__, \
-        [str(p) for p in operator_sources()[0]], sorted(resfx.methods.base.methods())]))"
-    file, headers, methods = json.loads(call("-c", code, cwd=tmp_path, PYTHONPATH=str(place)))
+    code = """
+import json, resfx
+from resfx.cli import main
+from resfx.ops.library import operator_sources
+
+main(["doctor", "--json"])
+print(json.dumps([resfx.__file__, [str(p) for p in operator_sources()[0]], sorted(resfx.methods.base.methods())]))
+"""
+    out = call("-c", code, cwd=tmp_path, PYTHONPATH=str(place)).splitlines()
+    diagnosis, (file, headers, methods) = json.loads("".join(out[:-1])), json.loads(out[-1])
     assert Path(file) == place / "resfx" / "__init__.py"
     assert headers and all(Path(h).is_relative_to(place) and Path(h).is_file() for h in headers)
     assert "ddl" in methods and len(methods) > 10
-    diagnosis = json.loads(call("-m", "resfx", "doctor", "--json", cwd=tmp_path, PYTHONPATH=str(place)))
     assert diagnosis["resfx"] == resfx.__version__ and diagnosis["healthy"]
     assert (place / "bin" / "resfx").is_file()
