@@ -12,7 +12,7 @@ from torch import nn
 import resfx
 from resfx.passes.find.site import Site, Skip, Stream
 from resfx.passes.scopes.change import Change
-from resfx.report.picture import KINDS, MARK
+from resfx.report.drawing import KINDS, MARK
 from resfx.report.report import Report
 from resfx.report.text import fold_names, folds, report_text, short_lines, table
 
