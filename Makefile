@@ -11,7 +11,7 @@ READY = $(VENV)/.ready
 $(READY): pyproject.toml $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) $$(grep '^torch==' $(VERSIONS))
-	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) -e '.[hf,onnx,bench,triton,dev]'
+	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) -e '.[hf,onnx,bench,html,triton,dev]'
 	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) --no-deps timm
 	@$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) --no-deps torchvision && \
 		$(RUN) -c "import torchvision" 2>/dev/null || { $(RUN) -m pip uninstall -q -y torchvision; \

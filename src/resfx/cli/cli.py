@@ -15,9 +15,12 @@ import torch
 from resfx import __version__, export
 from resfx.api import rewrite, scan
 from resfx.comparison.compare import BACKENDS, MODES, compare
+from resfx.comparison.result import Comparison
 from resfx.errors import CaptureError, ExportError, ResfxError
 from resfx.methods.base import Method, methods
 from resfx.passes.scopes.filters import DEFAULT_FORMS, FORMS
+from resfx.report.page.page import page
+from resfx.report.report import Report
 from resfx.report.text import methods_table
 from resfx.runtime.module import of
 from resfx.runtime.saved import saving
@@ -75,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     _scan_options(_common(commands.add_parser("scan", help="list residual adds, and why other adds are none")))
     save = _rewriting(_common(commands.add_parser("rewrite", help="rewrite, check and save")))
     save.add_argument("--out", metavar="FOLDER", help="save recipe and new weights here (resfx.load reads them)")
-    save.add_argument("--draw", metavar="FILE.svg", help="a picture of the streams")
+    _looking(save)
     onnx = _rewriting(_common(commands.add_parser("export", help="rewrite and write an ONNX file")))
     onnx.add_argument("--out", metavar="FILE.onnx", required=True)
     bench = _rewriting(_common(commands.add_parser("bench", help="time the model before and after")))
@@ -86,6 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--seconds", type=float, help="stop a row after this long")
     bench.add_argument("--out", metavar="FILE.json", help="write the figures here")
     bench.add_argument("--plot", metavar="FILE", help="draw them here (.png, .svg, .pdf)")
+    _looking(bench)
     bench.add_argument("--quiet", action="store_true", help="no progress lines")
     listing = commands.add_parser("methods", help="list the methods")
     listing.add_argument("--markdown", action="store_true", help="as the table of the README")
@@ -111,7 +115,12 @@ def _common(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _scan_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", metavar="FILE.json", help="write the report here as JSON")
+    _looking(command)
+
+
+def _looking(command: argparse.ArgumentParser) -> None:
     command.add_argument("--draw", metavar="FILE.svg", help="a picture of the streams")
+    command.add_argument("--html", metavar="FILE.html", help="a page of the streams to click through, in one file")
 
 
 def _rewriting(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -151,7 +160,7 @@ def _scan(options: argparse.Namespace) -> int:
     if options.out:
         with open(options.out, "w", encoding="utf-8") as file:
             json.dump(report.to_dict(), file, indent=1)
-    _draw(options, report)
+    _look(options, report)
     return 0 if report.sites else 1
 
 
@@ -161,7 +170,7 @@ def _rewrite(options: argparse.Namespace) -> int:
     if options.out:
         saving.save(new, options.out)
         _say(f"saved to {options.out}")
-    _draw(options, of(new).report)
+    _look(options, new)
     return 0
 
 
@@ -185,6 +194,7 @@ def _bench(options: argparse.Namespace) -> int:
             plot=options.plot, json=options.out,
         )  # fmt: skip
     _show(options, result)
+    _look(options, new, result)
     return 0 if any(r.after for r in result.rows) else 1
 
 
@@ -233,12 +243,15 @@ def _rewritten(options: argparse.Namespace, target: Target) -> Any:
     return new
 
 
-def _draw(options: argparse.Namespace, report: Any) -> None:
+def _look(options: argparse.Namespace, shown: Any, comparison: Comparison | None = None) -> None:
+    """The picture and the page of a report or of a rewritten model, where they are asked for."""
     if options.draw:
-        from resfx.report.picture import draw
-
-        draw(report, options.draw)
+        report = shown if isinstance(shown, Report) else of(shown).report
+        report.draw(options.draw)
         _say(f"drew {options.draw}")
+    if options.html:
+        page(shown, options.html, comparison=comparison)
+        _say(f"wrote {options.html}")
 
 
 COMMANDS = {"scan": _scan, "rewrite": _rewrite, "export": _export, "bench": _bench, "methods": _methods,

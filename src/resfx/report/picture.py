@@ -114,6 +114,7 @@ def _stream(
     for fold, at in bands:
         for i, shown in enumerate(fold.sites):
             with out.group(class_="site", data_site=shown.site.name):
+                out.box(x + 3, at + HEAD + STEP * i - 2, width - 6, STEP, "transparent")  # all of it can be clicked
                 _site(out, shown, acts(report, shown.site), places, trunk, at + HEAD + STEP * i)
     out.reach(x + width, y + 8)
     return width, y + 8
