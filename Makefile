@@ -6,7 +6,7 @@ VERSIONS = constraints/$(SET).txt
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-versions versions ready lint zoo matrix first-use ecosystem clean gpu bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small
+.PHONY: demo test test-versions versions ready lint docs pictures zoo matrix first-use ecosystem clean gpu bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small
 
 $(READY): pyproject.toml $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
@@ -54,10 +54,19 @@ bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime 
 gpu:
 	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu $(ARGS)
 
+# The site, into site/: a broken link or reference fails it.
+docs: $(READY)
+	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) -e '.[docs]'
+	$(RUN) -m mkdocs build --strict --quiet
+
+# The pictures in docs/pictures.
+pictures: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) -m website.pictures
+
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) .venv-* build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis

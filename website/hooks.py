@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -16,7 +18,6 @@ from mkdocs.structure.files import File, Files
 from website.methods import method_pages
 
 CARRIED = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-SKIPPED = ("src/", "examples/", "benchmarks/results)")  # what the site does not hold is named, not linked
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -48,6 +49,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **about: Any) -> str:
+    """Fill in what the command line says of itself."""
+    return markdown.replace("<!-- commands -->", commands())
+
+
+def commands() -> str:
+    """The help of every command."""
+    from resfx.cli.cli import make_parser
+
+    os.environ["COLUMNS"] = "100"
+    (choices,) = (a.choices for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    parts = [f"## {name}\n\n```text\n{command.format_help()}```\n" for name, command in choices.items()]
+    return f"```text\n{make_parser().format_help()}```\n\n" + "\n".join(parts)
+
+
 def results() -> list[Path]:
     """The committed tables of the benchmarks."""
     return sorted((ROOT / "benchmarks" / "results").glob("*.md"))
@@ -60,4 +76,4 @@ def carried(text: str) -> str:
     text = re.sub(r'src="docs/', 'src="', text)
     for path, page in CARRIED.items():
         text = text.replace(f"]({path})", f"]({page})")
-    return re.sub(r"\[([^\]]+)\]\((?:src/|examples/|LICENSE|benchmarks/)[^)]*\)", r"\1", text)
+    return re.sub(r"\[([^\]]+)\]\((?:src|examples|LICENSE|benchmarks/results)\b[^)]*\)", r"\1", text)

@@ -1,0 +1,87 @@
+"""The pages of the site: every block of Python on them runs, and the pages that are made say what there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+
+import pytest
+import torch
+from first_use import PLAIN, ids
+
+import resfx
+from resfx.methods.base import methods
+from website.methods import method_pages, options_of
+from website.text import plain
+
+from .pages import ROOT, pages, run
+
+LLAMA = {"model": PLAIN["llama"].make, "ids": lambda: ids(2, 16)}
+OTHERS = [p for p in pages() if p.name not in ("README.md", "start.md")]
+
+
+@pytest.fixture
+def session(tmp_path, monkeypatch):
+    """An empty folder; other libraries' logs stay as loud as they were."""
+    monkeypatch.chdir(tmp_path)
+    level = logging.getLogger("transformers").level
+    yield tmp_path
+    logging.getLogger("transformers").setLevel(level)
+
+
+@pytest.mark.parametrize("made", [{}, LLAMA], ids=["as it stands", "llama"])
+def test_the_first_ten_minutes_run_on_any_model(made, session):
+    names: dict = {}
+    out = run(ROOT / "docs" / "start.md", names, made)
+    assert "4 rewritten by ddl" in out and "checked in ONNX Runtime" in out and "eager" in out
+    assert isinstance(names["compiled"], torch._dynamo.OptimizedModule)
+    assert {p.name for p in session.iterdir()} == {"folder", "model.onnx", "report.html", "report.svg"}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of what the guides are about
+@pytest.mark.parametrize("page", OTHERS, ids=lambda p: p.stem)
+def test_every_block_runs_and_prints_what_the_page_says(page, session):
+    run(page, {})
+
+
+def test_there_is_a_page_for_each_method_with_every_option():
+    made = method_pages()
+    assert set(made) == set(methods())
+    for name, cls in methods().items():
+        options = options_of(cls)
+        assert {o for o, _, _ in options} == {f.name for f in dataclasses.fields(cls)}
+        assert all(what for _, _, what in options), f"{cls.__name__}: an option that its docstring does not explain"
+        assert f"resfx.{cls.__name__}" in made[name] and ":func:" not in made[name]
+    assert plain("see :func:`resfx.scan`, as::\n\n    x") == "see `resfx.scan`, as:\n\n    x"
+
+
+def test_links_of_every_page_lead_somewhere():
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)|src=\"([^\"]+)\"", path.read_text()):
+            link = "".join(target)
+            made = re.fullmatch(r"(?:\.\./)*(?:methods/(\w+)|benchmarks/([\w-]+))\.md", link)
+            if link.startswith("http") or (made and (made[1] in methods() or result(made[2]))):
+                continue
+            assert os.path.exists(path.parent / link), f"{path.name}: {link}"
+
+
+def result(name: str | None) -> bool:
+    return (ROOT / "benchmarks" / "results" / f"{name}.md").is_file()
+
+
+def test_the_site_has_every_page():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    listed = set(re.findall(r"(\S+\.md)$", nav, re.MULTILINE))
+    there = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
+    assert there <= listed and listed - there == {"index.md", "changelog.md", "contributing.md"}
+
+
+def test_names_of_the_reference_exist():
+    for path in (ROOT / "docs" / "api").glob("*.md"):
+        for name in re.findall(r"^::: resfx\.(\S+)", path.read_text(), re.MULTILINE):
+            found = resfx
+            for part in name.split("."):
+                found = getattr(found, part)
+            assert found.__doc__
