@@ -35,27 +35,17 @@ def pages() -> list[Path]:
     return [p for p in found if any(b.language == "python" for b in blocks_of(p))]
 
 
-def run(path: Path, names: dict[str, Any], made: dict[str, Any] | None = None) -> str:
-    """Run a page word for word; returns all that it printed.
-
-    Args:
-        names: what the page takes for granted; what it defines is added.
-        made: makers by name, in the place of what the first block assigns to these names.
-    """
+def run(path: Path, names: dict[str, Any]) -> str:
+    """Run a page word for word in a session of ``names``; returns all that it printed."""
     blocks, printed = blocks_of(path), []
-    names.setdefault("__name__", "__page__")
+    names.setdefault("__name__", "__main__")
     for i, block in enumerate(blocks):
         if block.language != "python":
             continue
         out = io.StringIO()
         tree = ast.increment_lineno(ast.parse(block.text), block.line)
         with contextlib.redirect_stdout(out):
-            for statement in tree.body:
-                target = statement.targets[0] if isinstance(statement, ast.Assign) else None
-                if isinstance(target, ast.Name) and target.id in (made or {}) and target.id not in names:
-                    names[target.id] = made[target.id]()
-                else:
-                    exec(compile(ast.Module([statement], []), str(path), "exec"), names)
+            exec(compile(tree, str(path), "exec"), names)
         printed.append(out.getvalue())
         after = blocks[i + 1] if i + 1 < len(blocks) else None
         if after and after.language == "text":
@@ -64,4 +54,6 @@ def run(path: Path, names: dict[str, Any], made: dict[str, Any] | None = None) -
 
 
 def lines(text: str) -> list[str]:
+    """Lines to compare: the size of a graph is another with each release of torch."""
+    text = re.sub(r"\d+(?= graph nodes)", "some", text)
     return [line.rstrip() for line in text.strip().splitlines()]

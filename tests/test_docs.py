@@ -9,16 +9,15 @@ import re
 
 import pytest
 import torch
-from first_use import PLAIN, ids
 
 import resfx
 from resfx.methods.base import methods
+from website import pictures
 from website.methods import method_pages, options_of
 from website.text import plain
 
 from .pages import ROOT, pages, run
 
-LLAMA = {"model": PLAIN["llama"].make, "ids": lambda: ids(2, 16)}
 OTHERS = [p for p in pages() if p.name not in ("README.md", "start.md")]
 
 
@@ -31,10 +30,9 @@ def session(tmp_path, monkeypatch):
     logging.getLogger("transformers").setLevel(level)
 
 
-@pytest.mark.parametrize("made", [{}, LLAMA], ids=["as it stands", "llama"])
-def test_the_first_ten_minutes_run_on_any_model(made, session):
+def test_the_first_ten_minutes(session):
     names: dict = {}
-    out = run(ROOT / "docs" / "start.md", names, made)
+    out = run(ROOT / "docs" / "start.md", names)
     assert "4 rewritten by ddl" in out and "checked in ONNX Runtime" in out and "eager" in out
     assert isinstance(names["compiled"], torch._dynamo.OptimizedModule)
     assert {p.name for p in session.iterdir()} == {"folder", "model.onnx", "report.html", "report.svg"}
@@ -85,3 +83,8 @@ def test_names_of_the_reference_exist():
             for part in name.split("."):
                 found = getattr(found, part)
             assert found.__doc__
+
+
+@pytest.mark.parametrize(("name", "made"), [("duality", pictures.duality), ("cost", pictures.costs)])
+def test_pictures_that_need_no_model_are_up_to_date(name, made):
+    assert (pictures.PICTURES / f"{name}.svg").read_text() == made(), "make pictures"

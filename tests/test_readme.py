@@ -42,7 +42,7 @@ def test_every_method_starts_from_its_name_and_round_trips():
 
 def test_it_runs_with_a_model_and_its_ids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"model": PLAIN["gpt2"].make(), "ids": ids(2, 16)}
+    names = {"model": PLAIN["llama"].make(), "ids": ids(2, 16)}
     out = run(ROOT / "README.md", names)
     assert "4 rewritten by ddl" in out and "checked in ONNX Runtime" in out
     assert {p.name for p in tmp_path.iterdir()} == {"report.html", "model.onnx"}
