@@ -6,7 +6,7 @@ from typing import Any
 
 from griffe import Extension, Object
 
-from website.text import plain
+from website.text import apart, plain
 
 
 class Roles(Extension):
@@ -15,4 +15,4 @@ class Roles(Extension):
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
         """Rewrite the docstring of one module, class, function or attribute."""
         if obj.docstring:
-            obj.docstring.value = plain(obj.docstring.value)
+            obj.docstring.value = plain(apart(obj.docstring.value))
