@@ -59,9 +59,10 @@ docs: $(READY)
 	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) -e '.[docs]'
 	$(RUN) -m mkdocs build --strict --quiet
 
-# The pictures in docs/pictures.
+# docs/pictures, from models; docs/methods, from the methods' classes.
 pictures: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m website.pictures
+	$(RUN) -m website.methods
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

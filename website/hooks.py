@@ -1,4 +1,4 @@
-"""Pages that are made, not written: of the methods from their classes, and of files that live elsewhere in the tree."""
+"""Pages whose text lives elsewhere: in the root of the tree, in the committed tables, in the command line's help."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from website.methods import method_pages
-
 CARRIED = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 
 
@@ -32,16 +30,14 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def expanded(entry: Any) -> list[Any]:
     """The pages of a folder that is made; any other entry as it is."""
     if entry == "methods/":
-        return [{name: f"methods/{name}.md"} for name in method_pages()]
+        return [{path.stem: f"methods/{path.name}"} for path in sorted((ROOT / "docs" / "methods").glob("*.md"))]
     if entry == "benchmarks/":
-        return [{"Benchmarks": [{p.stem: f"benchmarks/{p.name}"} for p in results()]}]
+        return [{"Benchmarks": [{path.stem: f"benchmarks/{path.name}"} for path in results()]}]
     return [entry]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the made pages."""
-    for name, text in method_pages().items():
-        files.append(File.generated(config, f"methods/{name}.md", content=text))
     for path, page in CARRIED.items():
         files.append(File.generated(config, page, content=carried((ROOT / path).read_text(encoding="utf-8"))))
     for path in results():
@@ -50,8 +46,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **about: Any) -> str:
-    """Fill in what the command line says of itself."""
-    return markdown.replace("<!-- commands -->", commands())
+    """Fill in what the command line says of itself; link to the tables where the site has them."""
+    if "<!-- commands -->" in markdown:
+        markdown = markdown.replace("<!-- commands -->", commands())
+    return re.sub(r"\]\(\.\./((?:\.\./)*)benchmarks/results/", r"](\1benchmarks/", markdown)
 
 
 def commands() -> str:

@@ -1,9 +1,11 @@
-"""A page for each method, from its class: what its file says, its options with their defaults, how to use it."""
+"""A page for each method, from its class: what its file says, its options with their defaults, how to use it.
+
+``python -m website.methods`` writes them into ``docs/methods``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import re
 import sys
@@ -14,6 +16,7 @@ from resfx.methods.base import Method, methods
 from .text import linked, plain
 
 ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs" / "methods"
 SCOPES = {
     "site": "replaces a residual add",
     "depth": "reads over the depth axis",
@@ -23,7 +26,17 @@ SCOPES = {
 }
 
 
-@functools.cache
+def main() -> None:
+    """Write all pages; those of methods that are gone go."""
+    PAGES.mkdir(exist_ok=True)
+    made = method_pages()
+    for path in PAGES.glob("*.md"):
+        if path.stem not in made:
+            path.unlink()
+    for name, text in made.items():
+        (PAGES / f"{name}.md").write_text(text, encoding="utf-8")
+
+
 def method_pages() -> dict[str, str]:
     """Markdown by the method's name."""
     return {name: method_page(name, cls) for name, cls in methods().items()}
@@ -34,6 +47,8 @@ def method_page(name: str, cls: type[Method]) -> str:
     summary, text = described(cls)
     scope = cls().scope
     options = "\n".join(f"| `{f}` | `{default}` | {what} |" for f, default, what in options_of(cls))
+    drawn = (ROOT / "docs" / "pictures" / f"{scope}.svg").is_file()
+    picture = f"![A stream with a method of this scope](../pictures/{scope}.svg)\n\n" if drawn else ""
     source = Path(inspect.getfile(cls)).relative_to(ROOT / "src").as_posix()
     return f"""# {cls.__name__}
 
@@ -41,7 +56,7 @@ def method_page(name: str, cls: type[Method]) -> str:
 
 Scope `{scope}`: it {SCOPES.get(scope, "acts on the stream")}. Source: `{source}`.
 
-```python
+{picture}```python
 new = resfx.rewrite(model, "{name}", args=(ids,))  # or resfx.{cls.__name__}(...)
 ```
 
@@ -92,3 +107,7 @@ def attributes_of(doc: str) -> dict[str, str]:
         for name in names.split(","):
             found[name.strip()] = plain(" ".join(text.split()))
     return found
+
+
+if __name__ == "__main__":
+    main()

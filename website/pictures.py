@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import resfx
 from resfx.report.drawing import EDGE, INK, KINDS, LINE, MARK, PAD, Drawing
 from resfx.report.picture import picture
+from website.pages import ROOT, run
 
-ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 SCOPES = {"site": "ddl", "depth": "attnres", "wide": "mhc", "sequence": "short_swa"}
 
@@ -31,6 +30,9 @@ def main() -> None:
         report.draw(PICTURES / f"{scope}.svg")
     both = resfx.rewrite(model, ["attnres", "ddl"], args=(ids,)).report
     write("before_after", side_by_side([picture(before), picture(both)]))
+    walked: dict[str, Any] = {}
+    run(ROOT / "docs" / "how.md", walked)
+    write("walked", side_by_side([picture(walked["report"]), picture(walked["new"].report)]))
     write("duality", duality())
     write("cost", costs())
 

@@ -25,6 +25,7 @@ class Block:
 
 
 def blocks_of(path: Path) -> list[Block]:
+    """All blocks of a page."""
     page = path.read_text()
     return [Block(m[1], m[2], page.count("\n", 0, m.start(2))) for m in FENCE.finditer(page)]
 
