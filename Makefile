@@ -6,7 +6,7 @@ VERSIONS = constraints/$(SET).txt
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-versions versions ready lint docs pictures zoo matrix first-use ecosystem clean gpu bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small
+.PHONY: demo test test-versions versions ready lint docs pages zoo matrix first-use ecosystem clean gpu bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small
 
 $(READY): pyproject.toml $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
@@ -59,10 +59,12 @@ docs: $(READY)
 	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) -e '.[docs]'
 	$(RUN) -m mkdocs build --strict --quiet
 
-# docs/pictures, from models; docs/methods, from the methods' classes.
-pictures: $(READY)
+# What is made of the source and committed: docs/pictures, docs/methods, examples/notebooks.
+pages: $(READY)
+	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) -e '.[docs]'
 	OMP_NUM_THREADS=1 $(RUN) -m website.pictures
 	$(RUN) -m website.methods
+	$(RUN) -m website.notebooks
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

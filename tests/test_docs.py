@@ -46,7 +46,7 @@ def test_every_block_runs_and_prints_what_the_page_says(page, session):
 def test_there_is_a_page_for_each_method_with_every_option():
     made = method_pages()
     assert set(made) == set(methods())
-    assert {p.stem: p.read_text() for p in PAGES.glob("*.md")} == made, "python -m website.methods"
+    assert {p.stem: p.read_text() for p in PAGES.glob("*.md")} == made, "make pages"
     for name, cls in methods().items():
         options = options_of(cls)
         assert {o for o, _, _ in options} == {f.name for f in dataclasses.fields(cls)}
@@ -81,4 +81,4 @@ def test_names_of_the_reference_exist():
 
 @pytest.mark.parametrize(("name", "made"), [("duality", pictures.duality), ("cost", pictures.costs)])
 def test_pictures_that_need_no_model_are_up_to_date(name, made):
-    assert (pictures.PICTURES / f"{name}.svg").read_text() == made(), "make pictures"
+    assert (pictures.PICTURES / f"{name}.svg").read_text() == made(), "make pages"
