@@ -38,8 +38,8 @@ def expanded(entry: Any) -> list[Any]:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the made pages."""
-    for path, page in CARRIED.items():
-        files.append(File.generated(config, page, content=carried((ROOT / path).read_text(encoding="utf-8"))))
+    for name, page in CARRIED.items():
+        files.append(File.generated(config, page, content=carried((ROOT / name).read_text(encoding="utf-8"))))
     for path in results():
         files.append(File.generated(config, f"benchmarks/{path.name}", content=path.read_text(encoding="utf-8")))
     return files
