@@ -13,7 +13,6 @@ from torch import nn
 
 from resfx._torch import held_parameters
 from resfx.errors import ResfxError, SaveError, VariantError
-from resfx.passes.scopes.application import Application
 from resfx.report.report import Report
 
 from .huggingface import starting_new_modules
@@ -38,11 +37,6 @@ class Handle:
         assert report is not None
         report.new_parameters = {n: p.numel() for n, p in self.new_parameters().items()}
         return report
-
-    @property
-    def applications(self) -> list[Application]:
-        """Each method that was applied, in order, with the adds it claimed and the modules it built."""
-        return rewriting_of(self.module).applications
 
     @property
     def variants(self) -> list[str]:

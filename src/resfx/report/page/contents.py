@@ -9,7 +9,7 @@ from typing import Any
 from resfx.passes.find.site import Site, Skip
 from resfx.report.facts import Facts
 from resfx.report.text import folds, note, short_lines
-from resfx.runtime.module import Handle
+from resfx.runtime.module import Handle, rewriting_of
 
 AROUND = 3  # lines of source before and after the add
 
@@ -69,7 +69,7 @@ def parameters_of(handle: Handle | None) -> dict[str, dict[str, list[int]]]:
     if handle is None:
         return found
     new = {name: list(p.shape) for name, p in handle.new_parameters().items()}
-    for application in handle.applications:
+    for application in rewriting_of(handle.module).applications:
         for placed in application.placed.values():
             mine = {n: shape for n, shape in new.items() if n.startswith(f"{placed.path}.")}
             found.setdefault(placed.site, {}).update({n.removeprefix("resfx."): shape for n, shape in mine.items()})

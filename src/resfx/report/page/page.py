@@ -12,7 +12,7 @@ from resfx.errors import OptionError, require
 from resfx.report.facts import Facts
 from resfx.report.picture import picture
 from resfx.report.text import headline
-from resfx.runtime.module import Handle, of
+from resfx.runtime.module import Handle, of, rewriting_of
 from resfx.runtime.saved.folder import refuse_unwritable
 
 from .charts import charts_of
@@ -96,5 +96,5 @@ def _methods(handle: Handle | None) -> list[tuple[str, dict[str, Any]]]:
     """Each method that acts, with its options."""
     if handle is None:
         return []
-    configs = [a.method for a in handle.applications]
+    configs = [a.method for a in rewriting_of(handle.module).applications]
     return [(c.label, {k: v for k, v in c.to_dict().items() if k != "method"}) for c in configs]
