@@ -54,10 +54,10 @@ bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime 
 gpu:
 	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu $(ARGS)
 
-# The site, into site/: a broken link or reference fails it.
+# The site, into site/: a broken link or reference fails it (with --quiet, none would).
 docs: $(READY)
 	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) -e '.[docs]'
-	$(RUN) -m mkdocs build --strict --quiet
+	$(RUN) -m mkdocs build --strict
 
 # What is made of the source and committed: docs/pictures, docs/methods, examples/notebooks.
 pages: $(READY)

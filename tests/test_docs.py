@@ -6,6 +6,8 @@ import dataclasses
 import logging
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -82,3 +84,16 @@ def test_names_of_the_reference_exist():
 @pytest.mark.parametrize(("name", "made"), [("duality", pictures.duality), ("cost", pictures.costs)])
 def test_pictures_that_need_no_model_are_up_to_date(name, made):
     assert (pictures.PICTURES / f"{name}.svg").read_text() == made(), "make pages"
+
+
+@pytest.mark.matrix
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = sorted((tmp_path / "site").rglob("*.html"))
+    assert {p.parent.name for p in made} >= {"start", "which", "ddl", "rewriting"}
+    for path in made:
+        loads = re.findall(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"?(https?:[^\s\">]+)", path.read_text())
+        assert not loads, f"{path.parent.name}: {loads}"
