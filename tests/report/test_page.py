@@ -74,7 +74,15 @@ def test_every_add_is_told_with_its_parameters_and_its_line(read, new):
     for one in told:
         (line,) = (text for _, text, here in one["source"] if here)
         assert "+" in line and one["acting"] == {"replaced": ["ddl"]}
-        assert one["code"] == resfx.of(new).code(one["owner"]) != ""
+        assert one["code"] == resfx.of(new).code(one["owner"]) != "" and one["runs"] == one["owner"]
+
+
+def test_an_add_whose_module_is_opened_tells_the_code_around_it(tmp_path):
+    new = rewritten("t5", "mhc")[1]
+    resfx.page(new, tmp_path / "t5.html")
+    for one in (one for alike in Reader((tmp_path / "t5.html").read_text()).data["sites"].values() for one in alike):
+        around = "" if one["runs"] == "(root)" else one["runs"]
+        assert one["owner"].startswith(around) and one["code"] == resfx.of(new).code(around) != ""
 
 
 def test_what_was_left_alone_says_why_and_where(read, new):

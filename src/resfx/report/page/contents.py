@@ -34,23 +34,24 @@ def sites_of(report: Facts, handle: Handle | None) -> dict[str, list[dict[str, A
 def _site(
     report: Facts, handle: Handle | None, site: Site, places: dict[str, str], parameters: dict[str, list[int]]
 ) -> dict[str, Any]:
+    runs, code = code_of(handle, site.owner)
     acting = {what: report.methods_at(site, what) for what in ("replaced", "read", "mixer")}
     return {
         "name": site.name, "owner": site.owner or "(root)", "block": site.block, "kind": site.kind, "form": site.form,
         "place": places[site.line], "source": source_lines(site.line), "stream": site.stream, "depth": site.depth,
         "width": site.width, "note": note(site), "acting": {k: v for k, v in acting.items() if v},
-        "parameters": parameters, "code": code_of(handle, site.owner),
+        "parameters": parameters, "runs": runs, "code": code,
     }  # fmt: skip
 
 
-def code_of(handle: Handle | None, owner: str) -> str:
-    """The generated code that an add runs in: its owner's, or that of the module around a mixer that owns one."""
+def code_of(handle: Handle | None, owner: str) -> tuple[str, str]:
+    """The innermost module around an add that runs generated code, and that code; nothing of a scan."""
     if handle is None:
-        return ""
+        return "", ""
     there = {name for name, _ in handle.module.named_modules()}
-    while owner not in there:
+    while owner and (owner not in there or not handle.code(owner)):
         owner = owner.rpartition(".")[0]
-    return handle.code(owner)
+    return owner or "(root)", handle.code(owner)
 
 
 def source_lines(line: str) -> list[tuple[int, str, bool]]:

@@ -60,7 +60,7 @@ function show(name, index) {
   }
   if (site.code) {
     const more = element("details", "", details);
-    element("summary", "Generated code of " + site.owner, more);
+    element("summary", "Generated code of " + site.runs, more);
     element("pre", site.code, more);
   }
 }
