@@ -6,12 +6,12 @@ VERSIONS = constraints/$(SET).txt
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-versions versions ready lint zoo matrix first-use ecosystem clean gpu bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small
+.PHONY: demo test test-versions versions ready lint docs pages zoo matrix first-use ecosystem clean gpu bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small
 
 $(READY): pyproject.toml $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) $$(grep '^torch==' $(VERSIONS))
-	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) -e '.[hf,onnx,bench,triton,dev]'
+	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) -e '.[hf,onnx,bench,html,triton,dev]'
 	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) --no-deps timm
 	@$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) --no-deps torchvision && \
 		$(RUN) -c "import torchvision" 2>/dev/null || { $(RUN) -m pip uninstall -q -y torchvision; \
@@ -54,10 +54,22 @@ bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime 
 gpu:
 	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu $(ARGS)
 
+# The site, into site/: a broken link or reference fails it (with --quiet, none would).
+docs: $(READY)
+	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) -e '.[docs]'
+	$(RUN) -m mkdocs build --strict
+
+# What is made of the source and committed: docs/pictures, docs/methods, examples/notebooks.
+pages: $(READY)
+	$(RUN) -m pip install -q --disable-pip-version-check -c $(VERSIONS) -e '.[docs]'
+	OMP_NUM_THREADS=1 $(RUN) -m website.pictures
+	$(RUN) -m website.methods
+	$(RUN) -m website.notebooks
+
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) .venv-* build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -58,7 +58,8 @@ def main() -> None:
     )
     print(f"The class is still {type(new).__name__}, and the weights are the model's own.")
     new.report.draw(OUT / "stream.svg")
-    print(f"A picture of the stream: {OUT / 'stream.svg'}")
+    resfx.page(new, OUT / "report.html")
+    print(f"A picture of the stream: {OUT / 'stream.svg'}; a page to click through: {OUT / 'report.html'}")
 
     clock.step()
     with torch.no_grad():

@@ -6,12 +6,50 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from examples import graft, nanogpt, own_method, serve, vit
 
 from .borrowed import SOURCE
 
 ROOT = SOURCE.parents[1]
+
+
+def test_nanogpt_trains_from_scratch_with_a_method(capsys):
+    small = ["--width", "32", "--layers", "2", "--length", "32", "--batch", "8", "--steps", "30", "--rate", "0.01"]
+    assert nanogpt.main(small) < 5.0, "no better than bytes drawn at random, 5.55"
+    assert "4 rewritten by ddl" in capsys.readouterr().out
+    assert len(Path(nanogpt.__file__).read_text().splitlines()) < 100
+
+
+def test_a_graft_starts_as_the_pretrained_model_and_learns(tmp_path):
+    with pytest.warns(UserWarning, match="plain from_pretrained"):
+        losses = list(graft.main(["--steps", "15", "--out", str(tmp_path / "grafted")]).values())
+    pretrained, grafted, first, second, loaded = losses
+    assert pretrained == grafted > first > second == loaded
+    assert (tmp_path / "grafted" / "config.json").is_file()
+
+
+def test_a_vision_transformer_trains_on_generated_images(capsys):
+    right = vit.main(["--width", "32", "--layers", "1", "--batch", "32", "--steps", "4"])
+    assert list(right) == ["plain", "attnres"] and all(0 <= share <= 1 for share in right.values())
+    assert "2 rewritten by attnres" in capsys.readouterr().out
+
+
+def test_requests_join_and_leave_a_served_batch(capsys):
+    answers = serve.main(["--width", "32", "--layers", "1", "--requests", "5", "--batch", "2", "--tokens", "4"])
+    out = capsys.readouterr().out
+    assert len(answers) == 5 and "checked in ONNX Runtime" in out and "same tokens: True" in out
+
+
+def test_own_methods_in_each_scope_start_exactly_and_learn(capsys):
+    losses = own_method.main(["--steps", "4"])
+    assert all(last < first for first, last in losses.values())
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.search(r"scope (\w+)", line)[1] for line in lines] == ["site", "depth", "sequence", "wide"]
+    assert all("starts exactly: True" in line for line in lines)
 
 
 @pytest.mark.parametrize("method", ["ddl", "mhc"])

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-import logging
+import dataclasses
 import re
-from pathlib import Path
 
-import pytest
-import torch
 from first_use import PLAIN, ids
 
 import resfx
 from resfx.methods.base import methods
 from resfx.report.text import methods_table
+from website.pages import ROOT, run
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
@@ -44,28 +40,10 @@ def test_every_method_starts_from_its_name_and_round_trips():
         assert cls(**fields) == config
 
 
-LLAMA = {"model": PLAIN["llama"].make, "ids": lambda: ids(2, 16)}
-
-
-@pytest.mark.parametrize("made", [{}, LLAMA], ids=["as it stands", "llama"])
-def test_every_python_block_runs_in_order(made, tmp_path, monkeypatch, capsys):
-    """Word for word, in one session; the second time with another model where the first block makes one."""
+def test_it_runs_with_a_model_and_its_ids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    level = logging.getLogger("transformers").level
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
-    names: dict = {}
-    for block in blocks:
-        for statement in ast.parse(block).body:
-            target = statement.targets[0].id if isinstance(statement, ast.Assign) else ""
-            if block is blocks[0] and target in made:
-                names[target] = made[target]()
-            else:
-                exec(compile(ast.Module([statement], []), "README.md", "exec"), names)
-    logging.getLogger("transformers").setLevel(level)
-    out = capsys.readouterr().out
-    assert "4 rewritten by ddl" in out and "checked in ONNX Runtime" in out and "eager" in out
-    assert isinstance(names["compiled"], torch._dynamo.OptimizedModule)
-    report = names["new"].report
-    assert report.methods_at(report.changed[0]) == ["scaled"]
-    assert {p.name for p in tmp_path.iterdir()} == {"folder", "model.onnx"}
+    small = dataclasses.replace(PLAIN["llama"], sizes={**PLAIN["llama"].sizes, "num_hidden_layers": 1})
+    names = {"model": small.make(), "ids": ids(2, 16)}
+    out = run(ROOT / "README.md", names)
+    assert "2 rewritten by ddl" in out
+    assert {p.name for p in tmp_path.iterdir()} == {"report.html", "model.onnx"}

@@ -11,7 +11,7 @@ from packaging.version import Version
 from .borrowed import TABLE
 from .versions import PACKAGES, PAGE, ROOT, page
 
-TOOLS = {"dev"}  # what runs the tests is the same in all sets
+TOOLS = {"dev", "docs"}  # what runs the tests is the same in all sets; what makes the site runs in one
 
 
 def test_the_floor_is_what_pyproject_allows():

@@ -18,6 +18,7 @@ from resfx.methods.site.ddl import DDL
 from resfx.methods.wide.hyper_connections import HyperConnections
 from resfx.methods.wide.mhc import MHC, mHC
 from resfx.passes.find.site import Site, Skip, Stream
+from resfx.report.page.page import page
 from resfx.report.report import Report
 from resfx.runtime.blocks import checkpoint_blocks, compile_blocks
 from resfx.runtime.module import of
@@ -63,6 +64,7 @@ __all__ = [
     "mHC",
     "of",
     "original",
+    "page",
     "rewrite",
     "save",
     "scan",

@@ -98,17 +98,20 @@ def test_scan_of_an_import_path(tiny, factory, capsys):
 
 
 def test_scan_as_json_and_files(tiny, capsys, tmp_path):
-    assert main(["scan", f"{tiny}:with_args", "--json", "--out", "report.json", "--draw", "report.svg"]) == 0
+    page = ["--html", "report.html"]
+    assert main(["scan", f"{tiny}:with_args", "--json", "--out", "report.json", "--draw", "report.svg", *page]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data == json.loads((tmp_path / "report.json").read_text())
     assert data["model"] == "Tiny" and len(data["sites"]) == 2
     assert (tmp_path / "report.svg").read_text().startswith("<svg")
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
 
 
 def test_rewrite_saves_what_resfx_load_reads(tiny, capsys, tmp_path):
     settings = ["--set", "beta_init=0.5", "--set", "eps_rule=mean", "--exclude", "layers.1"]
     command = ["rewrite", f"{tiny}:with_args", *settings]
-    assert main([*command, "--out", "saved"]) == 0
+    assert main([*command, "--out", "saved", "--html", "new.html"]) == 0
+    assert "<h3>ddl</h3>" in (tmp_path / "new.html").read_text()
     out, err = capsys.readouterr()
     assert "2 rewritten by ddl" in out and "saved to saved" in err
     from tiny_models import with_args

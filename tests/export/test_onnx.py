@@ -204,3 +204,20 @@ def test_new_modules_start_in_the_mode_of_the_model():
     before = new.variants
     new.eval()(batch())
     assert new.variants == before == ["blocks.0: 1", "blocks.1: 1"]
+
+
+class Halves(nn.Module):
+    """A constant taken apart, of which the exporter's optimizer says that it leaves it alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 4))
+
+    def forward(self, x):
+        a, b = self.weight.chunk(2)
+        return x @ a + x.tanh() @ b
+
+
+def test_the_exporter_says_nothing_that_is_not_for_the_user(tmp_path, capfd):
+    to_onnx(Halves(), tmp_path / "halves.onnx", torch.randn(2, 3, 4))
+    assert capfd.readouterr() == ("", "")

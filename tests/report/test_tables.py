@@ -12,7 +12,7 @@ from torch import nn
 import resfx
 from resfx.passes.find.site import Site, Skip, Stream
 from resfx.passes.scopes.change import Change
-from resfx.report.picture import KINDS, MARK
+from resfx.report.drawing import KINDS, MARK
 from resfx.report.report import Report
 from resfx.report.text import fold_names, folds, report_text, short_lines, table
 
@@ -141,6 +141,40 @@ def test_the_picture_marks_what_was_rewritten(tmp_path):
     width, height = float(root.get("width")), float(root.get("height"))
     for element in root.iter():
         assert float(element.get("x", 0)) < width and float(element.get("y", 0)) < height
+
+
+@pytest.mark.parametrize(
+    ("what", "words", "strokes"),
+    [
+        (["read"], "reads over depth", {"2 3": 1}),  # the rail
+        (["read", "replaced"], "widened", {}),
+        (["mixer"], "mixes positions", {}),
+        ([], "", {}),
+    ],
+)
+def test_the_picture_shows_how_a_method_acts(tmp_path, what, words, strokes):
+    sites = decoder(3)
+    report_of(sites, changes=[Change(s.name, "own", w) for s in sites for w in what]).draw(tmp_path / "picture.svg")
+    root, marked = rings(tmp_path / "picture.svg")
+    told = " ".join(root.itertext())
+    assert [w for w in ("reads over depth", "widened", "mixes positions") if w in told] == [words] * bool(words)
+    assert marked == 2 * ("replaced" in what), "a ring is for an add that was replaced"
+    dashes = [p.get("stroke-dasharray") for p in root.iter(f"{SVG}path") if p.get("stroke-dasharray")]
+    assert {d: dashes.count(d) for d in dashes} == strokes
+    trunks = [p for p in root.iter(f"{SVG}path") if p.get("stroke-width") == "1.8" and p.get("d").count("L") == 2]
+    assert len(trunks) == 2 * (words == "widened")
+    dots = [c for c in root.iter(f"{SVG}circle") if c.get("fill") == KINDS["mixer"] and c.get("r") == "4.5"]
+    assert len(dots) == 3 * (words == "mixes positions"), "the legend's and one on each branch"
+    assert [g.get("data-site") for g in root.iter(f"{SVG}g")] == ["h.0:0", "h.0.mlp:0"]
+
+
+def test_a_picture_is_dark_where_its_reader_is(tmp_path):
+    report_of(decoder(1)).draw(tmp_path / "picture.svg")
+    root = ElementTree.parse(tmp_path / "picture.svg").getroot()
+    rules = root.find(f"{SVG}style").text
+    assert rules.startswith("@media (prefers-color-scheme: dark)")
+    used = {e.get(k) for e in root.iter() for k in ("fill", "stroke")} - {None, "none", "transparent", *KINDS.values()}
+    assert used and all(f'="{colour}"]' in rules for colour in used)
 
 
 def test_pictures_of_real_reports(tmp_path):

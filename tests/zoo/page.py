@@ -114,4 +114,4 @@ def _why(r: dict[str, Any]) -> str:
 
 
 def _text(error: str) -> str:
-    return re.sub(r"\S*/site-packages/", "", error).replace("|", "/").replace("\n", " ")
+    return re.sub(r"\S*/site-packages/", "", error).replace("|", "/").replace("\n", " ").replace("[", "\\[")

@@ -1,4 +1,4 @@
-"""The command line: scan, rewrite, export, bench (an import path, a config folder or a ``.pt2``); methods; kernels."""
+"""The command line: scan, rewrite, export, bench (a model); methods, kernels, doctor."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from resfx import export
+from resfx import __version__, export
 from resfx.api import rewrite, scan
 from resfx.comparison.compare import BACKENDS, MODES, compare
+from resfx.comparison.result import Comparison
 from resfx.errors import CaptureError, ExportError, ResfxError
 from resfx.methods.base import Method, methods
 from resfx.passes.scopes.filters import DEFAULT_FORMS, FORMS
+from resfx.report.page.page import page
+from resfx.report.report import Report
 from resfx.report.text import methods_table
 from resfx.runtime.module import of
 from resfx.runtime.saved import saving
 
+from .doctor import diagnose
 from .settings import SettingError, config_of
 from .targets import Target, load_target
 
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(argv)
     try:
-        rewrites = options.command not in ("scan", "methods", "kernels")
+        rewrites = options.command in ("rewrite", "export", "bench")
         options.config = config_of(options.method, options.set, options.start) if rewrites else None
     except SettingError as error:
         parser.error(str(error))
@@ -70,12 +73,12 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("resfx", description=__doc__, epilog=EPILOG, formatter_class=plain)
-    parser.add_argument("--version", action="version", version=f"resfx {_version()} (torch {torch.__version__})")
+    parser.add_argument("--version", action="version", version=f"resfx {__version__} (torch {torch.__version__})")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     _scan_options(_common(commands.add_parser("scan", help="list residual adds, and why other adds are none")))
     save = _rewriting(_common(commands.add_parser("rewrite", help="rewrite, check and save")))
     save.add_argument("--out", metavar="FOLDER", help="save recipe and new weights here (resfx.load reads them)")
-    save.add_argument("--draw", metavar="FILE.svg", help="a picture of the streams")
+    _looking(save)
     onnx = _rewriting(_common(commands.add_parser("export", help="rewrite and write an ONNX file")))
     onnx.add_argument("--out", metavar="FILE.onnx", required=True)
     bench = _rewriting(_common(commands.add_parser("bench", help="time the model before and after")))
@@ -86,6 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--seconds", type=float, help="stop a row after this long")
     bench.add_argument("--out", metavar="FILE.json", help="write the figures here")
     bench.add_argument("--plot", metavar="FILE", help="draw them here (.png, .svg, .pdf)")
+    _looking(bench)
     bench.add_argument("--quiet", action="store_true", help="no progress lines")
     listing = commands.add_parser("methods", help="list the methods")
     listing.add_argument("--markdown", action="store_true", help="as the table of the README")
@@ -94,6 +98,9 @@ def make_parser() -> argparse.ArgumentParser:
     kernels.add_argument("--out", metavar="FILE.so", help="default: the cache folder, where sessions find them")
     kernels.add_argument("--portable", action="store_true", help="for any processor of this architecture")
     kernels.set_defaults(debug=False)
+    doctor = commands.add_parser("doctor", help="what is installed, built and within reach, and how to get the rest")
+    doctor.add_argument("--json", action="store_true", help="print JSON instead of text")
+    doctor.set_defaults(debug=False)
     return parser
 
 
@@ -108,7 +115,12 @@ def _common(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _scan_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", metavar="FILE.json", help="write the report here as JSON")
+    _looking(command)
+
+
+def _looking(command: argparse.ArgumentParser) -> None:
     command.add_argument("--draw", metavar="FILE.svg", help="a picture of the streams")
+    command.add_argument("--html", metavar="FILE.html", help="a page of the streams to click through, in one file")
 
 
 def _rewriting(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -148,7 +160,7 @@ def _scan(options: argparse.Namespace) -> int:
     if options.out:
         with open(options.out, "w", encoding="utf-8") as file:
             json.dump(report.to_dict(), file, indent=1)
-    _draw(options, report)
+    _look(options, report)
     return 0 if report.sites else 1
 
 
@@ -158,7 +170,7 @@ def _rewrite(options: argparse.Namespace) -> int:
     if options.out:
         saving.save(new, options.out)
         _say(f"saved to {options.out}")
-    _draw(options, of(new).report)
+    _look(options, new)
     return 0
 
 
@@ -182,6 +194,7 @@ def _bench(options: argparse.Namespace) -> int:
             plot=options.plot, json=options.out,
         )  # fmt: skip
     _show(options, result)
+    _look(options, new, result)
     return 0 if any(r.after for r in result.rows) else 1
 
 
@@ -193,6 +206,12 @@ def _methods(options: argparse.Namespace) -> int:
 def _kernels(options: argparse.Namespace) -> int:
     print(export.build_kernels(options.out, native=not options.portable))
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    diagnosis = diagnose()
+    _show(options, diagnosis)
+    return 0 if diagnosis.healthy else 1
 
 
 def _target(options: argparse.Namespace) -> Target:
@@ -214,13 +233,6 @@ def _inputs_wanted(target: Target) -> Iterator[None]:
         raise
 
 
-def _version() -> str:
-    try:
-        return version("resfx")
-    except PackageNotFoundError:  # run from its source, never installed
-        return "from source"
-
-
 def _rewritten(options: argparse.Namespace, target: Target) -> Any:
     config: Method = options.config
     with _inputs_wanted(target):
@@ -231,13 +243,16 @@ def _rewritten(options: argparse.Namespace, target: Target) -> Any:
     return new
 
 
-def _draw(options: argparse.Namespace, report: Any) -> None:
+def _look(options: argparse.Namespace, shown: Any, comparison: Comparison | None = None) -> None:
+    """The picture and the page of a report or of a rewritten model, where they are asked for."""
     if options.draw:
-        from resfx.report.picture import draw
-
-        draw(report, options.draw)
+        report = shown if isinstance(shown, Report) else of(shown).report
+        report.draw(options.draw)
         _say(f"drew {options.draw}")
+    if options.html:
+        page(shown, options.html, comparison=comparison)
+        _say(f"wrote {options.html}")
 
 
 COMMANDS = {"scan": _scan, "rewrite": _rewrite, "export": _export, "bench": _bench, "methods": _methods,
-            "kernels": _kernels}  # fmt: skip
+            "kernels": _kernels, "doctor": _doctor}  # fmt: skip

@@ -168,9 +168,10 @@ def _refuse_bad_options(opset: int, profile: str, check: Any) -> None:
 @contextmanager
 def _translating(asked: str) -> Iterator[None]:
     """Make errors of the exporter errors of this library, and keep its chatter down."""
-    registration = exporter_log()
-    level = registration.level
-    registration.setLevel(logging.ERROR)
+    logs = (exporter_log(), logging.getLogger("onnxscript.optimizer"))
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -186,7 +187,8 @@ def _translating(asked: str) -> Iterator[None]:
             "dynamic=False, another opset= or profile='standard'; torch.onnx.export(model, ..., report=True) has more",
         ) from error  # fmt: skip
     finally:
-        registration.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 def _brief(error: BaseException) -> str:

@@ -4,89 +4,25 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 from resfx.passes.find.site import Site, Stream
 
+from .drawing import BAND, EDGE, KINDS, LINE, MARK, PAD, PAPER, Drawing, text_width
 from .facts import Facts
 from .text import Fold, Shown, folds, note, plural, short_lines
 
-KINDS = {"attention": "#3b6fd4", "mlp": "#e08a1e", "conv": "#2f9e6e", "mixer": "#8a5cd1", "other": "#7b8794"}
-INK, GREY, LINE, BAND, MARK = "#1f2933", "#7b8794", "#52606d", "#f3f5f8", "#c2255c"
-STEP, HEAD, PAD, TRUNK, BRANCH, LABELS = 50, 28, 14, 34, 76, 196
-PER_ROW, GAP = 5, 10
-STYLES = {  # size, colour, weight
-    "title": (18, INK, 700), "head": (13, INK, 700), "bold": (12, INK, 700), "plain": (12, INK, 400),
-    "mark": (12, MARK, 700), "hint": (12, GREY, 400), "small": (11, GREY, 400),
-    **{kind: (12, colour, 700) for kind, colour in KINDS.items()},
-}  # fmt: skip
-
-
-class Drawing:
-    """SVG elements and the room they take."""
-
-    def __init__(self) -> None:
-        self.parts: list[str] = []
-        self.width = self.height = 0.0
-
-    def text(self, x: float, y: float, *runs: tuple[str, str], anchor: str = "start") -> float:
-        """Write runs of ``(text, style)`` on one line; returns where it ends, about."""
-        spans, end = "", x
-        for i, (text, style) in enumerate(runs):
-            size, colour, weight = STYLES[style]
-            gap = f' dx="{GAP}"' if i else ""
-            spans += f'<tspan{gap} font-size="{size}" fill="{colour}" font-weight="{weight}">{escape(text)}</tspan>'
-            end += text_width(text, style) + (GAP if i else 0)
-        self.parts.append(f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{spans}</text>')
-        end = end if anchor == "start" else x
-        self._reach(end, y + 5)
-        return end
-
-    def box(self, x: float, y: float, width: float, height: float, fill: str, stroke: str = "none",
-            radius: float = 6) -> None:  # fmt: skip
-        """A rectangle with round corners."""
-        self.parts.append(
-            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius:g}" fill="{fill}" '
-            f'stroke="{stroke}"/>'
-        )
-        self._reach(x + width, y + height)
-
-    def path(self, d: str, colour: str = LINE, width: float = 2, dashed: bool = False) -> None:
-        """A line along SVG path data."""
-        dash = ' stroke-dasharray="4 4"' if dashed else ""
-        self.parts.append(f'<path d="{d}" fill="none" stroke="{colour}" stroke-width="{width:g}"{dash}/>')
-
-    def circle(self, x: float, y: float, radius: float, fill: str, stroke: str = "none", width: float = 0) -> None:
-        """A disc or a ring."""
-        self.parts.append(
-            f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" fill="{fill}" stroke="{stroke}" stroke-width="{width:g}"/>'
-        )
-
-    def svg(self) -> str:
-        """The document."""
-        width, height = self.width + PAD, self.height + PAD
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
-            f'viewBox="0 0 {width:g} {height:g}" font-family="Helvetica, Arial, DejaVu Sans, sans-serif">\n'
-            f'<rect width="{width:g}" height="{height:g}" fill="#ffffff"/>\n' + "\n".join(self.parts) + "\n</svg>\n"
-        )
-
-    def _reach(self, x: float, y: float) -> None:
-        self.width, self.height = max(self.width, x), max(self.height, y)
-
-
-def text_width(text: str, style: str) -> float:
-    """About how wide a line of text is; SVG has no way to ask."""
-    size, _, weight = STYLES[style]
-    return (0.56 if weight == 400 else 0.62) * size * len(text)
+STEP, HEAD, TRUNK, BRANCH, LABELS = 50, 28, 34, 76, 196
+PER_ROW, WIDE, RAIL = 5, 5, 18
 
 
 def draw(report: Facts, path: str | os.PathLike[str]) -> None:
     """Write a picture of a report's streams to an ``.svg`` file.
 
     Depth runs downwards; runs of identical blocks are drawn once. A circle is an add, its colour the kind of its
-    branch; a ring marks one that was rewritten, and its method stands beside it.
+    branch; a ring marks one that was rewritten, and its method stands beside it. A dotted rail beside the stream is
+    the depth that reads reach back over, three lines are a widened stream, a dot on a branch is a mixer in it.
 
     Raises:
         ValueError: for a path that does not end in ``.svg``.
@@ -123,9 +59,32 @@ def _legend(out: Drawing, report: Facts, x: float, y: float) -> None:
     for kind in (k for k in KINDS if k in present):
         out.circle(x + 7, y - 4, 6, KINDS[kind])
         x = out.text(x + 19, y, (kind, "plain")) + 18
-    if report.changed:
-        out.circle(x + 8, y - 4, 6.5, "#ffffff", MARK, 3)
-        out.text(x + 21, y, ("rewritten", "plain"))
+    acting = {what for s in report.sites for what in acts(report, s)}
+    if "replaced" in acting:
+        out.circle(x + 8, y - 4, 6.5, PAPER, MARK, 3)
+        x = out.text(x + 21, y, ("rewritten", "plain")) + 18
+    if "wide" in acting:
+        for shift in (-WIDE, 0, WIDE):
+            out.path(f"M{x + 8 + shift:g} {y - 12:g} V{y + 3:g}", LINE, 1.8)
+        x = out.text(x + 21, y, ("widened", "plain")) + 18
+    if "depth" in acting:
+        _read(out, x, x + RAIL, y - 4)
+        x = out.text(x + 28, y, ("reads over depth", "plain")) + 18
+    if "mixer" in acting:
+        out.circle(x + 6, y - 4, 4.5, KINDS["mixer"])
+        out.text(x + 17, y, ("mixes positions", "plain"))
+
+
+def acts(report: Facts, site: Site) -> set[str]:
+    """How methods act at a site, for the eye: ``replaced``, ``wide``, ``depth``, ``mixer``."""
+    read, replaced, mixers = (set(report.methods_at(site, what)) for what in ("read", "replaced", "mixer"))
+    found = {
+        "replaced": replaced,
+        "wide": read & replaced,
+        "depth": read - replaced,
+        "mixer": mixers if site.form != "mixer" else set(),
+    }
+    return {what for what, methods in found.items() if methods}
 
 
 def _stream(
@@ -149,39 +108,65 @@ def _stream(
         y += HEAD + STEP * len(fold.sites) + 16
     for fold, at in bands:  # bands first: the trunk runs over them
         _band(out, fold, x, at, width)
-    out.path(f"M{trunk:g} {start:g} V{y + 6:g}", LINE, 2.5)
+    steps = [(shown.site, at + HEAD + STEP * i) for fold, at in bands for i, shown in enumerate(fold.sites)]
+    _trunk(out, report, steps, trunk, start, y)
     out.path(f"M{trunk - 5:g} {y:g} L{trunk:g} {y + 8:g} L{trunk + 5:g} {y:g}", LINE, 2.5)
     for fold, at in bands:
-        for i, site in enumerate(fold.sites):
-            _site(out, site, fold, places, trunk, at + HEAD + STEP * i)
-    out._reach(x + width, y + 8)
+        for i, shown in enumerate(fold.sites):
+            with out.group(class_="site", data_site=shown.site.name):
+                out.box(x + 3, at + HEAD + STEP * i - 2, width - 6, STEP, "transparent")  # all of it can be clicked
+                _site(out, shown, acts(report, shown.site), places, trunk, at + HEAD + STEP * i)
+    out.reach(x + width, y + 8)
     return width, y + 8
 
 
 def _band(out: Drawing, fold: Fold, x: float, y: float, width: float) -> None:
     height = HEAD + STEP * len(fold.sites) + 4
     for shift in (6, 3) if len(fold.blocks) > 1 else ():
-        out.box(x + shift, y + shift, width, height, BAND, "#d5dbe3", 8)
-    out.box(x, y, width, height, BAND, "#d5dbe3", 8)
+        out.box(x + shift, y + shift, width, height, BAND, EDGE, 8)
+    out.box(x, y, width, height, BAND, EDGE, 8)
     repeat = [(f"x {len(fold.blocks)}", "mark")] if len(fold.blocks) > 1 else []
     out.text(x + TRUNK + 18, y + 18, (fold.name or "(root)", "bold"), *repeat)
 
 
-def _site(out: Drawing, shown: Shown, fold: Fold, places: dict[str, str], x: float, y: float) -> None:
+def _trunk(
+    out: Drawing, report: Facts, steps: Sequence[tuple[Site, float]], x: float, start: float, end: float
+) -> None:
+    """The stream itself: three lines where it is widened; beside it, what reads over depth reach back to."""
+    out.path(f"M{x:g} {start:g} V{end + 6:g}", LINE, 2.5)
+    wide = [y for site, y in steps if "wide" in acts(report, site)]
+    for shift in (-WIDE, WIDE) if wide else ():
+        top, bottom = wide[0] - 8, wide[-1] + STEP - 4
+        out.path(f"M{x:g} {top - 6:g} L{x + shift:g} {top:g} V{bottom:g} L{x:g} {bottom + 6:g}", LINE, 1.8)
+    reads = [y + 2 for site, y in steps if "depth" in acts(report, site)]
+    if reads:
+        out.path(f"M{x:g} {start + 3:g} H{x - RAIL:g} V{reads[-1]:g}", MARK, 1.6, "2 3")
+    for y in reads:
+        _read(out, x - RAIL, x, y)
+
+
+def _read(out: Drawing, rail: float, x: float, y: float) -> None:
+    """An arrow from the rail into the stream."""
+    out.path(f"M{rail:g} {y:g} H{x - 5:g} M{x - 8:g} {y - 3:g} L{x - 4:g} {y:g} L{x - 8:g} {y + 3:g}", MARK, 1.6)
+
+
+def _site(out: Drawing, shown: Shown, acting: set[str], places: dict[str, str], x: float, y: float) -> None:
     """A branch that leaves the trunk at ``y``, its box, and the circle where it comes back."""
     site = shown.site
     colour, add = KINDS.get(site.kind, KINDS["other"]), y + 36
     box = x + BRANCH - 32
     if site.form in ("projection", "resampled"):
         out.path(f"M{x:g} {y + 8:g} V{add - 12:g}", BAND, 4)
-        out.path(f"M{x:g} {y + 8:g} V{add - 12:g}", LINE, 2.5, dashed=True)
+        out.path(f"M{x:g} {y + 8:g} V{add - 12:g}", LINE, 2.5, dashes="4 4")
     middle = box + 42
     out.path(f"M{x:g} {y + 2:g} H{middle - 8:g} Q{middle:g} {y + 2:g} {middle:g} {y + 9:g}", colour, 1.8)
     out.path(f"M{middle:g} {y + 27:g} Q{middle:g} {add:g} {middle - 8:g} {add:g} H{x:g}", colour, 1.8)
-    out.box(box, y + 7, 84, 21, "#ffffff", colour)
+    if "mixer" in acting:
+        out.circle(x + 24, y + 2, 4.5, KINDS["mixer"])
+    out.box(box, y + 7, 84, 21, PAPER, colour)
     out.text(middle, y + 21.5, (site.kind, site.kind if site.kind in KINDS else "other"), anchor="middle")
-    if shown.methods:
-        out.circle(x, add, 12.5, "#ffffff", MARK, 3)
+    if "replaced" in acting:
+        out.circle(x, add, 12.5, PAPER, MARK, 3)
     out.circle(x, add, 9, colour)
     out.path(f"M{x - 4.5:g} {add:g} H{x + 4.5:g} M{x:g} {add - 4.5:g} V{add + 4.5:g}", "#ffffff", 2)
     label = x - TRUNK + LABELS

@@ -114,7 +114,7 @@ def _below(name: str, block: str) -> str:
 def report_text(report: Facts) -> str:
     """A report as text: a headline, a table of sites for each stream, what was left alone and what is not residual."""
     places = short_lines([s.line for s in report.sites] + [s.line for s in report.skips])
-    parts = [_headline(report)]
+    parts = [headline(report)]
     parts += [_stream(report, stream, places) for stream in report.streams]
     residual = {s.node for s in report.sites}
     left = [s for s in report.skips if s.node in residual]
@@ -126,7 +126,8 @@ def report_text(report: Facts) -> str:
     return "\n\n".join(parts)
 
 
-def _headline(report: Facts) -> str:
+def headline(report: Facts) -> str:
+    """One line: how many adds in how many streams, what was done, what is new."""
     sites, streams = plural(len(report.sites), "residual add"), plural(len(report.streams), "stream")
     line = f"{report.model}: {sites} in {streams}" if report.sites else f"{report.model}: no residual add"
     acting = [m for s in report.changed for m in report.methods_at(s)]
