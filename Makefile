@@ -6,7 +6,7 @@ VERSIONS = constraints/$(SET).txt
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-versions versions ready lint docs pages zoo matrix first-use ecosystem clean gpu bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small
+.PHONY: demo test test-versions versions ready lint docs pages zoo matrix first-use ecosystem clean gpu bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small bench-systems
 
 $(READY): pyproject.toml $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
@@ -47,7 +47,7 @@ ecosystem: $(READY)
 matrix: $(READY)
 	$(RUN) -m tests.matrix
 
-bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small: bench-%: $(READY)
+bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small bench-systems: bench-%: $(READY)
 	$(RUN) -m benchmarks.$*
 
 # All that a GPU is needed for, on a machine with torch and triton of its own: nothing is installed, no network used.

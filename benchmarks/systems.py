@@ -59,9 +59,9 @@ sublayers; there are 4 channels `n`, and the window `K` of `depth_read` is 4.
 ## Counted
 
 A Llama of {LAYERS} blocks, width {WIDTH}, float32. The number of vectors of the stream's width behind `l` blocks: by
-formula, and as `resfx.split` reports it at every border. Then a training step by 1F1B in two processes over gloo, {ROWS}
-rows of {LENGTH} tokens in {MICRO} micro-batches: the bytes that the formula predicts at the middle border, and those
-that were sent.
+formula, and as `resfx.split` reports it at every border. Then a training step by 1F1B in two processes over gloo,
+{ROWS} rows of {LENGTH} tokens in {MICRO} micro-batches: the bytes that the formula predicts at the middle border, and
+those that were sent.
 
 {COUNTED}
 
@@ -174,7 +174,7 @@ def simulated(names: list[str]) -> list[str]:
 
 def page(names: list[str]) -> str:
     """The whole page."""
-    facts = {"LAYERS": LAYERS, "LAST": LAYERS - 1, "WIDTH": WIDTH, "ROWS": ROWS, "LENGTH": LENGTH, "MICRO": MICRO}
+    facts = {"LAYERS": LAYERS, "WIDTH": WIDTH, "ROWS": ROWS, "LENGTH": LENGTH, "MICRO": MICRO}
     big = {f"BIG_{k}": f"{v:g}" for k, v in BIG.items()} | {"TERA": f"{BIG['flops'] / 1e12:g}"}
     return TEXT.format(**facts, **big, COUNTED="\n".join(counted(names)), SIMULATED="\n".join(simulated(names)))
 

@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 from benchmarks import common
+from benchmarks.pipeline import Link, order, step_time
 
 
 def test_every_page_has_its_figures():
@@ -23,3 +24,11 @@ def test_a_page_and_its_figures_are_written(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "data" / "toys.json").read_text())["rows"] == rows
     assert "| ddl | 1.25 |" in (tmp_path / "toys.md").read_text()
     assert str(tmp_path / "toys.md") in capsys.readouterr().err
+
+
+def test_a_simulated_pipeline_takes_what_1f1b_takes():
+    """Without transfers ``(M + S - 1)`` forwards and backwards; a late transfer delays whoever waits for it."""
+    free, slow = Link("free", 1e30, 0.0), Link("slow", 1.0, 0.0)
+    assert step_time(4, 8, 1.0, [1.0] * 3, free) == (8 + 3) * 3
+    assert step_time(2, 1, 1.0, [0.5], slow) == 6 + 2 * 0.5
+    assert [kind for kind, _ in order(0, 2, 3)] == ["forward", "forward", "backward", "forward", "backward", "backward"]

@@ -67,3 +67,21 @@ def test_sharded_training_goes_on_after_a_checkpoint(method, tmp_path):
     assert losses[4:6] == losses[6:8], "a loaded checkpoint goes on as if nothing had happened"
     assert float(losses[3][1]) < float(losses[0][1])
     assert len(list((tmp_path / "checkpoint").glob("*.distcp"))) == 2
+
+
+@pytest.mark.matrix
+def test_stages_in_two_processes_train(tmp_path):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "examples/pipeline_train.py"]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, *command, "--steps", "11"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 stages, 6 tensors cross" in done.stdout
+    first, last = map(float, re.findall(r"loss (\S+)", done.stdout))
+    assert last < first
