@@ -18,6 +18,8 @@ from resfx.methods.site.ddl import DDL
 from resfx.methods.wide.hyper_connections import HyperConnections
 from resfx.methods.wide.mhc import MHC, mHC
 from resfx.passes.find.site import Site, Skip, Stream
+from resfx.probes.probe import probe
+from resfx.probes.result import Probe
 from resfx.report.report import Report
 from resfx.runtime.blocks import checkpoint_blocks, compile_blocks
 from resfx.runtime.module import of
@@ -43,6 +45,7 @@ __all__ = [
     "DepthRead",
     "HyperConnections",
     "Method",
+    "Probe",
     "Report",
     "ShortConv",
     "ShortSWA",
@@ -61,6 +64,7 @@ __all__ = [
     "mHC",
     "of",
     "original",
+    "probe",
     "rewrite",
     "save",
     "scan",
