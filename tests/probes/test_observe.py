@@ -157,7 +157,9 @@ def test_heads_of_a_depth_read(shared):
     assert told["entropy"].values.shape == (2, 5, 2)
 
 
-@pytest.mark.parametrize("config", [resfx.HyperConnections(n=3), resfx.MHC(n=3), resfx.HyperConnections(n=3, dynamic=False)])  # fmt: skip
+@pytest.mark.parametrize(
+    "config", [resfx.HyperConnections(n=3), resfx.HyperConnections(n=3, dynamic=False), resfx.MHC(n=3)]
+)
 def test_coefficients_of_channels_make_read_and_write(config):
     stream = config.build_stream([place(depth=i) for i in range(3)])
     read, write = shaken(stream.reads[1]), stream.writes[1]

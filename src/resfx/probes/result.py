@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from resfx.errors import OptionError, nearest
 
 from .quantity import Array, Quantity
@@ -32,9 +34,8 @@ class Probe:
             OptionError: for a name that is not there, with those that are.
         """
         if name not in self.quantities:
-            raise OptionError(
-                f"there is no quantity {name!r}", f"there are {', '.join(nearest(name, self.quantities))}"
-            )
+            known = ", ".join(nearest(name, self.quantities))
+            raise OptionError(f"there is no quantity {name!r}", f"there are {known}")
         return self.quantities[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -74,7 +75,7 @@ class Probe:
             means = quantity.by_depth()
             shape = " x ".join(map(str, means.shape))
             axes = " x ".join(("place", *quantity.axes))
-            low, high = (float(f(means[means == means])) for f in (min, max))
+            low, high = np.nanmin(means), np.nanmax(means)
             lines.append(f"{name:28} {shape:>14}  {low:10.4g} .. {high:<10.4g} {axes}")
         return "\n".join(lines)
 

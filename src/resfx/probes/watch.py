@@ -51,7 +51,7 @@ def watching_methods(new: nn.Module) -> Iterator[list[Seen]]:
                 return
             with torch.no_grad():
                 told = module.observe(*args, **kwargs)
-            kept = {n: o._replace(values=o.values.detach().clone()) for n, o in told.items()}
+            kept = {n: Observed(o.values.detach().clone(), o.axes, o.first) for n, o in told.items()}
             seen.append(Seen(placed, application.method, kept))
 
         return hook
