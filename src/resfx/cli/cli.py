@@ -1,4 +1,5 @@
-"""The command line: scan, rewrite, export, bench (an import path, a config folder or a ``.pt2``); methods; kernels."""
+"""The command line: scan, rewrite, export, bench (an import path, a config folder or a ``.pt2``); study; methods;
+kernels."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ from resfx.runtime.module import of
 from resfx.runtime.saved import saving
 
 from .settings import SettingError, config_of
+from .study import add_study, run_study, study_config
 from .targets import Target, load_target
 
 MODEL = """a model: package.module:factory (a module, or a callable that returns a model or (model, args, kwargs)),
@@ -48,8 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(argv)
     try:
-        rewrites = options.command not in ("scan", "methods", "kernels")
-        options.config = config_of(options.method, options.set, options.start) if rewrites else None
+        if options.command == "study":
+            options.config = {text: study_config(text) for text in options.methods}
+        elif options.command not in ("scan", "methods", "kernels"):
+            options.config = config_of(options.method, options.set, options.start)
     except SettingError as error:
         parser.error(str(error))
     try:
@@ -87,6 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--out", metavar="FILE.json", help="write the figures here")
     bench.add_argument("--plot", metavar="FILE", help="draw them here (.png, .svg, .pdf)")
     bench.add_argument("--quiet", action="store_true", help="no progress lines")
+    add_study(commands)
     listing = commands.add_parser("methods", help="list the methods")
     listing.add_argument("--markdown", action="store_true", help="as the table of the README")
     listing.set_defaults(debug=False)
@@ -240,4 +245,4 @@ def _draw(options: argparse.Namespace, report: Any) -> None:
 
 
 COMMANDS = {"scan": _scan, "rewrite": _rewrite, "export": _export, "bench": _bench, "methods": _methods,
-            "kernels": _kernels}  # fmt: skip
+            "kernels": _kernels, "study": run_study}  # fmt: skip
