@@ -36,7 +36,7 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(96, 8, 4, 256, 1024, 128, 8, 409_600, 3e-3),
+    "tiny": Size(96, 8, 4, 256, 1024, 128, 8, 262_144, 3e-3),
     "small": Size(256, 12, 8, 704, 2048, 256, 32, 20_000_000, 1e-3),
     "gpt2": Size(768, 12, 12, 3072, 50257, 1024, 16, 500_000_000, 6e-4),
 }
@@ -50,9 +50,8 @@ def size_of(name: str) -> Size:
         OptionError: for one that does not exist.
     """
     if name not in SIZES:
-        raise OptionError(
-            f"there is no size {name!r}", f"the sizes are {', '.join(nearest(name, SIZES))}", "size='tiny'"
-        )
+        known = ", ".join(nearest(name, SIZES))
+        raise OptionError(f"there is no size {name!r}", f"the sizes are {known}", "size='tiny'")
     return SIZES[name]
 
 

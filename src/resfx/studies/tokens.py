@@ -30,11 +30,11 @@ class Tokens:
         documents: how many each part has.
     """
 
-    parts: dict[Part, Tensor]
+    parts: dict[str, Tensor]
     source: str
     digest: str
     bytes_per_token: float
-    documents: dict[Part, int]
+    documents: dict[str, int]
 
     def windows(self, part: Part, length: int, device: Any = "cpu") -> Tensor:
         """The part cut into rows, ``(rows, length)``, int64; what is left over is dropped."""
@@ -64,9 +64,9 @@ def tokenized(corpus: Corpus, vocabulary: int, folder: Path) -> Tokens:
     if vocabulary < BYTES:
         raise OptionError("vocabulary must be 256 (bytes) or more (a BPE)", f"{vocabulary}", "vocabulary=1024")
     encode = _bytes if vocabulary == BYTES else _trained(corpus, vocabulary, folder)
-    parts: dict[Part, Tensor] = {p: torch.tensor(encode(corpus.part(p)), dtype=torch.int32) for p in PARTS}
+    parts: dict[str, Tensor] = {p: torch.tensor(encode(corpus.part(p)), dtype=torch.int32) for p in PARTS}
     held = sum(len(text.encode()) for text in corpus.part("held"))
-    documents = {part: len(corpus.part(part)) for part in PARTS}
+    documents: dict[str, int] = {part: len(corpus.part(part)) for part in PARTS}
     save_file(parts, rows)
     kept = {**known, "bytes_per_token": held / len(parts["held"]), "documents": documents}
     facts.write_text(json.dumps(kept, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -89,9 +90,7 @@ def train(
     while progress.step < recipe.steps:
         began = _now()
         progress.losses.append(_step(model, optimizer, recipe, order, progress.step))
-        progress.seconds = [
-            total + now - then for total, now, then in zip(progress.seconds, _now(), began, strict=True)
-        ]
+        progress.seconds = [s + now - then for s, now, then in zip(progress.seconds, _now(), began, strict=True)]
         progress.step += 1
         if recipe.is_point(progress.step):
             mean = sum(progress.losses) / len(progress.losses)
@@ -101,7 +100,7 @@ def train(
         told(progress)
         if time.monotonic() - saved > every:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
-            write_whole(checkpoint, lambda path, state=state: torch.save(state, path))
+            write_whole(checkpoint, functools.partial(torch.save, state))
             saved = time.monotonic()
     return progress
 
