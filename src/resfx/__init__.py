@@ -25,6 +25,7 @@ from resfx.runtime.blocks import checkpoint_blocks, compile_blocks
 from resfx.runtime.module import of
 from resfx.runtime.saved.saving import load, save
 from resfx.runtime.switch import disabled, freeze_original, original, trainable
+from resfx.studies.study import study
 
 from . import errors, export
 from .api import rewrite, scan
@@ -68,5 +69,6 @@ __all__ = [
     "rewrite",
     "save",
     "scan",
+    "study",
     "trainable",
 ]

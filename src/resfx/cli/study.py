@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 
 from resfx.errors import nearest
@@ -75,5 +76,9 @@ def run_study(options: argparse.Namespace) -> int:
         host=options.host, text=options.text, tokens=options.tokens, rate=options.rate, rates=options.rates,
         controls=options.controls, device=options.device, seconds=options.seconds, say=say,
     )  # fmt: skip
+    if options.page and results.runs:
+        from resfx.studies.page import write_page
+
+        write_page(results, options.page, shlex.join(["python", "-m", "resfx", *sys.argv[1:]]))
     print(json.dumps(results.to_dict(), indent=1) if options.json else results)
     return 0 if results.runs else 1

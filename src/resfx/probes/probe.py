@@ -14,6 +14,7 @@ from resfx.methods.observe import Observed
 from resfx.ops.register import accumulator
 from resfx.passes.capture.inputs import Example, Named, Positional, example_of
 from resfx.report.progress import warn
+from resfx.runtime.blocks import block_names
 from resfx.runtime.module import of, rewriting_of
 from resfx.runtime.switch import disabled
 
@@ -50,15 +51,16 @@ def probe(new: Any, args: Positional | None = None, kwargs: Named | None = None,
     example = example_of(args, kwargs)
     if example is None:
         raise InputError("a probe needs a batch", "neither args nor kwargs", "resfx.probe(new, args=(input_ids,))")
+    blocks = block_names(new)
     with undisturbed(new):
         with watching_methods(new) as seen:
-            states = _run(new, example, loss)
+            states = states_of(new, blocks, example, loss)
         found = _of_methods(seen, {s.name: s.stream for s in of(new).report.sites})
         if states and not rewriting.source.shared:  # a captured graph has no code to go back to
             with disabled(new):
-                before = _run(new, example, loss)
+                before = states_of(new, blocks, example, loss)
             ranks = {state.name: state.value.dim() for state in before}
-            found |= _of_stream("stream", [s.narrow(ranks[s.name]) for s in states]) | _of_stream("original", before)
+            found |= stream_of("stream", [s.narrow(ranks[s.name]) for s in states]) | stream_of("original", before)
     for application in rewriting.applications:
         if not any(name.startswith(f"{application.key}/") for name in found):
             warn(f"{application.key}: its modules told nothing of themselves on this call")
@@ -80,10 +82,11 @@ class State:
         return State(self.name, self.value.mean(-2), None if self.gradient is None else self.gradient.sum(-2))
 
 
-def _run(new: Any, example: Example, loss: Loss | None) -> list[State]:
+def states_of(model: Any, blocks: Sequence[str], example: Example, loss: Loss | None) -> list[State]:
+    """One call of a model, rewritten or not: what its blocks hand on, and where there is a loss the gradient in it."""
     args, kwargs = example
-    with torch.enable_grad(), watching_blocks(new) as seen:
-        output = new(*args, **kwargs)
+    with torch.enable_grad(), watching_blocks(model, blocks) as seen:
+        output = model(*args, **kwargs)
         value = loss(output) if loss is not None else getattr(output, "loss", None)
     learning = [state for _, state in seen if state.requires_grad]
     gradients: dict[int, Tensor | None] = {}
@@ -93,7 +96,8 @@ def _run(new: Any, example: Example, loss: Loss | None) -> list[State]:
     return [State(name, state.detach(), gradients.get(id(state))) for name, state in seen]
 
 
-def _of_stream(label: str, states: list[State]) -> dict[str, Quantity]:
+def stream_of(label: str, states: list[State]) -> dict[str, Quantity]:
+    """Norms of states, and of gradients if all have one, as ``<label>/norm`` and ``<label>/gradient``."""
     places = _numbered([s.name for s in states])
     kinds = {"norm": [s.value for s in states], "gradient": [s.gradient for s in states if s.gradient is not None]}
     found = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from resfx.methods.depth.base import DepthMethod
 from resfx.methods.observe import Observations, Observed
 from resfx.passes.scopes.application import Application
 from resfx.passes.scopes.bank import Placed
-from resfx.runtime.blocks import block_names
 from resfx.runtime.module import rewriting_of
 
 
@@ -69,9 +68,9 @@ def watching_methods(new: nn.Module) -> Iterator[list[Seen]]:
 
 
 @contextlib.contextmanager
-def watching_blocks(new: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
+def watching_blocks(model: nn.Module, blocks: Sequence[str]) -> Iterator[list[tuple[str, Tensor]]]:
     """Inside, what each repeated block hands on is added to the list, by the block's name: the state of the stream,
-    ``(..., d)``, or ``(..., n, d)`` where it is wide."""
+    ``(..., d)``, or ``(..., n, d)`` where it is wide. Of a captured graph only the names of blocks are left: nothing."""
     states: list[tuple[str, Tensor]] = []
     hooks = []
 
@@ -83,10 +82,8 @@ def watching_blocks(new: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
 
         return hook
 
-    modules = dict(new.named_modules())
-    for name in block_names(new):
-        if name in modules:  # of a captured graph only the names are left
-            hooks.append(modules[name].register_forward_hook(hook_of(name)))
+    modules = dict(model.named_modules())
+    hooks += [modules[name].register_forward_hook(hook_of(name)) for name in blocks if name in modules]
     try:
         yield states
     finally:

@@ -7,13 +7,13 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from resfx.report.text import table
 
-from .run import PLAIN, seconds_per_step
+from .run import PLAIN, Bench, Run, seconds_per_step
 
 # The 0.975 quantile of Student's t for 1, 2, ... degrees of freedom.
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
@@ -119,13 +119,21 @@ class Results:
     """The finished runs of a study; ``print`` shows the table.
 
     Attributes:
-        runs: the results of all of them, plain data.
+        done: the runs themselves, and in ``runs`` what each came to, as plain data.
         planned: how many there are to be.
-        facts: what else to know: the text, the size, where the runs are kept.
+        bench: what all have in common.
+        facts: what else to know, as plain data.
     """
 
-    def __init__(self, runs: Sequence[dict[str, Any]], planned: int, facts: dict[str, Any]) -> None:
-        self.runs, self.planned, self.facts = list(runs), planned, facts
+    def __init__(
+        self, finished: Iterable[tuple[Run, dict[str, Any]]], planned: int, bench: Bench, facts: dict[str, Any]
+    ) -> None:
+        self.done: list[Run] = []
+        self.runs: list[dict[str, Any]] = []
+        for run, result in finished:
+            self.done.append(run)
+            self.runs.append(result)
+        self.planned, self.bench, self.facts = planned, bench, facts
 
     def rows(self, setting: str) -> list[Row]:
         """The rows of a setting in the order of the runs, the plain model first."""
@@ -151,12 +159,14 @@ class Results:
 
     def to_dict(self) -> dict[str, Any]:
         """Every run with its curve, as plain data."""
-        return {"planned": self.planned, **self.facts, "runs": self.runs}
+        shared = ("base", "size", "text", "host")  # told once
+        runs = [{name: value for name, value in result.items() if name not in shared} for result in self.runs]
+        return {"planned": self.planned, **self.facts, "runs": runs}
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """:meth:`to_dict` as a file."""
         with open(path, "w", encoding="utf-8") as file:
-            json.dump(self.to_dict(), file, indent=1)
+            json.dump(self.to_dict(), file)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """A line for each row."""

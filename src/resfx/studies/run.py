@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,6 +125,7 @@ def execute(run: Run, bench: Bench, told: Callable[[Progress], None], every: flo
         "parameters": sum(p.numel() for p in model.parameters()),
         "new_parameters": sum(p.numel() for n, p in model.named_parameters() if n.startswith("resfx.")),
         "seconds": progress.seconds, "torch": torch.__version__, "threads": torch.get_num_threads(), "device": device,
+        "machine": machine(device),
     }  # fmt: skip
     write_whole(folder / "result.json", lambda path: path.write_text(json.dumps(result, indent=1)))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -161,6 +163,18 @@ def build(run: Run, bench: Bench, ids: torch.Tensor, held: torch.Tensor) -> Any:
 def seconds_per_step(result: dict[str, Any]) -> float:
     """Of the processor on a CPU, which does not count what else the machine does; by the clock elsewhere."""
     return result["seconds"][0 if result["device"] == "cpu" else 1] / result["recipe"]["steps"]
+
+
+def machine(device: str) -> str:
+    """What a model was trained on, in words."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _whole(windows: torch.Tensor, batch: int) -> torch.Tensor:

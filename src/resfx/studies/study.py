@@ -82,7 +82,7 @@ def study(
     bench, length = Bench(out, host, given, words, device), tokens or given.tokens
     end = None if seconds is None else time.monotonic() + seconds
     facts = {
-        "size": size, "host": host, "seeds": which, "tokens": length, "text": words.source, "digest": words.digest,
+        "size": size, "host": host, "seeds": which, "tokens": length, "source": words.source, "digest": words.digest,
         "documents": words.documents, "text_tokens": len(words.parts["train"]),
         "bytes_per_token": words.bytes_per_token, "rates": list(rates), "controls": list(checked),
     }  # fmt: skip
@@ -92,20 +92,21 @@ def study(
         tried = list(sweep_runs(bench, by_label, which[0], length, rates))
         swept = _do(tried, bench, bar)
         for label in chosen if rates else ():
-            found = {r["recipe"]["rate"]: r["tuning_loss"] for r in swept if r["label"] == label}
+            found = {run.recipe.rate: result["tuning_loss"] for run, result in swept if run.label == label}
             if len(found) < len(set(rates)):
-                return Results(swept, len(tried), facts)
+                return Results(swept, len(tried), bench, facts)
             chosen[label] = min(found, key=found.__getitem__)
         runs = list(main_runs(bench, by_label, which, wanted, length, chosen))
-        results = Results(_do(runs, bench, bar), len(runs), facts)
-        if checked and len(results.runs) == len(runs):
+        done = _do(runs, bench, bar)
+        results = Results(done, len(runs), bench, facts)
+        if checked and len(done) == len(runs):
             plain = {seed: plain_run(bench, "scratch", seed, length, chosen[PLAIN]) for seed in which}
             more = list(control_runs(bench, results.rows("scratch"), checked, plain))
-            results = Results([*results.runs, *_do(more, bench, bar)], len(runs) + len(more), facts)
+            results = Results([*done, *_do(more, bench, bar)], len(runs) + len(more), bench, facts)
     return results
 
 
-def _do(runs: Sequence[Run], bench: Bench, bar: Bar) -> list[dict[str, Any]]:
+def _do(runs: Sequence[Run], bench: Bench, bar: Bar) -> list[tuple[Run, dict[str, Any]]]:
     """The results of runs: those that are there, and those for which there is time."""
     found = [run.result(bench) for run in runs]
     bar.expect(run.recipe.steps for run, result in zip(runs, found, strict=True) if result is None)
@@ -115,7 +116,7 @@ def _do(runs: Sequence[Run], bench: Bench, bar: Bar) -> list[dict[str, Any]]:
                 found[i] = result = execute(run, bench, told)
             bar.say(f"{run.setting}, {run.label}, seed {run.seed}: held-out loss {result['loss']:.4f},"
                     f" {result['seconds'][1]:.0f} s")  # fmt: skip
-    return [result for result in found if result is not None]
+    return [(run, result) for run, result in zip(runs, found, strict=True) if result is not None]
 
 
 def _known(given: str | Sequence[str], known: Iterable[str], name: str) -> list[Any]:
