@@ -25,7 +25,7 @@ from resfx.runtime.module import of
 from resfx.runtime.saved import saving
 
 from .settings import SettingError, config_of
-from .study import add_study, run_study, study_config
+from .study import run_study, study_config, study_options
 from .targets import Target, load_target
 
 MODEL = """a model: package.module:factory (a module, or a callable that returns a model or (model, args, kwargs)),
@@ -91,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--out", metavar="FILE.json", help="write the figures here")
     bench.add_argument("--plot", metavar="FILE", help="draw them here (.png, .svg, .pdf)")
     bench.add_argument("--quiet", action="store_true", help="no progress lines")
-    add_study(commands)
+    study_options(commands.add_parser("study", help="train the plain model and methods side by side"))
     listing = commands.add_parser("methods", help="list the methods")
     listing.add_argument("--markdown", action="store_true", help="as the table of the README")
     listing.set_defaults(debug=False)

@@ -23,12 +23,9 @@ EPILOG = """methods are given as on the other commands, options behind commas: d
 a study goes on where it stopped when the same command is given again; --seconds 0 only gathers what is finished"""
 
 
-def add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """The parser of this command."""
-    command = commands.add_parser(
-        "study", help="train the plain model and methods side by side", epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def study_options(command: argparse.ArgumentParser) -> None:
+    """The options of this command, given to its parser."""
+    command.epilog, command.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     command.add_argument("--methods", nargs="+", default=["ddl"], metavar="METHOD", help="(default ddl)")
     command.add_argument("--out", default="study", metavar="FOLDER", help="where the runs are kept (default study)")
     command.add_argument("--seeds", type=int, default=3, help="how many (default 3)")

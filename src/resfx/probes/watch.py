@@ -70,7 +70,7 @@ def watching_methods(new: nn.Module) -> Iterator[list[Seen]]:
 @contextlib.contextmanager
 def watching_blocks(model: nn.Module, blocks: Sequence[str]) -> Iterator[list[tuple[str, Tensor]]]:
     """Inside, what each repeated block hands on is added to the list, by the block's name: the state of the stream,
-    ``(..., d)``, or ``(..., n, d)`` where it is wide. Of a captured graph only the names of blocks are left: nothing."""
+    ``(..., d)``, or ``(..., n, d)`` where it is wide. A captured graph has no blocks to look at."""
     states: list[tuple[str, Tensor]] = []
     hooks = []
 

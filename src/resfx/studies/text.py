@@ -86,13 +86,17 @@ def corpus_of(text: Any = None) -> Corpus:
     return Corpus(source, documents)
 
 
-def python_documentation() -> Corpus:
+def python_documentation(root: Path | None = None) -> Corpus:
     """What ``help()`` shows: the topics of the language reference, and the docstrings of the standard library's
-    modules, classes and functions; one document for each topic and each module. Tests are left out."""
+    modules, classes and functions; one document for each topic and each module. Tests are left out.
+
+    Args:
+        root: the folder of the standard library; by default this interpreter's.
+    """
     from pydoc_data.topics import topics
 
     documents = {f"topics/{name}": text for name, text in topics.items()}
-    root = Path(sysconfig.get_paths()["stdlib"])
+    root = root or Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
         if {"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data"}.isdisjoint(name.parts):
