@@ -1,5 +1,7 @@
 """Change a model's residual stream without touching its code."""
 
+from typing import TYPE_CHECKING, Any
+
 from resfx.comparison.compare import compare
 from resfx.comparison.result import Comparison
 from resfx.methods.base import Method
@@ -25,7 +27,6 @@ from resfx.runtime.blocks import checkpoint_blocks, compile_blocks
 from resfx.runtime.module import of
 from resfx.runtime.saved.saving import load, save
 from resfx.runtime.switch import disabled, freeze_original, original, trainable
-from resfx.studies.study import study
 
 from . import errors, export
 from .api import rewrite, scan
@@ -72,3 +73,15 @@ __all__ = [
     "study",
     "trainable",
 ]
+
+
+if TYPE_CHECKING:
+    from resfx.studies.study import study
+
+
+def __getattr__(name: str) -> Any:
+    if name == "study":  # a day's work: imported when it is begun
+        from resfx.studies.study import study
+
+        return study
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

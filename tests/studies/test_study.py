@@ -43,12 +43,12 @@ def test_from_the_command_to_the_page(tmp_path, capsys, monkeypatch):
     for i, row in enumerate(ROWS):
         (text / f"{i}.txt").write_text(row["text"])
     page = tmp_path / "study.md"
-    command = ["study", "--methods", "denseformer", "--seeds", "2", "--text", str(text), "--out", str(tmp_path / "out")]
+    command = ["study", "--methods", "denseformer", "--seeds", "1", "--text", str(text), "--out", str(tmp_path / "out")]
     assert main([*command, "--page", str(page)]) == 0
     told = capsys.readouterr()
-    assert "8 of 8 runs are done" in told.out and told.err.count("held-out loss") == 8
+    assert "4 of 4 runs are done" in told.out and told.err.count("held-out loss") == 4
     words = page.read_text()
-    assert "At step 0, 2 of 2 grafts had the plain model's held-out loss bit for bit." in words
+    assert "At step 0, 1 of 1 grafts had the plain model's held-out loss bit for bit." in words
     assert "Partial" not in words
     figures = {path.name for path in (tmp_path / "study").iterdir()}
     assert {"scratch-differences.png", "graft-curves.png", "probe-denseformer.png", "stream-norm.png"} <= figures
@@ -57,15 +57,13 @@ def test_from_the_command_to_the_page(tmp_path, capsys, monkeypatch):
         ("scratch", "plain"), ("scratch", "denseformer"), ("graft", "plain"), ("graft", "denseformer")
     ]  # fmt: skip
     kept = json.loads((tmp_path / "study" / "results.json").read_text())
-    scratch = {r["label"]: r for r in kept["runs"] if r["setting"] == "scratch" and r["seed"] == 0}
+    scratch = {r["label"]: r for r in kept["runs"] if r["setting"] == "scratch"}
     assert scratch["denseformer"]["new_parameters"] == 2 + 3
-    assert float(lines[0]["loss"]) == pytest.approx(
-        sum(r["loss"] for r in kept["runs"] if (r["setting"], r["label"]) == ("scratch", "plain")) / 2
-    )
+    assert float(lines[0]["loss"]) == scratch["plain"]["loss"]
 
     monkeypatch.setattr(driver, "execute", None)  # nothing is done twice
     assert main([*command, "--quiet", "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["runs"]) == 8
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 4
     assert main([*command, "--tokens", "320", "--seconds", "0"]) == 1
     with pytest.raises(SystemExit):
         main([*command, "--methods", "denseformr"])
@@ -87,15 +85,14 @@ def test_a_run_repeated_or_stopped_gives_the_same_loss_bit_for_bit(tmp_path):
         if progress.step == 6:
             raise Stopped
 
-    whole, again = run_in("whole"), run_in("again")
+    whole = run_in("whole")
     with pytest.raises(Stopped):
         run_in("stopped", stop)
     steps = []
     resumed = run_in("stopped", lambda progress: steps.append(progress.step))
     assert steps == [6, 7, 8, 9, 10]  # the last checkpoint was that of the fifth step
-    for other in (again, resumed):
-        assert other["loss"] == whole["loss"]
-        assert [p[:2] for p in other["points"]] == [p[:2] for p in whole["points"]]
+    assert resumed["loss"] == whole["loss"]
+    assert [p[:2] for p in resumed["points"]] == [p[:2] for p in whole["points"]]
     assert whole["loss"] < whole["points"][0][1]
 
 

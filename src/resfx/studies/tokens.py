@@ -117,5 +117,6 @@ class Order:
     def _shuffled(self, epoch: int) -> Tensor:
         if epoch not in self.epochs:
             generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-            self.epochs = {epoch: torch.randperm(len(self.windows), generator=generator), **self.epochs}
+            kept = {e: order for e, order in self.epochs.items() if e == epoch - 1}
+            self.epochs = {**kept, epoch: torch.randperm(len(self.windows), generator=generator)}
         return self.epochs[epoch]
