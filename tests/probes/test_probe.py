@@ -96,6 +96,7 @@ def test_a_probe_leaves_no_trace():
 def test_compiled_blocks_and_kept_reads_are_seen_once():
     new = resfx.rewrite(net(), resfx.DenseFormer(recompute=True), args=(batch(),)).train()
     new.compile(backend="eager")
+    new(batch())  # compiled without hooks
     quantity = resfx.probe(new, batch(), loss=lambda y: y.sum())["denseformer/weights"]
     assert len(quantity.places) == 2
     np.testing.assert_array_equal(quantity.by_depth(), [[0, 1, np.nan], [0, 0, 1]])
@@ -119,6 +120,11 @@ def test_maps_over_depth_and_matrices_and_a_stream_that_is_the_hosts(mode, name,
     if mode.name == "attnres":
         # Reads 1 to 4 over the start and the sums of outputs (1), (1, 2), (1, 2) and (3), (1, 2) and (3, 4).
         assert seen[name].columns == ((0, 1), (0, 1), (0, 1, 3), (0, 1, 3)) and seen[name].labels == [0, 1, 3]
+
+
+def test_a_state_that_nothing_reads_has_no_gradient():
+    seen = resfx.probe(rewritten(resfx.AttnRes(start="published")), kwargs=CALL)
+    assert not seen["stream/gradient"].by_depth().any() and seen["original/gradient"].by_depth().all()
 
 
 def test_matrices_are_multiplied_over_depth():

@@ -22,7 +22,7 @@ from resfx.studies.plan import labelled, plain_run, with_method
 from resfx.studies.run import Bench, execute
 from resfx.studies.sizes import SIZES, Size
 from resfx.studies.text import corpus_of
-from resfx.studies.tokens import tokenized
+from resfx.studies.tokens import Order, tokenized
 
 SMALL = Size(width=8, layers=2, heads=2, inner=12, vocabulary=256, length=16, batch=4, tokens=640, rate=1e-2)
 ROWS = [{"text": f"{i} is {'odd' if i % 2 else 'even'}, and so is {i + 2}.\n" * 3} for i in range(120)]
@@ -44,12 +44,12 @@ def test_from_the_command_to_the_page(tmp_path, capsys, monkeypatch):
         (text / f"{i}.txt").write_text(row["text"])
     page = tmp_path / "study.md"
     command = ["study", "--methods", "denseformer", "--seeds", "1", "--text", str(text), "--out", str(tmp_path / "out")]
-    assert main([*command, "--page", str(page)]) == 0
+    assert main([*command, "--page", str(page), "--seconds", "600"]) == 0
     told = capsys.readouterr()
     assert "4 of 4 runs are done" in told.out and told.err.count("held-out loss") == 4
     words = page.read_text()
     assert "At step 0, 1 of 1 grafts had the plain model's held-out loss bit for bit." in words
-    assert "Partial" not in words
+    assert "Partial" not in words and f"--seeds 1 --text {text} --out {tmp_path / 'out'} --page {page}\n" in words
     figures = {path.name for path in (tmp_path / "study").iterdir()}
     assert {"scratch-differences.png", "graft-curves.png", "probe-denseformer.png", "stream-norm.png"} <= figures
     lines = list(csv.DictReader((tmp_path / "study" / "results.csv").read_text().splitlines()))
@@ -96,14 +96,19 @@ def test_a_run_repeated_or_stopped_gives_the_same_loss_bit_for_bit(tmp_path):
     assert whole["loss"] < whole["points"][0][1]
 
 
-def test_a_graft_begins_as_the_plain_model_and_is_trained_on(tmp_path):
+def test_a_graft_begins_as_the_plain_model_and_is_trained_on(tmp_path, monkeypatch):
+    taken, at = [], Order.at
+    monkeypatch.setattr(Order, "at", lambda self, step: taken.append(step) or at(self, step))
     bench = bench_in(tmp_path, "gpt2")
     plain = plain_run(bench, "graft", 0, 640, 1e-2)
     base = execute(plain.base, bench, lambda progress: None)
+    assert taken == [0, *range(10)]  # the first to build it
+    taken.clear()
     alone, graft = (
         execute(run, bench, lambda progress: None) for run in (plain, with_method(plain, "elc", resfx.ELC()))
     )
     assert graft["points"][0][1] == alone["points"][0][1] == base["points"][-1][1]
+    assert taken == [10, *range(10, 15)] * 2  # the data goes on where it ended
     assert graft["method"]["start"] == "preserve" and graft["recipe"]["first"] == 10
     assert graft["points"][-1][1] != alone["points"][-1][1]
 

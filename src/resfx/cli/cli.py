@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = make_parser()
     options = parser.parse_args(argv)
+    options.given = list(sys.argv[2:] if argv is None else argv[1:])
     try:
         if options.command == "study":
             options.config = {text: study_config(text) for text in options.methods}

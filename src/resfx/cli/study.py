@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 
 from resfx.errors import nearest
 from resfx.methods.base import Method, methods
@@ -63,6 +64,11 @@ def study_config(text: str) -> Method:
     return config_of(name, spelt)
 
 
+def _lasting(given: Sequence[str]) -> list[str]:
+    """The options on which a study depends: all but how long to go on this time."""
+    return [word for i, word in enumerate(given) if "--seconds" not in (word, given[i - 1] if i else "")]
+
+
 def run_study(options: argparse.Namespace) -> int:
     """The command itself."""
     from resfx.studies.study import study
@@ -76,6 +82,6 @@ def run_study(options: argparse.Namespace) -> int:
     if options.page and results.runs:
         from resfx.studies.page import write_page
 
-        write_page(results, options.page, shlex.join(["python", "-m", "resfx", *sys.argv[1:]]))
+        write_page(results, options.page, shlex.join(["python", "-m", "resfx", "study", *_lasting(options.given)]))
     print(json.dumps(results.to_dict(), indent=1) if options.json else results)
     return 0 if results.runs else 1

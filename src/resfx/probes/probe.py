@@ -89,9 +89,9 @@ def states_of(model: Any, blocks: Sequence[str], example: Example, loss: Loss | 
         output = model(*args, **kwargs)
         value = loss(output) if loss is not None else getattr(output, "loss", None)
     learning = [state for _, state in seen if state.requires_grad]
-    gradients: dict[int, Tensor | None] = {}
+    gradients: dict[int, Tensor] = {}
     if value is not None and value.requires_grad and learning:
-        taken = torch.autograd.grad(value, learning, allow_unused=True)
+        taken = torch.autograd.grad(value, learning, materialize_grads=True)  # zero where nothing reads the state
         gradients = {id(state): gradient for state, gradient in zip(learning, taken, strict=True)}
     return [State(name, state.detach(), gradients.get(id(state))) for name, state in seen]
 

@@ -152,7 +152,8 @@ def _learned(results: Results, folder: Path) -> str:
         "## What the new parameters learned",
         f"Of the models trained from scratch in seed {seed}, on one held-out batch, by `resfx.probe`: what was learned,"
         " not whether it helps. A wide stream is the mean of its channels; behind the last block it has left them, with"
-        " the published starts as their sum.",
+        " the published starts as their sum. Where a method's reads leave the running sum aside, as published Attention"
+        " Residuals do, the gradient in it is zero and not drawn.",
         f"![norm]({name}/stream-norm.png)", f"![gradient]({name}/stream-gradient.png)", *pictures,
     ])  # fmt: skip
 

@@ -37,7 +37,7 @@ def plot_differences(path: str | os.PathLike[str], title: str, rows: Sequence[An
 
 def plot_curves(path: str | os.PathLike[str], title: str, rows: Sequence[Any], tokens_per_step: int) -> None:
     """Held-out loss over tokens, less the plain model's over tokens, and over time; means over a row's seeds."""
-    figure = _figure((12, 4))
+    figure = _figure((11, 3.4))
     over_tokens, less_plain, over_time = figure.subplots(1, 3)
     colours = _colours(len(rows))
     for row, colour in zip(rows, colours, strict=True):
