@@ -119,6 +119,7 @@ def test_maps_over_depth_and_matrices_and_a_stream_that_is_the_hosts(mode, name,
     assert name in str(seen)
     if mode.name == "attnres":
         # Reads 1 to 4 over the start and the sums of outputs (1), (1, 2), (1, 2) and (3), (1, 2) and (3, 4).
+        assert seen[name].places[-2:] == ("model.layers.1:1, read", "model.layers.1:1, exit")
         assert seen[name].columns == ((0, 1), (0, 1), (0, 1, 3), (0, 1, 3)) and seen[name].labels == [0, 1, 3]
 
 

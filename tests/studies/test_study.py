@@ -159,6 +159,10 @@ def test_every_row_gets_its_rate_and_its_controls(tmp_path, monkeypatch):
     assert rows["plain, time of denseformer"].any["recipe"]["steps"] == 15
     assert rows["plain, parameters of denseformer"].any["inner"] == 12 + round(100 / (2 * 3 * 8))
     assert done.planned == len(done.runs) == 8
+    for label, control, difference in done.controlled("scratch"):
+        assert (label, difference.mean, difference.seeds) == ("denseformer", pytest.approx(0), 2)
+        assert control in rows
+    assert len(done.controlled("scratch")) == 2
 
 
 def test_what_is_done_is_compared_when_time_is_over(tmp_path, monkeypatch):

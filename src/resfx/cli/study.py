@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from resfx.errors import nearest
 from resfx.methods.base import Method, methods
-from resfx.studies.plan import CONTROLS
-from resfx.studies.run import STARTS
+from resfx.studies.run import CONTROLS, STARTS
 from resfx.studies.sizes import HOSTS, SIZES
 
 from .settings import SettingError, config_of

@@ -13,6 +13,7 @@ from resfx.errors import InputError
 from resfx.methods.observe import Observed
 from resfx.ops.register import accumulator
 from resfx.passes.capture.inputs import Example, Named, Positional, example_of
+from resfx.passes.scopes.bank import Placed
 from resfx.report.progress import warn
 from resfx.runtime.blocks import block_names
 from resfx.runtime.module import of, rewriting_of
@@ -116,7 +117,7 @@ def _of_methods(seen: list[Seen], stream_of: dict[str, int]) -> dict[str, Quanti
             told.setdefault(f"{one.placed.application}/{name}", []).append((one, observed))
     found = {}
     for name, entries in told.items():
-        places = _numbered([one.placed.site for one, _ in entries])
+        places = _numbered(_names([one.placed for one, _ in entries]))
         columns = tuple(one.columns(observed) for one, observed in entries)
         axes = entries[0][1].axes
         found[name] = Quantity(name, axes, places, tuple(_array(o.values) for _, o in entries), columns)
@@ -135,6 +136,14 @@ def _products(streams: Sequence[int], matrices: Sequence[Tensor]) -> list[Tensor
         so_far[stream] = so_far[stream] @ matrix if stream in so_far else matrix
         out.append(so_far[stream])
     return out
+
+
+def _names(placed: Sequence[Placed]) -> list[str]:
+    """The adds of modules; with their roles where several stand at one."""
+    at: dict[str, set[str]] = {}
+    for one in placed:
+        at.setdefault(one.site, set()).add(one.path)
+    return [one.site if len(at[one.site]) == 1 else f"{one.site}, {one.role}" for one in placed]
 
 
 def _numbered(names: Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from .learned import picture_of, probe_runs
 from .plan import GRAFT_RATE, GRAFT_TOKENS
 from .plot import plot_curves, plot_depth, plot_differences, plot_parameters
 from .results import Results, Row
-from .run import PLAIN
+from .run import CONTROLS, PLAIN
 from .tokens import BYTES
 
 TITLES = {"scratch": "From scratch", "graft": "Grafted onto a trained plain model"}
@@ -57,21 +57,22 @@ def _setup(results: Results) -> str:
         if facts["rates"]
         else "one for all rows, tuned for none: a method that wants another rate than this is not done justice"
     )
-    trained = f"A byte-level BPE of {size.vocabulary} entries, trained on the training documents"
-    vocabulary = trained if size.vocabulary > BYTES else "Bytes as they are"
+    trained = f"a byte-level BPE of {size.vocabulary} entries, trained on the training documents"
+    vocabulary = trained if size.vocabulary > BYTES else "bytes as they are"
     batch, first, warm = f"{size.batch} rows of {size.length}", f"{facts['tokens']:,}", plain["recipe"]["warmup"]
     return f"""## What was run
 
 - Model: a {facts["host"]} of {size.layers} blocks, width {size.width}, {plain["parameters"]:,} parameters, float32.
 - Text: {facts["source"]}.
   {documents["train"]} documents to train on, {documents["held"]} held out, {documents["tune"]} for choosing rates; a
-  document belongs where a hash of its name puts it. {vocabulary}: {facts["text_tokens"]:,} tokens to train on,
-  {facts["bytes_per_token"]:.2f} bytes each.
+  document belongs where a hash of its name puts it.
+- Tokens: {vocabulary}. {facts["text_tokens"]:,} of them to train on, {facts["bytes_per_token"]:.2f} bytes each.
 - From scratch: {first} tokens, {steps} steps of {batch}, `start="published"`. Grafts: the plain model of the same seed,
   trained as above, rewritten with `start="preserve"` and trained on with {GRAFT_TOKENS:g} times as many tokens at
   {GRAFT_RATE:g} times the rate, beside the plain model trained on alike.
 - AdamW, warm-up over {warm:.0%} of the steps, a cosine down to a tenth, gradients clipped at 1; weight decay 0.1 on the
-  host's matrices only. Learning rates: {rates}.
+  host's matrices only.
+- Learning rates: {rates}.
 - In a seed all rows have the same first weights, as far as they have them in common, and the same batches in the same
   order. Losses are means over the same held-out windows, in nats per token.
 - Machine: {machines}; torch {any_run["torch"]}. Times are of the processor, without evaluation."""
@@ -85,6 +86,9 @@ def _setting(results: Results, setting: str, folder: Path) -> str:
     parts = [f"## {title}", results.table(setting, markdown=True), _words(rows, others)]
     if setting == "graft":
         parts.append(_begins(rows))
+    if controlled := results.controlled(setting):
+        lines = [f"- `{label}` less `{control}`: {difference}" for label, control, difference in controlled]
+        parts.append("\n".join(["Against plain models of the same size or time:\n", *lines]))
     if others:
         plot_differences(folder / f"{setting}-differences.png", title, others)
         plot_parameters(folder / f"{setting}-parameters.png", title, rows)
@@ -162,7 +166,7 @@ def _limits(results: Results) -> str:
     costs = [row.cost for s in results.settings for row in results.rows(s) if row.cost and row.label != PLAIN]
     slower = f" (here x {statistics.median(costs):.2f} in the median)" if costs else ""
     controls = results.facts["controls"]
-    missing = [n for n in ("parameters", "time") if n not in controls]
+    missing = [n for n in CONTROLS if n not in controls]
     without = f" There is no control of equal {' or '.join(missing)} on this page." if missing else ""
     return (
         "## What this does not show\n\nHow a method does at another size, on another text, with more tokens, or at its"

@@ -9,12 +9,11 @@ from resfx.errors import OptionError
 from resfx.methods.base import Method, method_of
 
 from .results import Row
-from .run import PLAIN, Bench, Run, Setting
+from .run import PLAIN, Bench, Run, Setting, control_label
 from .sizes import wider
 from .training import Recipe
 
 GRAFT_RATE, GRAFT_TOKENS = 0.3, 0.5  # of a run from scratch
-CONTROLS = ("parameters", "time")
 Modes = Sequence[str | Method] | Mapping[str, str | Method]
 
 
@@ -96,7 +95,7 @@ def control_runs(bench: Bench, rows: Sequence[Row], controls: Sequence[str], pla
         for seed in row.results:
             run = plain[seed]
             if "parameters" in controls and inner > bench.size.inner:
-                yield dataclasses.replace(run, label=f"{PLAIN}, parameters of {row.label}", inner=inner)
+                yield dataclasses.replace(run, label=control_label("parameters", row.label), inner=inner)
             if "time" in controls and (row.cost or 0) > 1:
                 recipe = dataclasses.replace(run.recipe, steps=round(run.recipe.steps * (row.cost or 1)))
-                yield dataclasses.replace(run, label=f"{PLAIN}, time of {row.label}", recipe=recipe)
+                yield dataclasses.replace(run, label=control_label("time", row.label), recipe=recipe)

@@ -13,7 +13,7 @@ from typing import Any
 
 from resfx.report.text import table
 
-from .run import PLAIN, Bench, Run, seconds_per_step
+from .run import CONTROLS, PLAIN, Bench, Run, control_label, seconds_per_step
 
 # The 0.975 quantile of Student's t for 1, 2, ... degrees of freedom.
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
@@ -147,6 +147,17 @@ class Results:
     def settings(self) -> list[str]:
         """The settings that have finished runs."""
         return list(dict.fromkeys(result["setting"] for result in self.runs))
+
+    def controlled(self, setting: str) -> list[tuple[str, str, Difference]]:
+        """Rows that have a plain model of their size or time: the row, that control, and the difference to it."""
+        rows = {row.label: row for row in self.rows(setting)}
+        found = []
+        for label, row in rows.items():
+            for control in (control_label(kind, label) for kind in CONTROLS):
+                difference = paired(row.losses, rows[control].losses) if control in rows else None
+                if difference is not None:
+                    found.append((label, control, difference))
+        return found
 
     def table(self, setting: str, markdown: bool = False) -> str:
         """A setting's rows as text."""

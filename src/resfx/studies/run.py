@@ -25,6 +25,7 @@ Setting = Literal["scratch", "graft"]
 STARTS: dict[Setting, Literal["published", "preserve"]] = {"scratch": "published", "graft": "preserve"}
 CURVE, FINAL = 64, 256  # held-out windows for a point of the curve, and for the last one
 PLAIN = "plain"
+CONTROLS = ("parameters", "time")
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,11 @@ def build(run: Run, bench: Bench, ids: torch.Tensor, held: torch.Tensor) -> Any:
                     "a method with start='preserve'",
                 )  # fmt: skip
     return new
+
+
+def control_label(control: str, label: str) -> str:
+    """What the plain model is called that has the parameters, or the time, of a row."""
+    return f"{PLAIN}, {control} of {label}"
 
 
 def seconds_per_step(result: dict[str, Any]) -> float:

@@ -11,9 +11,9 @@ from typing import Any
 from resfx.errors import OptionError, nearest
 
 from .bar import Bar
-from .plan import CONTROLS, Modes, control_runs, labelled, main_runs, plain_run, sweep_runs
+from .plan import Modes, control_runs, labelled, main_runs, plain_run, sweep_runs
 from .results import Results
-from .run import PLAIN, STARTS, Bench, Run, execute
+from .run import CONTROLS, PLAIN, STARTS, Bench, Run, execute
 from .sizes import size_of
 from .text import corpus_of
 from .tokens import tokenized
