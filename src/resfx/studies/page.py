@@ -155,8 +155,8 @@ def _learned(results: Results, folder: Path) -> str:
     return "\n\n".join([
         "## What the new parameters learned",
         f"Of the models trained from scratch in seed {seed}, on one held-out batch, by `resfx.probe`: what was learned,"
-        " not whether it helps. A wide stream is the mean of its channels; behind the last block it has left them, with"
-        " the published starts as their sum. Where a method's reads leave the running sum aside, as published Attention"
+        " not whether it helps. A wide stream is the mean of its channels; behind the last block the method has read"
+        " them out. Where a method's reads leave the running sum aside, as published Attention"
         " Residuals do, the gradient in it is zero and not drawn.",
         f"![norm]({name}/stream-norm.png)", f"![gradient]({name}/stream-gradient.png)", *pictures,
     ])  # fmt: skip
@@ -168,10 +168,13 @@ def _limits(results: Results) -> str:
     controls = results.facts["controls"]
     missing = [n for n in CONTROLS if n not in controls]
     without = f" There is no control of equal {' or '.join(missing)} on this page." if missing else ""
+    plain = next((r for r in results.runs if r["label"] == PLAIN), results.runs[0])
     return (
         "## What this does not show\n\nHow a method does at another size, on another text, with more tokens, or at its"
-        " own best rate. Tokens are equal, time is not: methods cost time, run eagerly on this machine"
-        f"{slower}, and parameters.{without} The published results are at sizes a hundred to a thousand times this one."
+        f" own best rate. A run from scratch has {results.facts['tokens'] / plain['parameters']:.2g} tokens for each"
+        f" parameter, {plain['recipe']['steps']} steps in all: what a start gains or loses in them need not last."
+        f" Tokens are equal, time is not: methods cost time, run eagerly on this machine{slower}, and"
+        f" parameters.{without}"
     )
 
 
