@@ -11,7 +11,7 @@ from resfx.errors import require
 
 from .run import PLAIN
 
-GREY, DPI = "#9aa5b1", 90
+GREY, DPI = "#9aa5b1", 80
 
 
 def plot_differences(path: str | os.PathLike[str], title: str, rows: Sequence[Any]) -> None:
