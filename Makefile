@@ -1,12 +1,14 @@
 # Everything a newcomer needs: `make demo` and `make test`. Both set up a virtual environment first.
 PYTHON ?= python3
 SET ?= tested
+STUDY ?= --methods ddl "ddl, d_v=4" attnres "attnres, blocks" delta_attnres denseformer mhc hyper_connections short_swa \
+	canon depth_read mudd --seeds 3
 VENV ?= .venv$(if $(filter-out tested,$(SET)),-$(SET))
 VERSIONS = constraints/$(SET).txt
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-versions versions ready lint docs pages zoo matrix first-use ecosystem clean gpu bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small bench-systems
+.PHONY: demo test test-versions versions ready lint docs pages zoo matrix first-use ecosystem clean gpu study bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small bench-systems
 
 $(READY): pyproject.toml $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +48,10 @@ ecosystem: $(READY)
 
 matrix: $(READY)
 	$(RUN) -m tests.matrix
+
+# docs/study.md: hours, and it goes on where it stopped.
+study: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) -m resfx study --out study --page docs/study.md $(STUDY)
 
 bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small bench-systems: bench-%: $(READY)
 	$(RUN) -m benchmarks.$*

@@ -1,5 +1,7 @@
 """Change a model's residual stream without touching its code."""
 
+from typing import TYPE_CHECKING, Any
+
 from resfx.comparison.compare import compare
 from resfx.comparison.result import Comparison
 from resfx.methods.base import Method
@@ -18,6 +20,8 @@ from resfx.methods.site.ddl import DDL
 from resfx.methods.wide.hyper_connections import HyperConnections
 from resfx.methods.wide.mhc import MHC, mHC
 from resfx.passes.find.site import Site, Skip, Stream
+from resfx.probes.probe import probe
+from resfx.probes.result import Probe
 from resfx.report.page.page import page
 from resfx.report.report import Report
 from resfx.runtime.blocks import checkpoint_blocks, compile_blocks
@@ -45,6 +49,7 @@ __all__ = [
     "DepthRead",
     "HyperConnections",
     "Method",
+    "Probe",
     "Report",
     "ShortConv",
     "ShortSWA",
@@ -65,9 +70,23 @@ __all__ = [
     "of",
     "original",
     "page",
+    "probe",
     "rewrite",
     "save",
     "scan",
     "split",
+    "study",
     "trainable",
 ]
+
+
+if TYPE_CHECKING:
+    from resfx.studies.study import study
+
+
+def __getattr__(name: str) -> Any:
+    if name == "study":  # a day's work: imported when it is begun
+        from resfx.studies.study import study
+
+        return study
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

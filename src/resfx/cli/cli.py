@@ -1,4 +1,4 @@
-"""The command line: scan, rewrite, export, bench (a model); methods, kernels, doctor."""
+"""The command line: scan, rewrite, export, bench (a model); study; methods, kernels, doctor."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from resfx.runtime.saved import saving
 
 from .doctor import diagnose
 from .settings import SettingError, config_of
+from .study import run_study, study_config, study_options
 from .targets import Target, load_target
 
 MODEL = """a model: package.module:factory (a module, or a callable that returns a model or (model, args, kwargs)),
@@ -50,9 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = make_parser()
     options = parser.parse_args(argv)
+    options.given = list(sys.argv[2:] if argv is None else argv[1:])
     try:
-        rewrites = options.command in ("rewrite", "export", "bench")
-        options.config = config_of(options.method, options.set, options.start) if rewrites else None
+        if options.command == "study":
+            options.config = {text: study_config(text) for text in options.methods}
+        else:
+            rewrites = options.command in ("rewrite", "export", "bench")
+            options.config = config_of(options.method, options.set, options.start) if rewrites else None
     except SettingError as error:
         parser.error(str(error))
     try:
@@ -91,6 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     bench.add_argument("--plot", metavar="FILE", help="draw them here (.png, .svg, .pdf)")
     _looking(bench)
     bench.add_argument("--quiet", action="store_true", help="no progress lines")
+    study_options(commands.add_parser("study", help="train the plain model and methods side by side"))
     listing = commands.add_parser("methods", help="list the methods")
     listing.add_argument("--markdown", action="store_true", help="as the table of the README")
     listing.set_defaults(debug=False)
@@ -255,4 +261,4 @@ def _look(options: argparse.Namespace, shown: Any, comparison: Comparison | None
 
 
 COMMANDS = {"scan": _scan, "rewrite": _rewrite, "export": _export, "bench": _bench, "methods": _methods,
-            "kernels": _kernels, "doctor": _doctor}  # fmt: skip
+            "kernels": _kernels, "doctor": _doctor, "study": run_study}  # fmt: skip

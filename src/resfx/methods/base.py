@@ -75,6 +75,8 @@ class Method:
     before the attention), ``"attention"`` (what the attention reads), ``"q"``, ``"k"``, ``"v"`` (projections, after a
     norm over the head), ``"mlp"`` (what the MLP reads), ``"hidden"`` (its first projection, before the activation).
 
+    A module that has ``observe``, see :mod:`resfx.methods.observe`, tells :func:`resfx.probe` what it learned.
+
     Attributes:
         start: ``"preserve"`` computes exactly what the host did until the new parameters learn;
             ``"published"`` is the initialisation of the paper, for training from scratch.

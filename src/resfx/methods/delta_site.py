@@ -14,6 +14,7 @@ from resfx.ops.register import accumulator, in_type
 
 from .base import Place, factory_of
 from .learned import Draw, Learned, Linear, constant, empty, normal, uniform, zeros
+from .observe import Observations, Observed
 
 
 class DeltaSite(Learned):
@@ -63,6 +64,37 @@ class DeltaSite(Learned):
     def forward(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Tensor:
         beta, v = self.gates(x, f, c)
         return delta_shortcut(x, f, beta, v, self.mix, total, eps2=self.eps2, add=self.config.start == "preserve")
+
+    def observe(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Observations:
+        """The gate, and what it does along ``k = f / |f|``, per row: :meth:`along`."""
+        return self.along(x.unsqueeze(-2), x, f, c)
+
+    def along(self, state: Tensor, x: Tensor, f: Tensor, c: Tensor | None) -> Observations:
+        """``beta``; ``erased``, the norm of ``beta k (k . X)``; ``written``, that of ``beta k v``; ``cosine``, of ``k``
+        with the stream; over value channels the norms are those of the whole matrices, and the cosine has an axis.
+        Where the shortcut starts as the host's (``preserve="interpolate"``) they act times ``mix``.
+
+        Args:
+            state: the stream, ``(..., values, d)``.
+            x, f, c: what :meth:`gates` reads.
+        """
+        beta, v = self.gates(x, f, c)
+        wide = accumulator(x.dtype)
+        state, f = state.to(wide), f.to(wide)
+        k = f * torch.rsqrt(f.square().sum(-1, keepdim=True) + self.eps2)
+        inside = (state * k.unsqueeze(-2)).sum(-1)  # k . X, one number per channel
+        size = beta.abs() * k.square().sum(-1, keepdim=True).sqrt()
+        cosine = inside / (state.square().sum(-1) * k.square().sum(-1, keepdim=True)).sqrt().clamp_min(1e-30)
+        several = state.shape[-2] > 1
+        found = {
+            "beta": Observed(beta.squeeze(-1)),
+            "erased": Observed((size * inside).square().sum(-1).sqrt()),
+            "written": Observed((size * v).square().sum(-1).sqrt()),
+            "cosine": Observed(cosine, ("channel",)) if several else Observed(cosine.squeeze(-1)),
+        }
+        if self.mix is not None:
+            found["mix"] = Observed(self.mix.mean())
+        return found
 
     def extra_repr(self) -> str:
         return f"target={self.config.target}, eps2={self.eps2:g}"

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import empty
+from resfx.methods.observe import Observations, attention_map
 from resfx.ops.attention_read.formula import attention_read
 from resfx.ops.attention_read.two_phase import Ahead, inter_block, intra_block
+from resfx.ops.scores import rms_scores
 
 from .base import NOT_A_SUM, DepthMethod, DepthPlace, Read, in_blocks
 
@@ -89,6 +91,13 @@ class AttnResRead(Read):
         if ahead is None:
             return attention_read(sources, query, base, eps=self.eps, relative=self.preserve)
         return intra_block(ahead, sources[0] if sources else None, query, base, self.eps).to(x.dtype)
+
+    def observe(self, sources: list[Tensor], x: Tensor, ahead: Ahead | None = None) -> Observations:
+        """``weights``, ``a``, and their entropy. With ``two_phase`` there are none: the sums over finished blocks that
+        a read is handed no longer tell the blocks apart."""
+        if ahead is not None:
+            return {}
+        return attention_map(rms_scores(sources, self.query * self.gain, self.eps).softmax(-1))
 
 
 class InterBlock(nn.Module):

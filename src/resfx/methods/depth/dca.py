@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import empty, normal, zeros
+from resfx.methods.observe import Observations, Observed
 from resfx.ops.chunks import apart, cut, is_cut, run_chunk
 from resfx.ops.register import accumulator, plus
 
@@ -101,6 +102,17 @@ class DCARead(Read):
         totals = [plus(of_output).to(x.dtype) for of_output in zip(*parts, strict=True)]
         mixed = [x + total if self.preserve else total for total in totals]
         return tuple(mixed) if len(mixed) > 1 else mixed[0]
+
+    def observe(self, sources: list[Tensor], x: Tensor) -> Observations:
+        """``weights``: the coefficient of every source in every mixture, averaged over features; 1 is the host's."""
+        wide = accumulator(x.dtype)
+        b, w = self.b.to(wide), self.w.to(wide)
+        found = [
+            torch.stack([_coefficient(b[o, j], (g.to(wide) * w[o]).sum(-1, keepdim=True), self.live, self.preserve)
+                         .mean(-1) for j, g in enumerate(sources)], -1)
+            for o in range(len(b))
+        ]  # fmt: skip
+        return {"weights": Observed(torch.stack(found, -2) + self.preserve, ("mixture", "source"))}
 
 
 def mixtures(sources: Sequence[Tensor], b: Tensor, w: Tensor, live: bool, preserve: bool) -> list[Tensor]:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import empty, normal, zeros
+from resfx.methods.observe import Observations, Observed, attention_map
 from resfx.ops.attention_read.formula import attention_read
+from resfx.ops.scores import rms_scores
 
 from .base import DepthMethod, DepthPlace, Read, in_blocks
 
@@ -87,6 +89,18 @@ class DeltaRead(Read):
                 zeros(parameter)
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
+        return attention_read(self._with_null(sources, x), self.query * self.gain, x, self.gate, eps=self.eps)
+
+    def observe(self, sources: list[Tensor], x: Tensor) -> Observations:
+        """``weights``, ``a``, and their entropy, which counts the null source; its share is ``null``; and ``gate``."""
+        weights = rms_scores(self._with_null(sources, x), self.query * self.gain, self.eps).softmax(-1)
+        found = attention_map(weights)
         if self.null is not None:
-            sources = [*sources, self.null.expand_as(x)]
-        return attention_read(sources, self.query * self.gain, x, self.gate, eps=self.eps)
+            found["weights"] = Observed(weights[..., :-1], ("source",))
+            found["null"] = Observed(weights[..., -1])
+        if self.gate is not None:
+            found["gate"] = Observed(self.gate.squeeze(-1))
+        return found
+
+    def _with_null(self, sources: list[Tensor], x: Tensor) -> list[Tensor]:
+        return sources if self.null is None else [*sources, self.null.expand_as(x)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import Linear, normal, zeros
+from resfx.methods.observe import Observations, attention_map
 from resfx.ops.scores import rms_norm
 from resfx.ops.window.formula import windowed_attention_row
 
@@ -112,11 +113,22 @@ class AttentionRead(Read):
         if self.query is None:
             z = values[-1]
         else:
-            split = lambda y: y.unflatten(-1, (self.heads, self.dim // self.heads))
-            q = split(self.query(normed(x, self.eps)))
-            z = windowed_attention_row(q, [split(r[..., : self.dim]) for r in rows], [split(v) for v in values])
-            z = z.flatten(-2)
+            q = self._split(self.query(normed(x, self.eps)))
+            keys = [self._split(r[..., : self.dim]) for r in rows]
+            z = windowed_attention_row(q, keys, [self._split(v) for v in values]).flatten(-2)
         return x + self.out(z.to(self.out.weight.dtype)).to(x.dtype)
+
+    def observe(self, sources: list[Tensor], x: Tensor) -> Observations:
+        """``weights`` of the states for every head, and their entropy; none where one state is read."""
+        if self.query is None:
+            return {}
+        rows = sources if self.projection is None else [self.projection(s) for s in sources]
+        q = self._split(self.query(normed(x, self.eps)))
+        scores = [(q * self._split(r[..., : self.dim])).sum(-1) / math.sqrt(q.shape[-1]) for r in rows]
+        return attention_map(torch.stack(scores, -1).softmax(-1), "head")
+
+    def _split(self, y: Tensor) -> Tensor:
+        return y.unflatten(-1, (self.heads, self.dim // self.heads))
 
 
 def normed(x: Tensor, eps: float | None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import empty, set_values
+from resfx.methods.observe import Observations, Observed, attention_map
 from resfx.ops.scores import relative_softmax
 from resfx.ops.weighted_sum.formula import weighted_sum
 
@@ -97,6 +98,13 @@ class ELCRead(Read):
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.average(sources, x)
+
+    def observe(self, sources: list[Tensor], x: Tensor) -> Observations:
+        """``weights``, ``softmax(a)``, their entropy, and ``cut``, ``g``, where there is one."""
+        found = {} if self.logits is None else attention_map(self.logits.softmax(-1))
+        if self.cut is not None:
+            found["cut"] = Observed(self.cut.squeeze(-1))
+        return found
 
 
 class BaseRead(ELCRead):

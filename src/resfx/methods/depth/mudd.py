@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import Linear, empty, normal, set_values, zeros
+from resfx.methods.observe import Observations, Observed
 from resfx.ops.scores import rms_norm, rms_scales
 from resfx.ops.weighted_sum.formula import weighted_sums
 
@@ -98,13 +99,24 @@ class MUDDRead(Read):
         set_values(self.static, start)
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        hidden = nn.functional.gelu(self.expand(rms_norm(x, self.eps).to(self.expand.weight.dtype)))
-        dynamic = self.weigh(hidden).unflatten(-1, self.static.shape)
-        weights = dynamic.to(torch.promote_types(dynamic.dtype, torch.float32)) + self.static
+        weights = self.weights(x)
         if self.gain is not None:
             weights = weights * rms_scales(sources, self.eps).unsqueeze(-2)
         mixed = [self._finish(total, x) for total in weighted_sums(sources, weights)]
         return tuple(mixed) if len(mixed) > 1 else mixed[0]
+
+    def weights(self, x: Tensor) -> Tensor:
+        """``A (..., streams, sources)``, less one for the newest source with ``start="preserve"``."""
+        hidden = nn.functional.gelu(self.expand(rms_norm(x, self.eps).to(self.expand.weight.dtype)))
+        dynamic = self.weigh(hidden).unflatten(-1, self.static.shape)
+        return dynamic.to(torch.promote_types(dynamic.dtype, torch.float32)) + self.static
+
+    def observe(self, sources: list[Tensor], x: Tensor) -> Observations:
+        """``weights``, ``A`` for every stream; with ``prepost`` those of the normalised sources, ``X_i`` apart."""
+        weights = self.weights(x).clone()
+        if self.scale is None:
+            weights[..., -1] += self.preserve
+        return {"weights": Observed(weights, ("stream", "source"))}
 
     def _finish(self, total: Tensor, x: Tensor) -> Tensor:
         if self.scale is not None and self.gain is not None:

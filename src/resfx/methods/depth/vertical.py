@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import empty
+from resfx.methods.observe import Observations, Observed, attention_map
 from resfx.ops.scores import rms_scales, rms_scores
 from resfx.ops.weighted_sum.formula import weighted_sum
 
@@ -69,10 +70,19 @@ class VerticalRead(Read):
             nn.init.zeros_(self.gate)
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
+        total = weighted_sum(sources, self._weights(sources) * rms_scales(sources, self.eps))
+        return x + (total if self.gate is None else self.gate * total).to(x.dtype)
+
+    def observe(self, sources: list[Tensor], x: Tensor) -> Observations:
+        """``weights``, ``softmax(a)``, their entropy, and ``gate``."""
+        found = attention_map(self._weights(sources))
+        if self.gate is not None:
+            found["gate"] = Observed(self.gate.squeeze(-1))
+        return found
+
+    def _weights(self, sources: list[Tensor]) -> Tensor:
         if self.content:
             logits = rms_scores(sources, self.logits, self.eps)
         else:
             logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
-        weights = logits.softmax(-1)
-        total = weighted_sum(sources, weights * rms_scales(sources, self.eps))
-        return x + (total if self.gate is None else self.gate * total).to(x.dtype)
+        return logits.softmax(-1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import empty, set_values, uniform, zeros
+from resfx.methods.observe import Observations, Observed
 from resfx.ops.short_convolution.formula import short_convolution
 from resfx.ops.window.formula import reach
 
@@ -99,6 +100,12 @@ class LocalConv(Mixer):
         mixed = short_convolution(x, self.weight, self.bias, base, silu, left, rows.shape[1]).to(rows.dtype)
         out = self.from_rows(rows + mixed if self.residual and base is None else mixed, h)
         return (out, (last(x, before, 1),)) if keep else out
+
+    def observe(
+        self, h: Tensor, mask: Tensor | None = None, state: State | None = None, keep: bool = False
+    ) -> Observations:
+        """``taps``: root of the mean square over channels of the weights, by distance ``s``."""
+        return {"taps": Observed(self.weight.square().mean(0).sqrt().flip(0), ("distance",), -self.reads[1])}
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]} channels, kernel {self.kernel}, activation {self.activation}"

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from resfx._torch import has_hooks, is_exporting
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Linear, zeros
+from resfx.methods.observe import Observations, Observed
 from resfx.ops.register import accumulator
-from resfx.ops.window.formula import attend, windowed_attention
+from resfx.ops.window.formula import attend, reach, windowed_attention
 
 from .mixer import Mixer, State, last, readable
 
@@ -121,6 +122,27 @@ class ShortWindow(Mixer):
             before = torch.zeros(h.shape[0], dtype=torch.int64, device=h.device) if seen is None else seen
             after += (before + h.shape[1],)
         return out, after
+
+    def observe(
+        self, h: Tensor, mask: Tensor | None = None, state: State | None = None, keep: bool = False
+    ) -> Observations:
+        """``weights`` of every head by distance, ``t - j``, for each position; 0 where there is no such neighbour.
+        None while decoding: a call that goes on has no row to show.
+        """
+        if state is not None:
+            return {}
+        c = (h if self.norm is None else self.norm(h)).to(self.o.weight.dtype)
+        q, k = self._split(self.q(c)), self._split(self.k(c))
+        size, window = h.shape[1], self.config.window
+        one = torch.eye(size, dtype=accumulator(q.dtype), device=q.device).expand(*q.shape[:-2], size, size)
+        weights = self._mix(q, k, one, readable(h, mask))  # the weights themselves: what is read is who is read
+        chunk, (left, right) = self.config.kind == "chunk", reach(window, self.causal)
+        right = window - 1 if chunk and not self.causal else right
+        left = window - 1 if chunk else left
+        at = torch.arange(size, device=q.device).unsqueeze(-1) - torch.arange(-right, left + 1, device=q.device)
+        there = (at >= 0) & (at < size)
+        weights = weights.gather(-1, at.clamp(0, size - 1).expand(*weights.shape[:-1], -1)) * there
+        return {"weights": Observed(weights.transpose(1, 2), ("head", "distance"), -right)}
 
     def _project(self, c: Tensor) -> Sequence[Tensor]:
         """Queries, keys and values. Where ``c`` gets a gradient, narrow ones come from one product, so that three

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Place, factory_of
 from resfx.methods.delta_site import DeltaSite
 from resfx.methods.learned import Learned, empty, normal, set_values
+from resfx.methods.observe import Observations, Observed, apart
 from resfx.methods.sequence.mixer import Mixer, State, last, readable
 from resfx.ops.channels.formula import combine, delta_write, spread, total
 from resfx.ops.register import accumulator
@@ -54,6 +55,14 @@ class Reader(nn.Module):
 
     def forward(self, state: Tensor) -> tuple[Tensor | tuple[Tensor, ...], None]:
         return self.compress(state), None
+
+    def observe(self, state: Tensor) -> Observations:
+        """``apart``: how far the value channels differ; ``read``: what each counts for, averaged over features."""
+        found = {"apart": Observed(apart(state))}
+        if isinstance(self.compress, ChannelCompressor):
+            weights = torch.stack(self.compress.weights(accumulator(state.dtype)))
+            found["read"] = Observed(weights.mean(-1), ("channel",))
+        return found
 
 
 class ChannelCompressor(Learned):
@@ -194,6 +203,12 @@ class DeltaWrite(DeltaSite):
         beta, v = self.gates(x, f, c)
         config = self.config
         return delta_write(state, f, beta, v, self.mix, self.eps2, config.start == "preserve", not config.write_only)
+
+    def observe(self, state: Tensor, f: Tensor, x: Tensor, c: Tensor | None, memo: None) -> Observations:  # type: ignore[override]
+        found = self.along(state, x, f, c)
+        if self.config.write_only:
+            del found["erased"]
+        return found
 
 
 def _start_kernel(config: Any, kernel: Tensor, tap: int, width: int) -> None:

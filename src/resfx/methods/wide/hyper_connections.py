@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, empty, set_values
+from resfx.methods.observe import Observations, Observed, apart
 from resfx.ops.channels.formula import combine, inverse_deviation, mix
 from resfx.ops.register import accumulator
 
@@ -89,6 +90,15 @@ def readout_of(config: Any) -> str:
     return "mean" if config.start == "preserve" else "sum"
 
 
+def observed_channels(state: Tensor, read: Tensor, write: Tensor, mixing: Tensor) -> Observations:
+    """What there is to see of a state ``(..., n, d)`` and one add's coefficients ``(..., n)`` and ``(..., n, n)``, row:
+    from, column: to."""
+    return {
+        "read": Observed(read, ("channel",)), "write": Observed(write, ("channel",)),
+        "mixing": Observed(mixing, ("from", "to")), "apart": Observed(apart(state)),
+    }  # fmt: skip
+
+
 class HyperRead(Learned):
     """The coefficients of one add and the branch's input.
 
@@ -136,6 +146,10 @@ class HyperRead(Learned):
     def forward(self, state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         read, write, matrix = self.coefficients(state)
         return combine(state, read.unsqueeze(-1), 1.0), (write, matrix)
+
+    def observe(self, state: Tensor) -> Observations:
+        """``read``, ``A_m``; ``write``, ``B``; ``mixing``, ``A_r``; ``apart``: how far the channels differ."""
+        return observed_channels(state, *self.coefficients(state))
 
     def extra_repr(self) -> str:
         return f"channels={self.config.n}, dynamic={self.config.dynamic}"

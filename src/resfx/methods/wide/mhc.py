@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, empty, normal, set_values
+from resfx.methods.observe import Observations
 from resfx.ops.channels.formula import combine, inverse_deviation, mix, total
 from resfx.ops.register import accumulator, in_type
 from resfx.ops.sinkhorn.formula import sinkhorn
 
 from .base import Expand, Readout, WideStream
-from .hyper_connections import check_wide, readout_of
+from .hyper_connections import check_wide, observed_channels, readout_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +160,13 @@ class ManifoldRead(Learned):
     def forward(self, state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
         weights, post, res, unit = self.coefficients(state)
         return combine(state, weights.unsqueeze(-1), unit), (post, res)
+
+    def observe(self, state: Tensor) -> Observations:
+        """``read``, ``H_pre``; ``write``, ``H_post``; ``mixing``, ``H_res`` from row to column, the identity at the
+        adds that have none; ``apart``: how far the channels differ."""
+        read, write, res, _ = self.coefficients(state)
+        mixing = torch.eye(self.config.n, dtype=read.dtype, device=read.device) if res is None else res.mT
+        return observed_channels(state, read, write, mixing)
 
     def extra_repr(self) -> str:
         return f"channels={self.config.n}"

@@ -1,0 +1,1 @@
+"""What the new parameters of a rewritten model learned: quantities over depth, pictures, scalars while it trains."""
