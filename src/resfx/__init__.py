@@ -11,6 +11,9 @@ from resfx.methods.depth.depth_read import DepthRead
 from resfx.methods.depth.elc import ELC
 from resfx.methods.depth.mudd import MUDD
 from resfx.methods.depth.vertical import VerticalAttention
+from resfx.methods.route.lime import LIMe
+from resfx.methods.route.value_embedding import ValueEmbedding
+from resfx.methods.route.value_residual import ValueResidual
 from resfx.methods.sequence.canon import Canon
 from resfx.methods.sequence.short_conv import ShortConv
 from resfx.methods.sequence.short_swa import ShortSWA
@@ -42,6 +45,7 @@ __all__ = [
     "DenseFormer",
     "DepthRead",
     "HyperConnections",
+    "LIMe",
     "Method",
     "Report",
     "ShortConv",
@@ -49,6 +53,8 @@ __all__ = [
     "Site",
     "Skip",
     "Stream",
+    "ValueEmbedding",
+    "ValueResidual",
     "VerticalAttention",
     "checkpoint_blocks",
     "compare",

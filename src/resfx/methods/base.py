@@ -70,6 +70,8 @@ class Method:
 
     ``wide``: :meth:`build_stream` gives the modules of a stream of ``n`` channels, see
     :class:`resfx.methods.wide.base.WideStream`.
+    ``route``: ``forward(sources, v)`` gives the projection ``v`` mixed with that of earlier layers, see
+    :class:`resfx.methods.route.base.RouteMethod`.
     ``sequence``: ``forward(h, mask, state, keep)`` gives ``h (batch, positions, width)`` mixed over the positions; see
     :class:`resfx.methods.sequence.mixer.Mixer`. ``points`` says where: ``"stream"`` (a residual sublayer of its own
     before the attention), ``"attention"`` (what the attention reads), ``"q"``, ``"k"``, ``"v"`` (projections, after a

@@ -136,7 +136,8 @@ class Rewriting:
             if inside is None:
                 continue
             claimed = {c.name: c.is_within(path) for c in application.claimed or ()}
-            for stream in self.first.streams if self.first and application.method.scope in ("depth", "wide") else ():
+            across = application.method.scope in ("depth", "wide", "route")
+            for stream in self.first.streams if self.first and across else ():
                 members = [claimed[s.name] for s in stream.sites if s.name in claimed]
                 if any(members) and not all(members):
                     raise VariantError(
@@ -171,8 +172,10 @@ def rewrite_capture(capture: Capture, tree: nn.Module, applications: Sequence[Ap
     nodes = len(capture.graph.nodes)
     sites, skips, streams = find_sites(capture.graph, tree)
     surgery = Surgery(capture.graph, tree, streams)
-    # Mixers over positions go first: they act on the host's own branches, and what replaces an add reads their result.
-    for application in sorted(applications, key=lambda a: a.method.scope != "sequence"):
+    # What acts inside the host's own branches goes first, mixers before routes: what replaces an add reads its result.
+    inside = ("sequence", "route")
+    order = lambda a: inside.index(a.method.scope) if a.method.scope in inside else len(inside)
+    for application in sorted(applications, key=order):
         apply_method(surgery, sites, application)
     capture.graph.lint()
     skips = skips + [s for a in applications for s in a.skips]
