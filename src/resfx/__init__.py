@@ -18,6 +18,10 @@ from resfx.methods.sequence.canon import Canon
 from resfx.methods.sequence.short_conv import ShortConv
 from resfx.methods.sequence.short_swa import ShortSWA
 from resfx.methods.site.ddl import DDL
+from resfx.methods.site.depth_scaled import DepthScaled
+from resfx.methods.site.laurel import LAuReL
+from resfx.methods.site.layer_scale import LayerScale
+from resfx.methods.site.rezero import ReZero
 from resfx.methods.wide.hyper_connections import HyperConnections
 from resfx.methods.wide.mhc import MHC, mHC
 from resfx.passes.find.site import Site, Skip, Stream
@@ -44,9 +48,13 @@ __all__ = [
     "DeltaAttnRes",
     "DenseFormer",
     "DepthRead",
+    "DepthScaled",
     "HyperConnections",
+    "LAuReL",
     "LIMe",
+    "LayerScale",
     "Method",
+    "ReZero",
     "Report",
     "ShortConv",
     "ShortSWA",

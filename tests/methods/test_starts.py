@@ -13,6 +13,7 @@ import resfx
 from resfx.methods.base import Place, methods
 from resfx.methods.depth.base import DepthMethod, DepthPlace
 from resfx.methods.learned import CopiedNorm, Learned, copied_norm, set_values
+from resfx.methods.route.base import RouteMethod, RoutePlace
 
 CPU = torch.device("cpu")
 FORMS = {
@@ -34,6 +35,12 @@ FORMS = {
     "dca printed": resfx.DCA(form="printed", start="published", w_std=0.1),
     "vertical content": resfx.VerticalAttention(routing="content"),
     "read shared": resfx.DepthRead(shared=True),
+    "layer scale published": resfx.LayerScale(start="published"),
+    "laurel features": resfx.LAuReL(per_feature=True, bound="softmax"),
+    "value residual shared": resfx.ValueResidual(form="shared", per_head=True),
+    "value residual published": resfx.ValueResidual(start="published", form="dense"),
+    "lime published": resfx.LIMe(start="published"),
+    "value embedding published": resfx.ValueEmbedding(start="published", gate="scalar"),
     "canon identity": resfx.Canon(residual=False),
     "short conv published": resfx.ShortConv(start="published", bias=True),
     "short swa published": resfx.ShortSWA(start="published"),
@@ -52,6 +59,9 @@ def built(method, device=CPU):
         )
         parts = [method.build(place), method.build_source(place)]
         return nn.ModuleList(m for m in parts if m)
+    if isinstance(method, RouteMethod):
+        place = RoutePlace(depth=0, heads=3, head_dim=4, layer=2, layers=4, sources=2, vocabulary=7, **facts)
+        return nn.ModuleList([method.build(place)])
     norm = copied_norm(trained_norm().to(device)) if method.scope == "sequence" else None
     return nn.ModuleList([method.build(Place(depth=0, heads=2, norm=norm, **facts))])
 

@@ -132,19 +132,22 @@ class Rewriting:
             return self.applications
         found = []
         for application in self.applications:
-            inside = application.within(path)
-            if inside is None:
+            part = application.within(path)
+            if part is None:
                 continue
-            claimed = {c.name: c.is_within(path) for c in application.claimed or ()}
-            across = application.method.scope in ("depth", "wide", "route")
+            scope = application.method.scope
+            # Layers that a route reads have no module of their own.
+            known = application.seen if scope == "route" else application.claimed or ()
+            inside = {c.name: c.is_within(path) for c in known}
+            across = scope in ("depth", "wide", "route")
             for stream in self.first.streams if self.first and across else ():
-                members = [claimed[s.name] for s in stream.sites if s.name in claimed]
+                members = [inside[s.name] for s in stream.sites if s.name in inside]
                 if any(members) and not all(members):
                     raise VariantError(
                         f"cannot run {path!r} alone", f"{application.method.label} reads states across its border",
                         "call the module around it",
                     )  # fmt: skip
-            found.append(inside)
+            found.append(part)
         return found
 
     def _fold(self, capture: Capture, tree: nn.Module, prefix: str, module: nn.Module) -> None:
