@@ -22,6 +22,7 @@ from resfx.methods.site.depth_scaled import DepthScaled
 from resfx.methods.site.laurel import LAuReL
 from resfx.methods.site.layer_scale import LayerScale
 from resfx.methods.site.rezero import ReZero
+from resfx.methods.wide.frac_connections import FracConnections
 from resfx.methods.wide.hyper_connections import HyperConnections
 from resfx.methods.wide.mhc import MHC, mHC
 from resfx.passes.find.site import Site, Skip, Stream
@@ -49,6 +50,7 @@ __all__ = [
     "DenseFormer",
     "DepthRead",
     "DepthScaled",
+    "FracConnections",
     "HyperConnections",
     "LAuReL",
     "LIMe",

@@ -24,6 +24,8 @@ FORMS = {
     "ddl channels": resfx.DDL(value_channels=3),
     "ddl tokens": resfx.DDL(value_channels=2, compress="token", start="published"),
     "hyper static": resfx.HyperConnections(n=3, dynamic=False, readout="learned"),
+    "frac static": resfx.FracConnections(m=2, dynamic=False),
+    "mhc permutation": resfx.MHC(n=3, mixing="permutation"),
     "mhc published": resfx.MHC(start="published", readout="learned"),
     "attnres published": resfx.AttnRes(start="published", block=2),
     "delta null": resfx.DeltaAttnRes(null=True, query="normal", start="published"),
@@ -97,7 +99,7 @@ def test_a_module_starts_again_by_reset_parameters(name):
     torch.manual_seed(1)
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
-            tensor.fill_(float("nan"))
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
     for owner in owners(module):
         assert isinstance(owner, (Learned, CopiedNorm)), type(owner).__name__
         owner.reset_parameters()
