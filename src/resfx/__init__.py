@@ -9,6 +9,7 @@ from resfx.methods.depth.delta_attn_res import DeltaAttnRes
 from resfx.methods.depth.denseformer import DenseFormer
 from resfx.methods.depth.depth_read import DepthRead
 from resfx.methods.depth.elc import ELC
+from resfx.methods.depth.lambdas import Lambdas
 from resfx.methods.depth.mudd import MUDD
 from resfx.methods.depth.vertical import VerticalAttention
 from resfx.methods.route.lime import LIMe
@@ -54,6 +55,7 @@ __all__ = [
     "HyperConnections",
     "LAuReL",
     "LIMe",
+    "Lambdas",
     "LayerScale",
     "Method",
     "ReZero",

@@ -28,6 +28,8 @@ FORMS = {
     "mhc permutation": resfx.MHC(n=3, mixing="permutation"),
     "mhc published": resfx.MHC(start="published", readout="learned"),
     "attnres published": resfx.AttnRes(start="published", block=2),
+    "attnres normalized": resfx.AttnRes(normalized=True),
+    "lambdas published": resfx.Lambdas(start="published", skips=((0, 2), (1, 2))),
     "delta null": resfx.DeltaAttnRes(null=True, query="normal", start="published"),
     "denseformer published": resfx.DenseFormer(start="published"),
     "elc base": resfx.ELC(variant="base"),

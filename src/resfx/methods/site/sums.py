@@ -22,8 +22,9 @@ def weighted(terms: list[tuple[Tensor, Tensor]], base: Tensor | None, dtype: tor
         dtype: of the result.
     """
     wide = accumulator(dtype)
-    first, *rest = (in_type(w, wide) * in_type(t, wide) for w, t in terms)
-    for term in rest:
-        first = first + term
-    total = in_type(first, dtype)
+    parts = [in_type(w, wide) * in_type(t, wide) for w, t in terms]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    total = in_type(total, dtype)
     return total if base is None else base + total

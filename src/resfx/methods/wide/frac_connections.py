@@ -128,10 +128,9 @@ def across(slices: Tensor, weights: Tensor) -> Tensor:
         slices: ``(..., m, e)``.
         weights: ``(m, m)`` or ``(..., m, m)``.
     """
-    first, *rest = (
-        w.unsqueeze(-1) * in_type(s, weights.dtype).unsqueeze(-2)
-        for w, s in zip(weights.unbind(-2), slices.unbind(-2), strict=True)
-    )
-    for term in rest:
-        first = first + term
-    return first
+    weights, total = weights.unsqueeze(-1), None
+    for row, piece in zip(weights.unbind(-3), slices.unbind(-2), strict=True):
+        term = row * in_type(piece, weights.dtype).unsqueeze(-2)
+        total = term if total is None else total + term
+    assert total is not None
+    return total
