@@ -66,7 +66,7 @@ class FracRead(Learned):
     def __init__(self, config: FracConnections, place: Place) -> None:
         super().__init__()
         m, factory = config.m, factory_of(place)
-        self.config = config
+        self.config, self.eps = config, config.eps  # a number of a module is a constant of a compiled graph
         self.read, self.mix, self.write = empty(m, m, **factory), empty(m, m, **factory), empty(m, **factory)
         if config.dynamic:
             self.dynamic = empty(2 * m + 1, place.width // m, **factory)  # rows: m of the read, m of the mix, write
@@ -92,7 +92,7 @@ class FracRead(Learned):
         seen = in_type(nn.functional.linear(in_type(slices, self.dynamic.dtype), self.dynamic), wide)
         # The norm is linear but for its scale, so it can follow the projection.
         seen = seen - slices.mean(-1, keepdim=True, dtype=wide) * weight.sum(-1)
-        seen = torch.tanh(seen * inverse_deviation(slices, self.config.eps, centre=True))
+        seen = torch.tanh(seen * inverse_deviation(slices, self.eps, centre=True))
         both, own = in_type(self.scale, wide).unbind()
         return read + both * seen[..., :m], mix + both * seen[..., m : 2 * m], write + own * seen[..., -1]
 
