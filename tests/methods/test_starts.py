@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from resfx.methods.learned import CopiedNorm, Learned, copied_norm, set_values
 from resfx.methods.route.base import RouteMethod, RoutePlace
 
 CPU = torch.device("cpu")
+PLACE = {"width": 12, "context_width": 12, "kind": "mlp", "dtype": torch.float32, "device": CPU, "rank": 3}
 FORMS = {
     **{name: cls() for name, cls in methods().items()},
     "ddl published": resfx.DDL(start="published", target_bias=True, gate_hidden=6),
@@ -53,18 +55,18 @@ FORMS = {
 
 def built(method, device=CPU):
     """All the modules that a method makes of two places."""
-    facts = {"width": 12, "context_width": 12, "kind": "mlp", "dtype": torch.float32, "device": device, "rank": 3}
+    facts = {**PLACE, "device": device}
     if method.scope == "wide":
         stream = method.build_stream([Place(depth=i, **facts) for i in range(3)])
         return nn.ModuleList(m for m in (stream.expand, *stream.reads, *stream.writes, stream.collapse) if m)
     if isinstance(method, DepthMethod):
-        place = DepthPlace(
-            depth=0, read=2, sources=3, last=False, outputs=len(method.targets(False)), sublayers=2, **facts
-        )
+        facts |= {"sources": len(method.sources(2, False)), "outputs": len(method.targets(False))}
+        place = DepthPlace(depth=0, read=2, last=False, sublayers=2, **facts)
         parts = [method.build(place), method.build_source(place)]
         return nn.ModuleList(m for m in parts if m)
     if isinstance(method, RouteMethod):
-        place = RoutePlace(depth=0, heads=3, head_dim=4, layer=2, layers=4, sources=2, vocabulary=7, **facts)
+        facts |= {"context_width": 40, "sources": len(method.sources(3, 4))}
+        place = RoutePlace(depth=0, heads=3, head_dim=4, layer=3, layers=4, vocabulary=7, **facts)
         return nn.ModuleList([method.build(place)])
     norm = copied_norm(trained_norm().to(device)) if method.scope == "sequence" else None
     return nn.ModuleList([method.build(Place(depth=0, heads=2, norm=norm, **facts))])
@@ -108,6 +110,23 @@ def test_a_module_starts_again_by_reset_parameters(name):
     assert_same_start(module, first)
     assert all(torch.equal(a, b) for a, b in zip(module.buffers(), buffers, strict=True))
     assert not [n for n, p in module.named_parameters() if p.ndim == 0], "sharding refuses scalars"
+
+
+@pytest.mark.parametrize("name", methods())
+def test_as_many_parameters_as_the_table_says(name):
+    """The texts are formulas up to the first word in small print: products are written side by side."""
+    config = FORMS[name]
+    formula = re.split(r",| at | for | a block", config.parameters)[0].replace("^", "**")
+    formula = re.sub(r"(?<=[\w)]) (?=[\w(])", "*", formula)
+    known = {"d": 12, "n": 4 if config.scope == "wide" else 3, "m": 4, "l": 3, "i": 2, "t": 3, "C": 4, "K": 12,
+             "heads": 3, "kernel": 4, "width": 12, "kv_width": 12, "kv_heads": 3, "vocabulary": 7,
+             "rank": 16}  # fmt: skip
+    module = built(config)
+    if config.scope == "wide":
+        stream = config.build_stream([Place(depth=i, **PLACE) for i in range(3)])
+        module = nn.ModuleList([stream.reads[1], stream.writes[1]])
+    norms = {id(p) for m in module.modules() if isinstance(m, CopiedNorm) for p in m.parameters()}
+    assert sum(p.numel() for p in module.parameters() if id(p) not in norms) == eval(formula, known)
 
 
 @pytest.mark.parametrize("name", FORMS)

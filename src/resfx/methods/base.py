@@ -77,6 +77,10 @@ class Method:
     before the attention), ``"attention"`` (what the attention reads), ``"q"``, ``"k"``, ``"v"`` (projections, after a
     norm over the head), ``"mlp"`` (what the MLP reads), ``"hidden"`` (its first projection, before the activation).
 
+    Three texts go into the table of methods: new ``parameters`` per site at the defaults; what is ``kept`` between
+    tokens beside the host's own cache; what ``crosses`` from one pipeline stage to the next, in vectors ``(d,)`` per
+    token where it is a number (the plain stream is 1).
+
     Attributes:
         start: ``"preserve"`` computes exactly what the host did until the new parameters learn;
             ``"published"`` is the initialisation of the paper, for training from scratch.
@@ -85,6 +89,9 @@ class Method:
     name: ClassVar[str] = ""
     scope: ClassVar[str] = "site"
     points: ClassVar[tuple[str, ...]] = ()
+    parameters: ClassVar[str] = ""
+    kept: ClassVar[str] = "nothing"
+    crosses: ClassVar[str] = "1"
 
     start: Start = "preserve"
 

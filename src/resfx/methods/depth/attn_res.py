@@ -48,6 +48,8 @@ class AttnRes(DepthMethod):
     name: ClassVar[str] = "attnres"
     unit: ClassVar = "sublayer"
     carries: ClassVar = "outputs"
+    parameters: ClassVar[str] = "2 d"
+    crosses: ClassVar[str] = "the embedding and what each sublayer wrote; in blocks, a state for each and one more"
 
     block: int | None = None
     eps: float = 1e-6

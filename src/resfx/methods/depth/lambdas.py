@@ -31,6 +31,8 @@ class Lambdas(DepthMethod):
     """
 
     name: ClassVar[str] = "lambdas"
+    parameters: ClassVar[str] = "2 a block"
+    crosses: ClassVar[str] = "the state and the embedding"
 
     x0: bool = True
     skips: tuple[tuple[int, int], ...] = ()

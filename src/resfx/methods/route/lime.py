@@ -32,6 +32,8 @@ class LIMe(RouteMethod):
     name: ClassVar[str] = "lime"
     points: ClassVar[tuple[str, ...]] = ("k", "v")
     shared: ClassVar[bool] = True
+    parameters: ClassVar[str] = "heads^2 (l + 1) at layer l"
+    crosses: ClassVar[str] = "1 and every layer's keys and values"
 
     def sources(self, layer: int, layers: int) -> list[int] | None:
         return list(range(layer)) if layer else None

@@ -39,6 +39,8 @@ class ValueEmbedding(RouteMethod):
 
     name: ClassVar[str] = "value_embedding"
     wants: ClassVar = ("context", "tokens")
+    parameters: ClassVar[str] = "vocabulary * kv_width + 32 kv_heads, every second layer"
+    crosses: ClassVar[str] = "1 and the token numbers"
 
     gate: Literal["token", "scalar"] = "token"
     channels: int = 32

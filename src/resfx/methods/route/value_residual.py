@@ -45,6 +45,8 @@ class ValueResidual(RouteMethod):
     """
 
     name: ClassVar[str] = "value_residual"
+    parameters: ClassVar[str] = "2, or 2 heads with per_head"
+    crosses: ClassVar[str] = "1 and the first layer's values"
 
     form: Literal["residual", "dense", "shared"] = "residual"
     learned: bool = True

@@ -24,6 +24,8 @@ class ShortConv(LocalConvMethod):
     """
 
     name: ClassVar[str] = "short_conv"
+    parameters: ClassVar[str] = "kernel * width for each point"
+    kept: ClassVar[str] = "kernel - 1 positions of q, k and v"
 
     on: str = "qkv"
     activation: str = "silu"

@@ -28,6 +28,7 @@ class DepthScaled(Method):
     """
 
     name: ClassVar[str] = "depth_scaled"
+    parameters: ClassVar[str] = "1"
 
     def build(self, place: Place) -> nn.Module:
         return AveragedAdd(self, place)

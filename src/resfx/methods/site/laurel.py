@@ -34,6 +34,7 @@ class LAuReL(Method):
     """
 
     name: ClassVar[str] = "laurel"
+    parameters: ClassVar[str] = "2 d rank + 2"
 
     rank: int = 16
     weights: bool = True

@@ -37,6 +37,7 @@ class FracConnections(Method):
 
     name: ClassVar[str] = "frac_connections"
     scope: ClassVar[str] = "wide"
+    parameters: ClassVar[str] = "2 m^2 + m + (d / m) (2 m + 1) + 2"
 
     m: int = 4
     dynamic: bool = True

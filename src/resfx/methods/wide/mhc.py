@@ -63,6 +63,8 @@ class MHC(Method):
 
     name: ClassVar[str] = "mhc"
     scope: ClassVar[str] = "wide"
+    parameters: ClassVar[str] = "(n d + 1) (n^2 + 2 n) + 3"
+    crosses: ClassVar[str] = "n"
 
     n: int = 4
     mixing: Literal["sinkhorn", "permutation", "kronecker", "identity"] = "sinkhorn"
