@@ -27,5 +27,5 @@ def test_every_block_runs_and_its_method_acts():
             assert new.new_parameters() and not torch.allclose(new(ids).logits, start, atol=1e-5)
     options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
     assert torch.equal(new.generate(ids, **options), new.generate(ids, use_cache=False, **options))
-    assert "import resfx\n" in BLOCKS[0] and not re.search(r"resfx\.methods\.|\b_\w", "".join(BLOCKS))
+    assert "import resfx\n" in BLOCKS[0] and not re.search(r"from resfx\.methods\.", "".join(BLOCKS))
     assert len(BLOCKS) == 7
