@@ -34,7 +34,7 @@ class Place:
         block: name of the repeated block that the add belongs to.
         rank: dimensions of the stream, 3 for ``(batch, tokens, d)``; ``None`` if unknown.
         parallel: whether the branch starts from the same state as the one before, ``(x + f) + g``.
-        point: scope ``sequence``: which point of the branch, see :class:`Method`.
+        point: scopes ``sequence`` and ``route``: which point of the branch, see :class:`Method`.
         heads: heads of the host's attention, where there is one.
         causal: whether the host reads earlier positions only.
         norm: a copy of the norm that opens the branch, with parameters of its own that start as the host's.

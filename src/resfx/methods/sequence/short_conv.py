@@ -16,7 +16,7 @@ class ShortConv(LocalConvMethod):
     the identity: ask for it with ``residual=False, start="published"``. Bidirectional hosts get a centred kernel.
 
     Attributes:
-        on: letters of ``"qkv"``; a fused projection takes all three.
+        on: letters of ``"qkv"``; all three of a fused projection share one convolution over its features.
         kernel: positions read.
         bias: a bias per channel.
         activation: ``"silu"`` or ``"none"``, after the convolution.

@@ -38,8 +38,12 @@ class Projected:
     head_dim: int
 
 
-def projected(branch: Branch, name: str) -> Projected | str:
-    """The query, key or value (``"q"``, ``"k"``, ``"v"``) of a branch's self-attention, or why it was not found."""
+def projected(branch: Branch, name: str, behind: bool = True) -> Projected | str:
+    """The query, key or value (``"q"``, ``"k"``, ``"v"``) of a branch's self-attention, or why it was not found.
+
+    Args:
+        behind: as earlier methods left it; else as the host computes it.
+    """
     attention, index = branch.attention, branch.index
     if isinstance(attention, str):
         return attention
@@ -52,7 +56,7 @@ def projected(branch: Branch, name: str) -> Projected | str:
     sizes = shape(rotated)
     if sizes is None or size is None or (features := hint(sizes[-1])) is None:
         return FLAT
-    placed = [n for n in own if mark_of(n).method]  # what earlier methods put there
+    placed = [n for n in own if behind and mark_of(n).method]
     start = next((n for n in own if _layout(n, size[1]) is not None), None)
     if start is None or any(index.role[n] not in ("weight", "pass", "part") for n in own[: own.index(start)]):
         return FLAT
