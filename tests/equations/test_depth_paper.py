@@ -66,7 +66,7 @@ BY_DEFAULT = """
     mudd-2x2-vit-preserve mudd-window-bert-published
     depth-read-qwen3-preserve depth-read-full-gpt_neox-published depth-read-stream-bert-preserve
     depth-read-shared-t5-preserve depth-read-1-llama-published
-    attnres-normalized-t5-preserve attnres-normalized-vit-published lambdas-gpt2-published lambdas-all-bert-preserve
+    attnres-normalized-bert-preserve attnres-normalized-vit-published lambdas-vit-published lambdas-all-bert-preserve
     vertical-gpt2-preserve vertical-content-vit-published
 """.split()
 PRODUCT = [

@@ -22,7 +22,7 @@ CONFIGS = {
     "scalar": resfx.ValueEmbedding(gate="scalar", layers="all"),
 }  # fmt: skip
 DEFAULT = {
-    ("vit", "residual"), ("llama", "dense"), ("t5", "shared"), ("qwen3", "lime"), ("gpt_neox", "lime-published"),
+    ("vit", "residual"), ("vit", "dense"), ("vit", "shared"), ("qwen3", "lime"), ("gpt_neox", "lime-published"),
     ("bert", "table"), ("gpt2", "scalar"),
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ CONFIGS = {
     "depth-scaled": DepthScaled(), "depth-scaled-published": DepthScaled(start="published"),
 }  # fmt: skip
 DEFAULT = {
-    ("vit", "layer-scale"), ("bert", "rezero"), ("t5", "laurel"), ("llama", "laurel-softmax"), ("gpt2", "depth-scaled"),
+    ("vit", "layer-scale"), ("bert", "rezero"), ("bert", "laurel"), ("vit", "laurel-softmax"), ("vit", "depth-scaled"),
 }  # fmt: skip
 CASES = [
     pytest.param(name, label, marks=() if (name, label) in DEFAULT else pytest.mark.matrix)

@@ -42,7 +42,7 @@ FORMS = {
 DEFAULT = [
     ("hyper", "vit"), ("hyper linear", "gpt_neox"), ("hyper learned", "bert"), ("mhc", "llama"), ("mhc", "t5"),
     ("mhc rounds", "gpt2"), ("mhc permutation", "vit"), ("frac", "bert"), ("frac", "gpt_neox"),
-    ("mhc kronecker", "gpt2"), ("channel", "bert"), ("channel embed", "qwen3"), ("channel sublayer", "gpt_neox"),
+    ("mhc kronecker", "vit"), ("channel", "bert"), ("channel embed", "qwen3"), ("channel sublayer", "gpt_neox"),
     ("channel write", "vit"), ("token", "llama"), ("token embed", "t5"),
 ]  # fmt: skip
 MATRIX = [(form, name) for form in FORMS for name in HOSTS if (form, name) not in DEFAULT]

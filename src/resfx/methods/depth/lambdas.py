@@ -39,9 +39,8 @@ class Lambdas(DepthMethod):
     backout: bool = False
 
     def __post_init__(self) -> None:
-        pairs = self.skips
-        if isinstance(pairs, list):  # as it comes from a saved recipe
-            object.__setattr__(self, "skips", tuple(tuple(p) if isinstance(p, list) else p for p in pairs))
+        if isinstance(self.skips, (list, tuple)):  # pairs come as lists from a saved recipe
+            object.__setattr__(self, "skips", tuple(tuple(p) if isinstance(p, list) else p for p in self.skips))
         super().__post_init__()
         for a, b in self.skips:
             if not 0 <= a < b:

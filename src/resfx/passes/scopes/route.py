@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from resfx.errors import NoSitesError, VariantError
+from resfx.errors import NoSitesError, OptionError, VariantError
 from resfx.methods.route.base import RouteMethod, RoutePlace
 from resfx.passes.find.branches.attention import NO_ATTENTION, REMEDIES
 from resfx.passes.find.branches.branch import Branch
@@ -106,6 +106,11 @@ def _plan(turn: Turn, method: RouteMethod, stream: Stream, asked: set[str], inde
         if sources is None or isinstance(tokens, str):
             left[layer.site] = UNREAD if sources is None else str(tokens)
             continue
+        if any(not 0 <= j < number for j in sources):
+            raise OptionError(
+                f"{turn.label} makes layer {number} read layers {sources}", f"{number} layers come before it",
+                "sources(layer, layers) names earlier layers, from 0, or None",
+            )  # fmt: skip
         route = _route(turn, layer, [layers[j] for j in sources], number, len(layers), tokens, method)
         if (reason := method.refuse(route.place)) is None:
             routes.append(route)
@@ -198,8 +203,7 @@ def _insert(turn: Turn, route: Route, name: str, method: RouteMethod) -> None:
             f"this call needs another capture, and {turn.label} cannot act on it as before",
             f"at {layer.site.name}: no module was made for it", "call the model as it was captured",
         )  # fmt: skip
-    ours = {view, *(v for source in route.sources for v in source.views.values())}
-    readers = [u for u in point.node.users if u not in ours and u is not view]
+    readers = [u for u in point.node.users if u is not view]
     with inserting_behind(graph, view) as made:
         rows = [source.views[name] for source in route.sources]
         call = result = graph.call_module(path, (rows, view), dict(route.given))

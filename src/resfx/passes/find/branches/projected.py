@@ -65,8 +65,11 @@ def projected(branch: Branch, name: str, behind: bool = True) -> Projected | str
         return FLAT if layout is None else ALIKE
     found = shape(node)
     assert found is not None
-    heads = (hint(found[2]) or 0) // features if layout == "btc" else hint(found[1 if layout == "bhtd" else 2])
-    return Projected(node, layout, heads or 1, features)
+    last = hint(found[-1]) or 0
+    heads = last // features if layout == "btc" else hint(found[1 if layout == "bhtd" else 2])
+    if not heads or last != (heads * features if layout == "btc" else features):
+        return FLAT
+    return Projected(node, layout, heads, features)
 
 
 def _ready(branch: Branch, start: fx.Node, positions: Any) -> tuple[fx.Node, Layout | Literal[""] | None]:
