@@ -19,7 +19,8 @@ def value_residual(p: Parameters, config: resfx.ValueResidual, values: list[Tens
     if config.form == "shared":
         return own + p["share"][:, None] * (values[0] - own) if preserve else values[0]
     stack = torch.stack(values if config.form == "dense" else [values[0], own], -1)
-    weight = p["weight"].expand(stack.shape[2], -1)
+    weight = p["weight"] if config.learned else stack.new_tensor([config.first, config.own])
+    weight = weight.expand(stack.shape[2], -1)
     if preserve:
         weight = weight + torch.nn.functional.one_hot(torch.tensor(stack.shape[-1] - 1), stack.shape[-1])
     return torch.einsum("bthdn,hn->bthd", stack, weight)
@@ -77,8 +78,9 @@ class _Routed:
         self.earlier.append(heads)
         label = "kv" if isinstance(self.config, resfx.LIMe) else "v"
         p = mixer(self.parameters, self.config.name, branch.owner, label)
-        bare = isinstance(self.config, resfx.ValueResidual) and self.config.form == "shared"
-        if p is not None or (bare and self.config.start == "published" and len(self.earlier) > 1):
+        config = self.config
+        bare = isinstance(config, resfx.ValueResidual) and (config.form == "shared" or not config.learned)
+        if p is not None or (bare and config.start == "published" and len(self.earlier) > 1):
             heads = heads | {n: self.routed(p or {}, n, context) for n in label}
         return branch.attend(*(heads[n].flatten(-2) for n in "qkv"))
 

@@ -179,6 +179,7 @@ def test_published_starts():
         return resfx.rewrite(exact_decoder(), config, args=(exact_ids(),), check=False).new_parameters()
 
     assert not made(resfx.ValueResidual(form="shared", start="published"))
+    assert not made(resfx.ValueResidual(learned=False, start="published"))
     sparse = made(resfx.ValueResidual(last=1, first=5, own=1, start="published"))
     assert [p.tolist() for p in sparse.values()] == [[5.0, 1.0]]
     (router,) = made(resfx.LIMe(start="published")).values()

@@ -18,7 +18,7 @@ from .base import RouteMethod, RoutePlace
 
 @dataclass(frozen=True, kw_only=True)
 class LIMe(RouteMethod):
-    """``K'_{l,i} = sum_{m <= l} sum_h R_{l,i,(m,h)} K_{m,h}``, and values with the same router ``R`` (section 3).
+    """``K'_{l,i} = sum_{m <= l} sum_h R_{l,i,(m,h)} K_{m,h}``, and values with the same router ``R``.
 
     ``i`` and ``h`` are heads of keys and values, ``m`` layers; keys are mixed before they are rotated, which rotation
     does not tell from after. ``start="published"`` draws the weights of earlier layers from ``U(-b, b)`` with ``b =

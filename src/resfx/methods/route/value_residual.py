@@ -74,14 +74,18 @@ class ValueResidual(RouteMethod):
 
 
 class ValueMixture(Learned):
-    """Weights ``(n,)``, or ``(heads, n)``, of ``n`` sources and the layer's own values, the last."""
+    """Weights ``(n,)``, or ``(heads, n)``, of ``n - 1`` sources and, last, the layer's own values."""
+
+    weight: Tensor
 
     def __init__(self, config: ValueResidual, place: RoutePlace) -> None:
         super().__init__()
         self.config = config
         shape = (place.heads or 1,) * config.per_head + (place.sources + 1,)
-        self.weight = empty(*shape, **factory_of(place))
-        self.weight.requires_grad_(config.learned)
+        if config.learned:
+            self.weight = empty(*shape, **factory_of(place))
+        else:  # numbers of the config, in no save
+            self.register_buffer("weight", torch.empty(*shape, **factory_of(place)), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

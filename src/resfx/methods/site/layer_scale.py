@@ -15,7 +15,7 @@ from .sums import host_sum, weighted
 
 @dataclass(frozen=True, kw_only=True)
 class LayerScale(Method):
-    """``x + g * f`` with a gain ``g (d,)`` (equation 4).
+    """``x + g * f`` with a gain ``g (d,)``.
 
     ``start="published"`` has ``g = init`` everywhere; ``"preserve"`` learns the difference from the host,
     ``(x + f) + (g - 1) * f`` with ``g = 1``. ``d`` parameters per site.

@@ -14,7 +14,7 @@ from .layer_scale import Gain
 
 @dataclass(frozen=True, kw_only=True)
 class ReZero(Method):
-    """``x + a f`` with one number ``a`` per site (equation 1).
+    """``x + a f`` with one number ``a`` per site.
 
     ``start="published"`` has ``a = 0``: every branch is shut and the network is the identity. ``"preserve"`` learns the
     difference from the host, ``(x + f) + (a - 1) f`` with ``a = 1``. The host's norms stay where they are; the paper
