@@ -37,6 +37,12 @@ def configs() -> dict[str, Method]:
     found["ddl, 4 channels"] = resfx.DDL(value_channels=4)
     found["attnres, blocks"] = resfx.AttnRes(block=2)
     found["attnres, blocks, two phases"] = resfx.AttnRes(block=2, two_phase=True)
+    found["attnres, normalized"] = resfx.AttnRes(block=2, normalized=True)
+    found["lambdas, skips"] = resfx.Lambdas(skips=((0, 1),), backout=True)
+    for mixing in ("identity", "permutation", "kronecker"):
+        found[f"mhc, {mixing}"] = resfx.MHC(mixing=mixing)
+    found["value_residual, dense heads"] = resfx.ValueResidual(form="dense", per_head=True)
+    found["value_residual, shared"] = resfx.ValueResidual(form="shared")
     found["short_swa, narrow"] = resfx.ShortSWA(window=4, heads=2, head_dim=4)
     return found
 

@@ -15,7 +15,7 @@ from resfx.report.picture import picture
 from website.pages import ROOT, run
 
 PICTURES = ROOT / "docs" / "pictures"
-SCOPES = {"site": "ddl", "depth": "attnres", "wide": "mhc", "sequence": "short_swa"}
+SCOPES = {"site": "ddl", "depth": "attnres", "wide": "mhc", "sequence": "short_swa", "route": "value_residual"}
 
 
 def main() -> None:

@@ -11,12 +11,21 @@ from resfx.methods.depth.delta_attn_res import DeltaAttnRes
 from resfx.methods.depth.denseformer import DenseFormer
 from resfx.methods.depth.depth_read import DepthRead
 from resfx.methods.depth.elc import ELC
+from resfx.methods.depth.lambdas import Lambdas
 from resfx.methods.depth.mudd import MUDD
 from resfx.methods.depth.vertical import VerticalAttention
+from resfx.methods.route.lime import LIMe
+from resfx.methods.route.value_embedding import ValueEmbedding
+from resfx.methods.route.value_residual import ValueResidual
 from resfx.methods.sequence.canon import Canon
 from resfx.methods.sequence.short_conv import ShortConv
 from resfx.methods.sequence.short_swa import ShortSWA
 from resfx.methods.site.ddl import DDL
+from resfx.methods.site.depth_scaled import DepthScaled
+from resfx.methods.site.laurel import LAuReL
+from resfx.methods.site.layer_scale import LayerScale
+from resfx.methods.site.rezero import ReZero
+from resfx.methods.wide.frac_connections import FracConnections
 from resfx.methods.wide.hyper_connections import HyperConnections
 from resfx.methods.wide.mhc import MHC, mHC
 from resfx.passes.find.site import Site, Skip, Stream
@@ -47,9 +56,16 @@ __all__ = [
     "DeltaAttnRes",
     "DenseFormer",
     "DepthRead",
+    "DepthScaled",
+    "FracConnections",
     "HyperConnections",
+    "LAuReL",
+    "LIMe",
+    "Lambdas",
+    "LayerScale",
     "Method",
     "Probe",
+    "ReZero",
     "Report",
     "ShortConv",
     "ShortSWA",
@@ -57,6 +73,8 @@ __all__ = [
     "Skip",
     "Stages",
     "Stream",
+    "ValueEmbedding",
+    "ValueResidual",
     "VerticalAttention",
     "checkpoint_blocks",
     "compare",

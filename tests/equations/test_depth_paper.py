@@ -22,6 +22,7 @@ CASES = {
     "attnres-block": (resfx.AttnRes, ref.attn_res, {"block": 4}),
     "attnres-phases": (resfx.AttnRes, ref.attn_res, {"block": 4, "two_phase": True}),
     "attnres-phases-2": (resfx.AttnRes, ref.attn_res, {"block": 2, "two_phase": True}),
+    "attnres-normalized": (resfx.AttnRes, ref.attn_res, {"block": 2, "normalized": True}),
     "delta": (resfx.DeltaAttnRes, ref.delta, {}),
     "delta-block": (resfx.DeltaAttnRes, ref.delta, {"block": 2}),
     "delta-null": (resfx.DeltaAttnRes, ref.delta, {"block": 2, "partial": False, "null": True}),
@@ -47,6 +48,8 @@ CASES = {
     "depth-read-1": (resfx.DepthRead, ref.depth_read, {"window": 1}),
     "depth-read-shared": (resfx.DepthRead, ref.depth_read, {"shared": True}),
     "depth-read-stream": (resfx.DepthRead, ref.depth_read, {"at": "stream", "norm": False}),
+    "lambdas": (resfx.Lambdas, ref.lambdas, {}),
+    "lambdas-all": (resfx.Lambdas, ref.lambdas, {"skips": ((0, 1), (1, 2)), "backout": True, "x0": False}),
     "vertical": (resfx.VerticalAttention, ref.vertical, {}),
     "vertical-content": (resfx.VerticalAttention, ref.vertical, {"routing": "content"}),
 }
@@ -63,6 +66,7 @@ BY_DEFAULT = """
     mudd-2x2-vit-preserve mudd-window-bert-published
     depth-read-qwen3-preserve depth-read-full-gpt_neox-published depth-read-stream-bert-preserve
     depth-read-shared-t5-preserve depth-read-1-llama-published
+    attnres-normalized-bert-preserve attnres-normalized-vit-published lambdas-vit-published lambdas-all-bert-preserve
     vertical-gpt2-preserve vertical-content-vit-published
 """.split()
 PRODUCT = [

@@ -28,15 +28,13 @@ DEFAULT = {
     ("bert", "swa-sliding-residual-rope"), ("vit", "swa-chunk-branch"), ("t5", "swa-sliding-residual"),
     ("gpt2", "swa-lean"), ("qwen3", "swa-lean-rope"),
     ("llama", "canon-ABCD"), ("gpt_neox", "canon-ABCD"), ("bert", "canon-ABCD"),
-    ("gpt2", "conv"), ("qwen3", "conv"),
+    ("gpt2", "conv"), ("qwen3", "conv"), ("gpt_neox", "conv-k"),
 }  # fmt: skip
 
 
 def cases():
     for name in HOSTS:
         for label in CONFIGS:
-            if label == "conv-k" and name in ("gpt2", "gpt_neox"):
-                continue  # q, k and v come from one projection: refused, see test_sequence.py
             yield pytest.param(name, label, marks=() if (name, label) in DEFAULT else pytest.mark.matrix)
 
 

@@ -12,7 +12,7 @@ from hosts.unrolled import HOSTS, host, unroll
 from references import wide as wide_references
 
 import resfx
-from resfx import DDL, MHC, HyperConnections
+from resfx import DDL, MHC, FracConnections, HyperConnections
 
 CC = {"value_channels": 4}
 TC = {"value_channels": 4, "compress": "token"}
@@ -24,6 +24,11 @@ FORMS = {
     "hyper published": HyperConnections(start="published"),
     "mhc": MHC(sinkhorn_newton=12),  # to the last digit, whatever the logits
     "mhc rounds": MHC(n=3, sinkhorn_iterations=7, sinkhorn_newton=0, readout="learned"),
+    "mhc identity": MHC(mixing="identity"),
+    "mhc permutation": MHC(n=3, mixing="permutation"),
+    "mhc kronecker": MHC(mixing="kronecker"),
+    "frac": FracConnections(),
+    "frac static": FracConnections(m=2, dynamic=False),
     "mhc published": MHC(n=2, start="published", sinkhorn_newton=12),
     "channel": DDL(**CC, embed_conv=False),
     "channel embed": DDL(**CC, embed_conv=True),
@@ -36,7 +41,8 @@ FORMS = {
 }
 DEFAULT = [
     ("hyper", "vit"), ("hyper linear", "gpt_neox"), ("hyper learned", "bert"), ("mhc", "llama"), ("mhc", "t5"),
-    ("mhc rounds", "gpt2"), ("channel", "bert"), ("channel embed", "qwen3"), ("channel sublayer", "gpt_neox"),
+    ("mhc rounds", "gpt2"), ("mhc permutation", "vit"), ("frac", "bert"), ("frac", "gpt_neox"),
+    ("mhc kronecker", "vit"), ("channel", "bert"), ("channel embed", "qwen3"), ("channel sublayer", "gpt_neox"),
     ("channel write", "vit"), ("token", "llama"), ("token embed", "t5"),
 ]  # fmt: skip
 MATRIX = [(form, name) for form in FORMS for name in HOSTS if (form, name) not in DEFAULT]

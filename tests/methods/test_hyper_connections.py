@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from resfx import MHC, HyperConnections
 from resfx.methods.base import Place
 from resfx.methods.wide.base import Readout
 from resfx.methods.wide.mhc import ManifoldRead
+from resfx.methods.wide.mixing import mixing_of
 from resfx.ops.sinkhorn.formula import sinkhorn
 
 WIDTH = 12
@@ -77,7 +80,7 @@ def test_the_mixes_of_a_trained_model_are_doubly_stochastic(monkeypatch):
         (new(x) - y).square().mean().backward()
         optimizer.step()
     monkeypatch.setattr(
-        "resfx.methods.wide.mhc.sinkhorn", lambda z, *settings: seen.append(z.detach()) or sinkhorn(z, *settings)
+        "resfx.methods.wide.mixing.sinkhorn", lambda z, *settings: seen.append(z.detach()) or sinkhorn(z, *settings)
     )
     new(x)
     logits = torch.stack(seen)
@@ -338,10 +341,27 @@ def test_the_start_is_not_the_symmetric_one_that_never_separates(trapped):
     [
         (lambda: MHC(n=1), "n must be"), (lambda: HyperConnections(n=0), "n must be"),
         (lambda: MHC(readout="sum"), "sum"), (lambda: MHC(readout="last"), "readout"),
-        (lambda: MHC(sinkhorn_iterations=0), "sinkhorn"), (lambda: MHC(lean=1.0), "lean"),
+        (lambda: MHC(n=7, mixing="permutation"), "too many"), (lambda: MHC(n=14, mixing="kronecker"), "too many"),
+        (lambda: MHC(mixing="cayley"), "mixing"), (lambda: MHC(sinkhorn_iterations=0), "sinkhorn"),
+        (lambda: MHC(lean=1.0), "lean"),
         (lambda: HyperConnections(norm="batch"), "norm"), (lambda: MHC(eps=0), "eps"),
     ],
 )  # fmt: skip
 def test_bad_settings_say_what_is_allowed(settings, message):
     with pytest.raises(ValueError, match=message):
         settings()
+
+
+@pytest.mark.parametrize(("mixing", "n"), [("permutation", 3), ("permutation", 4), ("kronecker", 4), ("kronecker", 6)])
+def test_mixtures_of_permutations_are_doubly_stochastic_and_reach_every_permutation(mixing, n):
+    form = mixing_of(mixing, n, (20, 0))
+    z = torch.randn(5, *form.shape, dtype=torch.float64)
+    matrix = form.matrix(z, form.tables())
+    assert matrix.shape == (5, n, n) and (matrix >= 0).all()
+    torch.testing.assert_close(matrix.sum(-1), torch.ones(5, n, dtype=torch.float64))
+    torch.testing.assert_close(matrix.sum(-2), torch.ones(5, n, dtype=torch.float64))
+    torch.testing.assert_close(form.matrix(form.start(1e4), form.tables()), torch.eye(n))
+    ones = [torch.eye(count) for count in form.counts]
+    chosen = [1e4 * torch.cat(rows) for rows in itertools.product(*ones)]
+    seen = {tuple(form.matrix(z, form.tables()).argmax(-1).tolist()) for z in chosen}
+    assert all(sorted(way) == list(range(n)) for way in seen) and len(seen) == math.prod(form.counts)

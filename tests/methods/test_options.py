@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import pickle
 import typing
 from dataclasses import dataclass
@@ -95,3 +96,12 @@ def test_what_an_editor_completes_is_what_rewrite_takes():
     assert len(forms) == 2 and all(list(inspect.signature(form).parameters) == want for form in forms)
     loads = typing.get_overloads(resfx.load)  # onto a model of the user's; from a folder that holds the model too
     assert inspect.signature(forms[0]).return_annotation == "Model" == inspect.signature(loads[0]).return_annotation
+
+
+def test_pairs_come_back_from_json():
+    config = resfx.Lambdas(skips=((0, 1), (1, 2)))
+    data = json.loads(json.dumps(config.to_dict()))
+    assert resfx.Lambdas(**{k: v for k, v in data.items() if k != "method"}) == config
+    for wrong in (((2, 1),), ((0, 1), (0, 1)), ((0, "1"),), (1,)):
+        with pytest.raises(ValueError, match="skip"):
+            resfx.Lambdas(skips=wrong)

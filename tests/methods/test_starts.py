@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ import resfx
 from resfx.methods.base import Place, methods
 from resfx.methods.depth.base import DepthMethod, DepthPlace
 from resfx.methods.learned import CopiedNorm, Learned, copied_norm, set_values
+from resfx.methods.route.base import RouteMethod, RoutePlace
 
 CPU = torch.device("cpu")
+PLACE = {"width": 12, "context_width": 12, "kind": "mlp", "dtype": torch.float32, "device": CPU, "rank": 3}
 FORMS = {
     **{name: cls() for name, cls in methods().items()},
     "ddl published": resfx.DDL(start="published", target_bias=True, gate_hidden=6),
@@ -23,8 +26,12 @@ FORMS = {
     "ddl channels": resfx.DDL(value_channels=3),
     "ddl tokens": resfx.DDL(value_channels=2, compress="token", start="published"),
     "hyper static": resfx.HyperConnections(n=3, dynamic=False, readout="learned"),
+    "frac static": resfx.FracConnections(m=2, dynamic=False),
+    "mhc permutation": resfx.MHC(n=3, mixing="permutation"),
     "mhc published": resfx.MHC(start="published", readout="learned"),
     "attnres published": resfx.AttnRes(start="published", block=2),
+    "attnres normalized": resfx.AttnRes(normalized=True),
+    "lambdas published": resfx.Lambdas(start="published", skips=((0, 2), (1, 2))),
     "delta null": resfx.DeltaAttnRes(null=True, query="normal", start="published"),
     "denseformer published": resfx.DenseFormer(start="published"),
     "elc base": resfx.ELC(variant="base"),
@@ -34,6 +41,12 @@ FORMS = {
     "dca printed": resfx.DCA(form="printed", start="published", w_std=0.1),
     "vertical content": resfx.VerticalAttention(routing="content"),
     "read shared": resfx.DepthRead(shared=True),
+    "layer scale published": resfx.LayerScale(start="published"),
+    "laurel features": resfx.LAuReL(per_feature=True, bound="softmax"),
+    "value residual shared": resfx.ValueResidual(form="shared", per_head=True),
+    "value residual published": resfx.ValueResidual(start="published", form="dense"),
+    "lime published": resfx.LIMe(start="published"),
+    "value embedding published": resfx.ValueEmbedding(start="published", gate="scalar"),
     "canon identity": resfx.Canon(residual=False),
     "short conv published": resfx.ShortConv(start="published", bias=True),
     "short swa published": resfx.ShortSWA(start="published"),
@@ -42,16 +55,19 @@ FORMS = {
 
 def built(method, device=CPU):
     """All the modules that a method makes of two places."""
-    facts = {"width": 12, "context_width": 12, "kind": "mlp", "dtype": torch.float32, "device": device, "rank": 3}
+    facts = {**PLACE, "device": device}
     if method.scope == "wide":
         stream = method.build_stream([Place(depth=i, **facts) for i in range(3)])
         return nn.ModuleList(m for m in (stream.expand, *stream.reads, *stream.writes, stream.collapse) if m)
     if isinstance(method, DepthMethod):
-        place = DepthPlace(
-            depth=0, read=2, sources=3, last=False, outputs=len(method.targets(False)), sublayers=2, **facts
-        )
+        facts |= {"sources": len(method.sources(2, False)), "outputs": len(method.targets(False))}
+        place = DepthPlace(depth=0, read=2, last=False, sublayers=2, **facts)
         parts = [method.build(place), method.build_source(place)]
         return nn.ModuleList(m for m in parts if m)
+    if isinstance(method, RouteMethod):
+        facts |= {"context_width": 40, "sources": len(method.sources(3, 4))}
+        place = RoutePlace(depth=0, heads=3, head_dim=4, layer=3, layers=4, vocabulary=7, **facts)
+        return nn.ModuleList([method.build(place)])
     norm = copied_norm(trained_norm().to(device)) if method.scope == "sequence" else None
     return nn.ModuleList([method.build(Place(depth=0, heads=2, norm=norm, **facts))])
 
@@ -87,13 +103,30 @@ def test_a_module_starts_again_by_reset_parameters(name):
     torch.manual_seed(1)
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
-            tensor.fill_(float("nan"))
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
     for owner in owners(module):
         assert isinstance(owner, (Learned, CopiedNorm)), type(owner).__name__
         owner.reset_parameters()
     assert_same_start(module, first)
     assert all(torch.equal(a, b) for a, b in zip(module.buffers(), buffers, strict=True))
     assert not [n for n, p in module.named_parameters() if p.ndim == 0], "sharding refuses scalars"
+
+
+@pytest.mark.parametrize("name", methods())
+def test_as_many_parameters_as_the_table_says(name):
+    """The texts are formulas up to the first word in small print: products are written side by side."""
+    config = FORMS[name]
+    formula = re.split(r",| at | for | a block", config.parameters)[0].replace("^", "**")
+    formula = re.sub(r"(?<=[\w)]) (?=[\w(])", "*", formula)
+    known = {"d": 12, "n": 4 if config.scope == "wide" else 3, "m": 4, "l": 3, "i": 2, "t": 3, "C": 4, "K": 12,
+             "heads": 3, "kernel": 4, "width": 12, "kv_width": 12, "kv_heads": 3, "vocabulary": 7,
+             "rank": 16}  # fmt: skip
+    module = built(config)
+    if config.scope == "wide":
+        stream = config.build_stream([Place(depth=i, **PLACE) for i in range(3)])
+        module = nn.ModuleList([stream.reads[1], stream.writes[1]])
+    norms = {id(p) for m in module.modules() if isinstance(m, CopiedNorm) for p in m.parameters()}
+    assert sum(p.numel() for p in module.parameters() if id(p) not in norms) == eval(formula, known)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -93,10 +93,15 @@ def groups(v, size):
     return [v[0]] + [sum(v[i : i + size]) for i in range(1, len(v), size)]
 
 
-def attn_res(stream, x, bank, start, block=1, eps=1e-6, two_phase=False):  # a schedule, the same equations
+def attn_res(stream, x, bank, start, block=1, eps=1e-6, two_phase=False, normalized=False):
     v, state = [x], x
 
     def read(p):
+        if normalized:
+            u = rms(torch.stack(groups(v, block)), eps)
+            weights = (torch.einsum("nbtd,d->nbt", u, p["query"]) / x.shape[-1] ** 0.5).softmax(0)
+            weights = weights if start == "published" else len(u) * weights - 1
+            return torch.einsum("nbt,nbtd->btd", weights, u) + (0 if start == "published" else state)
         weights, stack = softmax_over(groups(v, block), p, eps)
         h = (weights * stack).sum(0)
         return h if start == "published" else h * len(stack) + (state - sum(v) if post_norm(stream) else 0)
@@ -138,6 +143,25 @@ def dense(stream, x, bank, start, dilation=1, period=1):
                 alpha = alpha + F.one_hot(torch.tensor(len(chosen) - 1), len(chosen))
             y = torch.einsum("n,nbtd->btd", alpha, torch.stack(chosen))
     return y
+
+
+def lambdas(stream, x, bank, start, x0=True, skips=(), backout=False):
+    outputs, own = [x], 1.0 if start == "preserve" else 0.0
+    count = len(stream.blocks)
+    for i, block in enumerate(stream.blocks):
+        w = bank(block)["weight"]
+        y = (w[-1] + own) * x
+        if x0 and i:
+            y, w = y + w[0] * outputs[0], w[1:]
+        pairs = [a for a, b in skips if b == i and not (x0 and a == 0)]
+        for a, weight in zip(pairs, w, strict=False):
+            y = y + weight * outputs[a]
+        x, _ = through(stream, block, y)
+        outputs.append(x)
+    if backout:
+        w = bank(stream.blocks[-1], kind="exit")["weight"]
+        x = (w[1] + own) * x + w[0] * outputs[min(count // 2 + 1, count - 1)]
+    return x
 
 
 def elc(stream, x, bank, start, variant="zero", eps=1e-7):

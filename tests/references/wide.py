@@ -6,6 +6,7 @@ Nothing here is shared with the library: every sum is an einsum. :func:`pathway`
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,6 +72,18 @@ class HyperReference:
         return H.mean(-2) if kind == "mean" else H.sum(-2)
 
 
+def mixture(z, n, kind):
+    """mHC-lite's sum over all permutations; KromHC's product of such sums over two, for ``n`` a power of two."""
+    sizes = [n] if kind == "permutation" else [2] * (n.bit_length() - 1)
+    product = torch.ones(*z.shape[:-1], 1, 1, dtype=z.dtype)
+    for size in sizes:
+        ways = [torch.eye(size, dtype=z.dtype)[list(way)] for way in itertools.permutations(range(size))]
+        part, z = z[..., : len(ways)].exp(), z[..., len(ways) :]
+        U = torch.einsum("...p,pij->...ij", part / part.sum(-1, keepdim=True), torch.stack(ways))
+        product = torch.einsum("...ij,...kl->...ikjl", product, U).flatten(-4, -3).flatten(-2)
+    return product
+
+
 class ManifoldReference(HyperReference):
     """mHC, equations 5 to 9."""
 
@@ -84,6 +97,9 @@ class ManifoldReference(HyperReference):
         H_post = 2 * sigmoid(w["alpha"][1] * seen[..., n : 2 * n] + w["post"])
         H_res = torch.eye(n, dtype=X.dtype).expand(*X.shape[:2], n, n)
         if not first and "res" in w:  # where the mean reads the result, no mixing shows
+            if self.config.mixing != "sinkhorn":
+                z = w["alpha"][2] * seen[..., 2 * n :] + w["res"]
+                return torch.einsum("btn,btnd->btd", H_pre, X), (H_post, mixture(z, n, self.config.mixing))
             M = torch.exp((w["alpha"][2] * seen[..., 2 * n :]).reshape(*X.shape[:2], n, n) + w["res"])
             # Newton's method has no part in the equations: it goes where any number of rounds goes.
             iterations, newton = self.config.rounds
@@ -99,6 +115,37 @@ class ManifoldReference(HyperReference):
     def write(self, X, f, x, c, path, memo):
         H_post, H_res = memo
         return torch.einsum("btij,btjd->btid", H_res, X) + torch.einsum("btj,btd->btjd", H_post, f)
+
+
+class FracReference:
+    """Frac-Connections: Hyper-Connections between slices, ``(batch, tokens, m, d / m)``."""
+
+    def __init__(self, config, weights):
+        self.config, self.weights = config, weights
+
+    def enter(self, x, path):
+        return x.unflatten(-1, (self.config.m, -1))
+
+    def read(self, H, path, first):
+        w, m = {k: self.weights[f"{path}.read.{k}"] for k in ("read", "write", "mix")}, self.config.m
+        A_m, A_r, B = (w[k].expand(*H.shape[:2], *w[k].shape) for k in ("read", "mix", "write"))
+        if self.config.dynamic:
+            N = torch.nn.functional.layer_norm(H, H.shape[-1:], eps=self.config.eps)
+            W, (s_a, s_b) = self.weights[f"{path}.read.dynamic"], self.weights[f"{path}.read.scale"]
+            A_m = A_m + s_a * torch.tanh(torch.einsum("btje,ie->btji", N, W[:m]))
+            A_r = A_r + s_a * torch.tanh(torch.einsum("btje,ie->btji", N, W[m : 2 * m]))
+            B = B + s_b * torch.tanh(torch.einsum("btje,e->btj", N, W[2 * m]))
+        return torch.einsum("btji,btje->btie", A_m, H).flatten(-2), (A_r, B)
+
+    def write(self, H, f, x, c, path, memo):
+        A_r, B = memo
+        return torch.einsum("btji,btje->btie", A_r, H) + B[..., None] * f.unflatten(-1, (self.config.m, -1))
+
+    def each(self, H, then):
+        return then(H.flatten(-2)).unflatten(-1, (self.config.m, -1))
+
+    def leave(self, H, path):
+        return H.flatten(-2)
 
 
 class DeltaReference:
@@ -166,7 +213,12 @@ class DeltaReference:
 
 def reference_for(config, weights):
     name = type(config).__name__
-    return {"MHC": ManifoldReference, "HyperConnections": HyperReference, "DDL": DeltaReference}[name](config, weights)
+    return {
+        "MHC": ManifoldReference,
+        "FracConnections": FracReference,
+        "HyperConnections": HyperReference,
+        "DDL": DeltaReference,
+    }[name](config, weights)
 
 
 def run_stream(reference, x, sublayers, paths):

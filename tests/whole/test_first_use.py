@@ -13,6 +13,8 @@ PAIRS = [
     ("llama", "short_swa"), ("gpt2", "canon"), ("gemma2", "short_conv"), ("qwen3", "mhc"), ("gpt_neox", "attnres"),
     ("mixtral", "depth_read"), ("bert", "hyper_connections"), ("vit", "denseformer"), ("t5", "ddl"), ("gpt2", "elc"),
     ("bert", "mudd"), ("llama", "dca"), ("vit", "delta_attnres"), ("bert", "vertical"),
+    ("vit", "value_residual"), ("bert", "lime"), ("bert", "value_embedding"), ("vit", "layer_scale"),
+    ("vit", "rezero"), ("vit", "laurel"), ("vit", "depth_scaled"), ("vit", "frac_connections"), ("bert", "lambdas"),
 ]  # fmt: skip
 
 

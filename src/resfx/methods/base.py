@@ -34,7 +34,7 @@ class Place:
         block: name of the repeated block that the add belongs to.
         rank: dimensions of the stream, 3 for ``(batch, tokens, d)``; ``None`` if unknown.
         parallel: whether the branch starts from the same state as the one before, ``(x + f) + g``.
-        point: scope ``sequence``: which point of the branch, see :class:`Method`.
+        point: scopes ``sequence`` and ``route``: which point of the branch, see :class:`Method`.
         heads: heads of the host's attention, where there is one.
         causal: whether the host reads earlier positions only.
         norm: a copy of the norm that opens the branch, with parameters of its own that start as the host's.
@@ -70,10 +70,16 @@ class Method:
 
     ``wide``: :meth:`build_stream` gives the modules of a stream of ``n`` channels, see
     :class:`resfx.methods.wide.base.WideStream`.
+    ``route``: ``forward(sources, v)`` gives the projection ``v`` mixed with that of earlier layers, see
+    :class:`resfx.methods.route.base.RouteMethod`.
     ``sequence``: ``forward(h, mask, state, keep)`` gives ``h (batch, positions, width)`` mixed over the positions; see
     :class:`resfx.methods.sequence.mixer.Mixer`. ``points`` says where: ``"stream"`` (a residual sublayer of its own
     before the attention), ``"attention"`` (what the attention reads), ``"q"``, ``"k"``, ``"v"`` (projections, after a
     norm over the head), ``"mlp"`` (what the MLP reads), ``"hidden"`` (its first projection, before the activation).
+
+    Three texts go into the table of methods: new ``parameters`` per site at the defaults; what is ``kept`` between
+    tokens beside the host's own cache; what ``crosses`` from one pipeline stage to the next, in vectors ``(d,)`` per
+    token where it is a number (the plain stream is 1).
 
     A module that has ``observe``, see :mod:`resfx.methods.observe`, tells :func:`resfx.probe` what it learned.
 
@@ -85,6 +91,9 @@ class Method:
     name: ClassVar[str] = ""
     scope: ClassVar[str] = "site"
     points: ClassVar[tuple[str, ...]] = ()
+    parameters: ClassVar[str] = ""
+    kept: ClassVar[str] = "nothing"
+    crosses: ClassVar[str] = "1"
 
     start: Start = "preserve"
 

@@ -37,18 +37,28 @@ def table(rows: Iterable[Sequence[Any]], header: Sequence[str] = (), align: str 
 
 
 def methods_table(markdown: bool = False) -> str:
-    """Every method: its name, its config, where it acts, and the first line of the file that defines it."""
+    """Every method: its name, its config, where it acts, and the first line of the file that defines it.
+
+    Args:
+        markdown: with its paper, its new parameters per site, what it keeps between tokens and what crosses stages.
+    """
     from resfx.methods.base import methods
 
     rows = [
         (name, cls.__name__, getattr(cls(), "scope", ""), (sys.modules[cls.__module__].__doc__ or "").split("\n")[0])
         for name, cls in methods().items()
     ]
-    header = ("mode", "config", "scope", "what it does")
     if not markdown:
-        return table(rows, header)
-    lines = [f"| `{n}` | `resfx.{c}` | {s} | {text} |" for n, c, s, text in rows]
-    return "\n".join([f"| {' | '.join(header)} |", "|---|---|---|---|", *lines])
+        return table(rows, ("mode", "config", "scope", "what it does"))
+    header = ("mode", "config", "scope", "what it does", "paper", "parameters per site", "kept between tokens",
+              "crosses stages")  # fmt: skip
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for (name, config, scope, text), cls in zip(rows, methods().values(), strict=True):
+        papers = ", ".join(f"[{p}](https://arxiv.org/abs/{p})" for p in re.findall(r"arXiv (\d{4}\.\d{5})", text))
+        said = re.sub(r" \(arXiv [^)]*\)|, arXiv [\d.]+\d", "", text)
+        cells = (f"`{name}`", f"`resfx.{config}`", scope, said, papers, cls.parameters, cls.kept, cls.crosses)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def plural(count: int, noun: str) -> str:

@@ -132,18 +132,22 @@ class Rewriting:
             return self.applications
         found = []
         for application in self.applications:
-            inside = application.within(path)
-            if inside is None:
+            part = application.within(path)
+            if part is None:
                 continue
-            claimed = {c.name: c.is_within(path) for c in application.claimed or ()}
-            for stream in self.first.streams if self.first and application.method.scope in ("depth", "wide") else ():
-                members = [claimed[s.name] for s in stream.sites if s.name in claimed]
+            scope = application.method.scope
+            # Layers that a route reads have no module of their own.
+            known = application.seen if scope == "route" else application.claimed or ()
+            inside = {c.name: c.is_within(path) for c in known}
+            across = scope in ("depth", "wide", "route")
+            for stream in self.first.streams if self.first and across else ():
+                members = [inside[s.name] for s in stream.sites if s.name in inside]
                 if any(members) and not all(members):
                     raise VariantError(
                         f"cannot run {path!r} alone", f"{application.method.label} reads states across its border",
                         "call the module around it",
                     )  # fmt: skip
-            found.append(inside)
+            found.append(part)
         return found
 
     def _fold(self, capture: Capture, tree: nn.Module, prefix: str, module: nn.Module) -> None:
@@ -175,8 +179,10 @@ def rewrite_capture(capture: Capture, tree: nn.Module, applications: Sequence[Ap
     nodes = len(capture.graph.nodes)
     sites, skips, streams = find_sites(capture.graph, tree)
     surgery = Surgery(capture.graph, tree, streams)
-    # Mixers over positions go first: they act on the host's own branches, and what replaces an add reads their result.
-    for application in sorted(applications, key=lambda a: a.method.scope != "sequence"):
+    # What acts inside the host's own branches goes first, mixers before routes: what replaces an add reads its result.
+    inside = ("sequence", "route")
+    order = lambda a: inside.index(a.method.scope) if a.method.scope in inside else len(inside)
+    for application in sorted(applications, key=order):
         apply_method(surgery, sites, application)
     capture.graph.lint()
     skips = skips + [s for a in applications for s in a.skips]

@@ -18,6 +18,7 @@ from resfx.passes.scopes.bank import BANK
 MODES = {
     "site": ["ddl"], "depth": ["denseformer"], "shared": [resfx.DepthRead(window=None, shared=True)],
     "wide": ["mhc"], "channels": [resfx.DDL(value_channels=2, compress="token")], "sequence": ["canon"],
+    "route": [resfx.ValueResidual(), "lime"],
     "all": ["short_swa", "ddl", "attnres"], "swa_wide": ["short_swa", "hyper_connections"],
 }  # fmt: skip
 

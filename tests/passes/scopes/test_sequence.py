@@ -167,9 +167,13 @@ def test_hosts_without_a_sequence_are_left_alone_with_a_reason(host, reason):
         resfx.rewrite(host(), "short_swa", args=(x,))
 
 
-def test_fused_projection_takes_all_three():
-    with pytest.raises(resfx.errors.NoSitesError, match="one projection"):
-        resfx.rewrite(BY_NAME["gpt2"].make(), resfx.ShortConv(on="k"), kwargs=BY_NAME["gpt2"].inputs(2, 7))
+def test_a_fused_projection_is_mixed_whole_or_in_part():
+    model, inputs = BY_NAME["nanogpt"].make(), BY_NAME["nanogpt"].inputs(2, 7)
+    for on, width in (("qkv", 96), ("k", 32)):
+        new = resfx.rewrite(model, resfx.ShortConv(on=on), kwargs=inputs, check=False)
+        assert [p.shape for p in new.new_parameters().values()] == [(width, 4)] * 2
+        assert all(f".{on}_" in name for name in new.new_parameters())
+        assert torch.equal(new(**inputs), model(**inputs))
 
 
 def test_hand_written_attention():

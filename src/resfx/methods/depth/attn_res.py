@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,8 @@ from resfx.methods.learned import empty
 from resfx.methods.observe import Observations, attention_map
 from resfx.ops.attention_read.formula import attention_read
 from resfx.ops.attention_read.two_phase import Ahead, inter_block, intra_block
-from resfx.ops.scores import rms_scores
+from resfx.ops.scores import relative_softmax, rms_scales, rms_scores
+from resfx.ops.weighted_sum.formula import weighted_sum
 
 from .base import NOT_A_SUM, DepthMethod, DepthPlace, Read, in_blocks
 
@@ -30,6 +32,10 @@ class AttnRes(DepthMethod):
     host's norms without that factor, bit for bit the host at the start, and well defined where the stream is not the
     sum of the sources (post-norm hosts). The host's running sum stays in the graph for it.
 
+    With ``normalized=True`` what is summed is normalised too, ``h = sum_i a_i u_i`` with ``u_i = RMSNorm(v_i)`` and
+    ``a = softmax_i(w . u_i / sqrt(d))``, without a gain (the block read of Inkling 2 in transformers); the preserving
+    start is then ``x + sum_i (n a_i - 1) u_i``.
+
     Attributes:
         block: sublayers in a block, or ``None`` for every output as a source of its own. Memory and time of full
             depth grow with the square of the depth: give a block from about 12 blocks on.
@@ -37,21 +43,28 @@ class AttnRes(DepthMethod):
         two_phase: the paper's schedule for blocks: finished blocks are read once for all reads inside the next block.
             The same function up to rounding; for training, where it moves less memory. In a graph for ONNX these reads
             are standard nodes, not one operator each.
+        normalized: sum normalised sources, as above.
     """
 
     name: ClassVar[str] = "attnres"
     unit: ClassVar = "sublayer"
     carries: ClassVar = "outputs"
+    parameters: ClassVar[str] = "2 d"
+    crosses: ClassVar[str] = "the embedding and what each sublayer wrote; in blocks, a state for each and one more"
 
     block: int | None = None
     eps: float = 1e-6
     two_phase: bool = False
+    normalized: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.validate(block=self.block, eps=self.eps)
         if self.two_phase and (self.block or 1) < 2:
             raise ValueError(f"two_phase=True reads in blocks: block must be at least 2, not {self.block}")
+
+        if self.two_phase and self.normalized:
+            raise ValueError("two_phase=True is the schedule of the paper's read, which sums sources as they are")
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         return in_blocks(read, self.block or 1) if read else None
@@ -67,7 +80,7 @@ class AttnRes(DepthMethod):
 
     def build(self, place: Place) -> nn.Module:
         assert isinstance(place, DepthPlace)
-        return AttnResRead(self, place)
+        return NormalizedRead(self, place) if self.normalized else AttnResRead(self, place)
 
     def build_ahead(self, place: Place) -> nn.Module:
         return InterBlock(self)
@@ -98,6 +111,28 @@ class AttnResRead(Read):
         if ahead is not None:
             return {}
         return attention_map(rms_scores(sources, self.query * self.gain, self.eps).softmax(-1))
+
+
+class NormalizedRead(Read):
+    """One read of normalised sources: a query, ``d`` parameters."""
+
+    def __init__(self, config: AttnRes, place: DepthPlace) -> None:
+        super().__init__(config)
+        self.eps = config.eps
+        self.query = empty(place.width, **factory_of(place))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.query)
+
+    def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
+        logits = rms_scores(sources, self.query, self.eps) / math.sqrt(x.shape[-1])
+        weights = relative_softmax(logits) - 1 if self.preserve else logits.softmax(-1)
+        return weighted_sum(sources, weights * rms_scales(sources, self.eps), x if self.preserve else None)
+
+    def observe(self, sources: list[Tensor], x: Tensor) -> Observations:
+        """``weights``, of the normalised sources, and their entropy."""
+        return attention_map((rms_scores(sources, self.query, self.eps) / math.sqrt(x.shape[-1])).softmax(-1))
 
 
 class InterBlock(nn.Module):

@@ -41,6 +41,8 @@ class DCA(DepthMethod):
 
     name: ClassVar[str] = "dca"
     carries: ClassVar = "outputs"
+    parameters: ClassVar[str] = "3 d (t + 1), t sources"
+    crosses: ClassVar[str] = "the embedding and what each block added"
 
     k: int | None = None
     form: Literal["live", "printed"] = "live"

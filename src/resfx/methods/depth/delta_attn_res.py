@@ -41,6 +41,8 @@ class DeltaAttnRes(DepthMethod):
     name: ClassVar[str] = "delta_attnres"
     unit: ClassVar = "sublayer"
     carries: ClassVar = "outputs"
+    parameters: ClassVar[str] = "2 d + 1"
+    crosses: ClassVar[str] = "the state and what each sublayer wrote"
 
     block: int | None = None
     partial: bool = True

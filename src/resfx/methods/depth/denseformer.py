@@ -33,6 +33,8 @@ class DenseFormer(DepthMethod):
     """
 
     name: ClassVar[str] = "denseformer"
+    parameters: ClassVar[str] = "i + 1 at block i"
+    crosses: ClassVar[str] = "the state and that before each block"
 
     dilation: int = 1
     period: int = 1

@@ -43,6 +43,8 @@ class DepthRead(DepthMethod):
     """
 
     name: ClassVar[str] = "depth_read"
+    parameters: ClassVar[str] = "4 d^2"
+    crosses: ClassVar[str] = "window states"
 
     window: int | None = 4
     dim: int | None = None

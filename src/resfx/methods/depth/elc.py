@@ -39,6 +39,8 @@ class ELC(DepthMethod):
 
     name: ClassVar[str] = "elc"
     carries: ClassVar = "outputs"
+    parameters: ClassVar[str] = "n at block n"
+    crosses: ClassVar[str] = "the embedding and what each block wrote"
 
     variant: Literal["zero", "normalized", "weighted", "base"] = "zero"
     eps: float = 1e-7

@@ -36,6 +36,8 @@ class VerticalAttention(DepthMethod):
     """
 
     name: ClassVar[str] = "vertical"
+    parameters: ClassVar[str] = "n + 1 for n sources"
+    crosses: ClassVar[str] = "the state before each block"
 
     routing: Literal["static", "content"] = "static"
     eps: float = 1e-6

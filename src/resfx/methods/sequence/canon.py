@@ -35,6 +35,8 @@ class Canon(LocalConvMethod):
     """
 
     name: ClassVar[str] = "canon"
+    parameters: ClassVar[str] = "kernel * width for each point"
+    kept: ClassVar[str] = "kernel - 1 positions at each point"
 
     at: str = "ABCD"
 

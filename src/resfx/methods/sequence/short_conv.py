@@ -16,7 +16,7 @@ class ShortConv(LocalConvMethod):
     the identity: ask for it with ``residual=False, start="published"``. Bidirectional hosts get a centred kernel.
 
     Attributes:
-        on: letters of ``"qkv"``; a fused projection takes all three.
+        on: letters of ``"qkv"``; all three of a fused projection share one convolution over its features.
         kernel: positions read.
         bias: a bias per channel.
         activation: ``"silu"`` or ``"none"``, after the convolution.
@@ -24,6 +24,8 @@ class ShortConv(LocalConvMethod):
     """
 
     name: ClassVar[str] = "short_conv"
+    parameters: ClassVar[str] = "kernel * width for each point"
+    kept: ClassVar[str] = "kernel - 1 positions of q, k and v"
 
     on: str = "qkv"
     activation: str = "silu"

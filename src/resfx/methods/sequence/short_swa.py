@@ -43,6 +43,8 @@ class ShortSWA(Method):
 
     name: ClassVar[str] = "short_swa"
     scope: ClassVar[str] = "sequence"
+    parameters: ClassVar[str] = "4 d^2, and the norm's"
+    kept: ClassVar[str] = "keys and values of window - 1 positions"
 
     window: int = 128
     kind: Literal["sliding", "chunk"] = "sliding"

@@ -56,6 +56,9 @@ class DDL(Method):
 
     name: ClassVar[str] = "ddl"
     scope: ClassVar[str] = "site"
+    parameters: ClassVar[str] = "2 d + 2"
+    kept: ClassVar[str] = "with value channels, 3 positions where it convolves over tokens"
+    crosses: ClassVar[str] = "1, or value_channels"
 
     target: Literal["context", "stream", "sublayer", "constant"] = "context"
     target_bias: bool = False

@@ -44,6 +44,8 @@ class HyperConnections(Method):
 
     name: ClassVar[str] = "hyper_connections"
     scope: ClassVar[str] = "wide"
+    parameters: ClassVar[str] = "(d + n) (n + 2) + 2"
+    crosses: ClassVar[str] = "n"
 
     n: int = 4
     dynamic: bool = True

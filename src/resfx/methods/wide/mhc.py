@@ -15,10 +15,10 @@ from resfx.methods.learned import Learned, empty, normal, set_values
 from resfx.methods.observe import Observations
 from resfx.ops.channels.formula import combine, inverse_deviation, mix, total
 from resfx.ops.register import accumulator, in_type
-from resfx.ops.sinkhorn.formula import sinkhorn
 
 from .base import Expand, Readout, WideStream
 from .hyper_connections import check_wide, observed_channels, readout_of
+from .mixing import mixing_of, primes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,17 @@ class MHC(Method):
     channels nor to their mean or sum: the first add of a stream has no ``H_res``, and the last has one only before a
     learned readout.
 
+    =========== =====================================================================================================
+    mixing      ``H_res``
+    =========== =====================================================================================================
+    sinkhorn    as above (the paper)
+    identity    none, ``X' = X + H_post^T f`` (identity HC, arXiv 2607.28611): ``2 n^2 d + 2n + 2`` parameters
+    permutation ``sum_p softmax(z)_p P_p`` over the ``n!`` permutations (mHC-lite, arXiv 2601.05732); no rounds
+    kronecker   a Kronecker product of such mixtures, one for each prime factor of ``n`` (KromHC, arXiv 2601.21579)
+    =========== =====================================================================================================
+
+    In each, ``z = a_res z W_res + b_res``, and ``diagonal`` weighs the identity at the start.
+
     The paper states ``a = 0.01`` and neither ``W`` nor ``b``. Here ``W`` is random, ``b_post = 0``, ``b_res =
     diagonal * I`` and ``b_pre`` gives weight ``lean`` to channel ``k mod n`` at the ``k``-th add and shares the
     rest, so that the weights sum to one. With equal weights, equal ``b`` and ``W = 0`` the channels would stay
@@ -39,6 +50,7 @@ class MHC(Method):
 
     Attributes:
         n: channels.
+        mixing: as above.
         sinkhorn_iterations: rounds of column and row scaling.
         sinkhorn_newton: Newton steps that carry on to the limit of the rounds, see
             :func:`resfx.ops.sinkhorn.formula.sinkhorn`. ``None`` is 8 with ``start="preserve"``, and 0 with
@@ -52,8 +64,11 @@ class MHC(Method):
 
     name: ClassVar[str] = "mhc"
     scope: ClassVar[str] = "wide"
+    parameters: ClassVar[str] = "(n d + 1) (n^2 + 2 n) + 3"
+    crosses: ClassVar[str] = "n"
 
     n: int = 4
+    mixing: Literal["sinkhorn", "permutation", "kronecker", "identity"] = "sinkhorn"
     sinkhorn_iterations: int = 20
     sinkhorn_newton: int | None = None
     lean: float = 0.7
@@ -64,6 +79,11 @@ class MHC(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_wide(self, least=2)
+        largest = {"permutation": self.n, "kronecker": max(primes(self.n))}.get(self.mixing, 0)
+        if largest > 5:
+            raise ValueError(
+                f"mixing={self.mixing!r} has {largest}! numbers an add with n={self.n}: too many, 5! at most"
+            )
         if self.sinkhorn_iterations < 1:
             raise ValueError(f"sinkhorn_iterations must be at least 1, not {self.sinkhorn_iterations}")
         if self.sinkhorn_newton is not None and self.sinkhorn_newton < 0:
@@ -72,13 +92,19 @@ class MHC(Method):
             raise ValueError(f"lean must lie between 0 and 1, not {self.lean}")
 
     def build_stream(self, places: Sequence[Place]) -> WideStream:
-        adds = [i for i, p in enumerate(places) if not p.parallel]
-        mixing = adds[1:] if readout_of(self) == "learned" else adds[1:-1]
+        mixing = self.mixing_at(places)
         reads = [None if p.parallel else ManifoldRead(self, p, i in mixing) for i, p in enumerate(places)]
         return WideStream(
             Expand(self.n), list(reads), [ManifoldWrite(p.parallel) for p in places],
             Readout(self.n, readout_of(self), factory_of(places[-1])),
         )  # fmt: skip
+
+    def mixing_at(self, places: Sequence[Place]) -> list[int]:
+        """The adds that have an ``H_res``."""
+        if self.mixing == "identity":
+            return []
+        adds = [i for i, p in enumerate(places) if not p.parallel]
+        return adds[1:] if readout_of(self) == "learned" else adds[1:-1]
 
     @property
     def rounds(self) -> tuple[int, int]:
@@ -91,8 +117,8 @@ mHC = MHC
 
 
 class ManifoldRead(Learned):
-    """The coefficients of one add and the branch's input. Parameters: ``n d (n^2 + 2n) + n^2 + 2n + 3``; without
-    ``H_res``, ``2 n^2 d + 2n + 2``.
+    """The coefficients of one add and the branch's input. Parameters: ``(n d + 1) (m + 2n) + 3`` with ``m`` numbers of
+    ``H_res``, ``n^2`` for Sinkhorn's; without ``H_res``, ``2 n^2 d + 2n + 2``.
 
     Args:
         mixes: whether the add has an ``H_res``.
@@ -104,10 +130,14 @@ class ManifoldRead(Learned):
         super().__init__()
         n, factory = config.n, factory_of(place)
         self.config, self.eps, self.leads = config, config.eps, place.depth % config.n
-        self.projection = empty(n * n + 2 * n if mixes else 2 * n, n * place.width, **factory)  # pre, post, res by rows
-        self.alpha = empty(3 if mixes else 2, **factory)
+        self.mixing = mixing_of(config.mixing, n, config.rounds) if mixes else None
+        count = math.prod(self.mixing.shape) if self.mixing else 0
+        self.projection = empty(2 * n + count, n * place.width, **factory)  # pre, post, res by rows
+        self.alpha = empty(3 if self.mixing else 2, **factory)
         self.pre, self.post = empty(n, **factory), empty(n, **factory)
-        self.res = empty(n, n, **factory) if mixes else None
+        self.res = empty(*self.mixing.shape, **factory) if self.mixing else None
+        for i, table in enumerate(self.mixing.tables() if self.mixing else ()):
+            self.register_buffer(f"table{i}", torch.empty_like(table, device=place.device), persistent=False)
         origin = torch.empty(n, **factory) if config.start == "preserve" else None
         self.register_buffer("origin", origin, persistent=False)
         self.reset_parameters()
@@ -122,8 +152,10 @@ class ManifoldRead(Learned):
         nn.init.constant_(self.alpha, 0.0 if config.start == "preserve" else 0.01)
         set_values(self.pre, pre)
         nn.init.zeros_(self.post)
-        if self.res is not None:
-            set_values(self.res, config.diagonal * torch.eye(n))
+        if self.res is not None and self.mixing is not None:
+            set_values(self.res, self.mixing.start(config.diagonal))
+            for i, table in enumerate(self.mixing.tables()):
+                set_values(self.get_buffer(f"table{i}"), table)
         if self.origin is not None:
             set_values(self.origin, pre)
 
@@ -143,14 +175,14 @@ class ManifoldRead(Learned):
         scale = inverse_deviation(flat, self.eps, centre=False)
         projection = self.projection
         seen = in_type(nn.functional.linear(in_type(flat, projection.dtype), projection), wide) * scale
-        parts = seen.split((n, n) if self.res is None else (n, n, n * n), -1)
+        parts = seen.split((n, n) if self.res is None else (n, n, self.res.numel()), -1)
         alpha = in_type(self.alpha, wide).unbind()
         pre = torch.addcmul(in_type(self.pre, wide), alpha[0], parts[0])
         half = torch.sigmoid(torch.addcmul(in_type(self.post, wide), alpha[1], parts[1]))
         res = None
-        if self.res is not None:
-            res = torch.addcmul(in_type(self.res, wide), alpha[2], parts[2].unflatten(-1, (n, n)))
-            res = sinkhorn(res, *self.config.rounds)
+        if self.res is not None and self.mixing is not None:
+            z = torch.addcmul(in_type(self.res, wide), alpha[2], parts[2].unflatten(-1, self.mixing.shape))
+            res = self.mixing.matrix(z, [self.get_buffer(f"table{i}") for i in range(len(self.mixing.factors))])
         unit: Tensor | float = 1.0
         if self.origin is not None:  # computed like the weights themselves, so that the difference starts at zero
             start = torch.sigmoid(torch.zeros_like(pre) + in_type(self.origin, wide))

@@ -15,11 +15,13 @@ from resfx.passes.scopes.bank import BANK
 
 from .values import same
 
-# What new modules compute as long as they leave the host alone, by the scope of their method and their role.
+# What new modules compute as long as they leave the host alone, by the scope of their method and their role; ``""`` for
+# any role.
 _PLAIN: dict[tuple[str, str], Callable[[Sequence[Any], dict[str, Any]], torch.Tensor]] = {
     ("site", "add"): lambda given, named: total if (total := named.get("total")) is not None else given[0] + given[1],
     ("depth", "read"): lambda given, named: given[1],
     ("depth", "exit"): lambda given, named: given[1],
+    ("route", ""): lambda given, named: given[1],
     ("wide", "read"): lambda given, named: given[0][..., 0, :],
     ("wide", "write"): lambda given, named: given[0] + given[1].unsqueeze(-2),
 }
@@ -40,7 +42,8 @@ def first_broken_site(new: Any, args: Any, kwargs: Any, applications: Sequence[A
     hooks: list[RemovableHandle] = []
     for application in applications:
         for placed in application.placed.values():
-            if plain := _PLAIN.get((application.method.scope, placed.role)):
+            scope = application.method.scope
+            if plain := _PLAIN.get((scope, placed.role), _PLAIN.get((scope, ""))):
                 module, name = new.get_submodule(placed.path), placed.path.removeprefix(f"{BANK}.")
                 hooks.append(module.register_forward_hook(look(name, plain), with_kwargs=True))
     try:

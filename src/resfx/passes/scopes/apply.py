@@ -11,6 +11,7 @@ from .application import Application
 from .claim import claim
 from .depth.scope import apply_depth
 from .filters import refuse_idle_globs
+from .route import apply_route
 from .sequence.scope import apply_sequence
 from .site import apply_site
 from .surgery import Surgery, Turn
@@ -18,7 +19,8 @@ from .wide.scope import apply_wide
 
 # A scope is one function: it changes the graph of a turn and returns the sites it claimed.
 SCOPES: dict[str, Callable[[Turn], Sequence[Site]]] = {
-    "site": apply_site, "depth": apply_depth, "sequence": apply_sequence, "wide": apply_wide,
+    "site": apply_site, "depth": apply_depth, "route": apply_route, "sequence": apply_sequence,
+    "wide": apply_wide,
 }  # fmt: skip
 
 
@@ -48,7 +50,7 @@ def apply_method(surgery: Surgery, sites: Sequence[Site], application: Applicati
 def _forbid_claimed(turn: Turn) -> None:
     """A method that replaces adds wants them as they are; reads go beside a replaced add, but not beside two reads."""
     surgery, scope = turn.surgery, turn.application.method.scope
-    if scope == "sequence":
+    if scope in ("sequence", "route"):
         return
     replaced = surgery.replaced
     for site in turn.chosen:

@@ -14,7 +14,10 @@ BANK = "resfx"
 """The submodule of a rewritten model that holds all new modules."""
 
 # The last parts of a module's path, by the scope of its method.
-_LAST = {"site": "{role}{order}", "depth": "{role}{order}", "wide": "add{order}.{role}", "sequence": "{role}_{order}"}
+_LAST = {
+    "site": "{role}{order}", "depth": "{role}{order}", "wide": "add{order}.{role}", "sequence": "{role}_{order}",
+    "route": "{role}_{order}",
+}  # fmt: skip
 
 
 class Bank(nn.Module):
@@ -33,7 +36,7 @@ class Placed:
         application: key of the application that built it.
         site: name of the add it stands at, as it was when the module was built.
         role: what it is to its method: ``add``; ``read``, ``exit``, ``shared``, ``ahead``; ``expand``, ``read``,
-            ``write``, ``collapse``, ...; or the label of a mixer's point.
+            ``write``, ``collapse``, ...; or the label of a mixer's or route's point.
         path: where it is in the model's tree.
         facts: what it was built for beside its site, and only fits.
     """

@@ -16,7 +16,7 @@ class Change:
         site: name of the add.
         method: label of the method.
         what: ``replaced`` (the add), ``read`` (over depth, or of a wide state, where the branch starts) or ``mixer``
-            (over positions, before the branch or in it).
+            (before the branch or inside it: over positions, or a projection that reads those of other layers).
         result: the node that carries the stream behind the add now, where the add was replaced and is still read.
     """
 

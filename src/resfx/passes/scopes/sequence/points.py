@@ -9,11 +9,9 @@ from torch import fx
 
 from resfx.passes.find.branches.attention import ready_to_rotate
 from resfx.passes.find.branches.branch import Branch
+from resfx.passes.find.branches.projected import FLAT, UNPROJECTED, projected
 
 EXPERTS = "a mixture of experts: its hidden features are not a sequence"
-FUSED = "queries, keys and values come from one projection, which on='qkv' convolves whole"
-HIDDEN_PROJECTION = "the projections of queries, keys and values were not found"
-FLAT = "the projection's output is not (batch, positions, features)"
 _ROUTERS = frozenset(
     ["topk", "_grouped_mm", "grouped_mm", "index_add", "scatter", "scatter_add", "one_hot", "nonzero", "sort"]
 )
@@ -73,20 +71,25 @@ def _projections(branch: Branch, wanted: list[str]) -> list[Point] | str:
         return branch.attention
     projections = branch.attention.projections
     if len(projections) < 3:
-        return HIDDEN_PROJECTION
-    fused = len(set(projections.values())) == 1
-    if fused and len(wanted) < 3:
-        return FUSED
+        return UNPROJECTED
+    if len(wanted) == 3 and len(set(projections.values())) == 1:
+        return _fused(branch, projections["q"])
     found = []
-    for name in ("qkv",) if fused else wanted:
-        node, swapped = ready_to_rotate(projections[name[0]], branch.region, branch.index)
-        if branch.index.rank(node) == 4:
-            found.append(Point(name, name, node, set(node.users), "bhtd" if swapped else "bthd"))
-        elif rows := branch.rows_of(node):
-            found.append(Point(name, name, rows, set(rows.users)))
-        else:
-            return FLAT
+    for name in wanted:
+        got = projected(branch, name, behind=False)
+        if isinstance(got, str):
+            return got
+        found.append(Point(name, name, got.node, set(got.node.users), got.layout))
     return found
+
+
+def _fused(branch: Branch, projection: fx.Node) -> list[Point] | str:
+    """One mixer for queries, keys and values that come from one projection."""
+    node, swapped = ready_to_rotate(projection, branch.region, branch.index)
+    if branch.index.rank(node) == 4:
+        return [Point("qkv", "qkv", node, set(node.users), "bhtd" if swapped else "bthd")]
+    rows = branch.rows_of(node)
+    return FLAT if rows is None else [Point("qkv", "qkv", rows, set(rows.users))]
 
 
 def _mlp(branch: Branch) -> list[Point] | str:

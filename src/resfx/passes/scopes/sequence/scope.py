@@ -16,7 +16,6 @@ from torch import fx, nn
 from resfx.errors import NoSitesError, VariantError
 from resfx.methods.base import Method, Place
 from resfx.methods.learned import copied_norm
-from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.find.branches.attention import NO_ATTENTION, REMEDIES, Attention, branch_region, find_attention
 from resfx.passes.find.branches.branch import NO_MLP, Branch
 from resfx.passes.find.graph import hint, shape
@@ -24,6 +23,7 @@ from resfx.passes.find.index import Index
 from resfx.passes.find.mark import KEY
 from resfx.passes.find.site import Site, Stream
 from resfx.passes.find.terms import Slot, Term
+from resfx.passes.scopes.indexed import index_of
 from resfx.passes.scopes.insert import dress, inserting_behind
 from resfx.passes.scopes.surgery import Surgery, Turn, reasons_of
 
@@ -33,7 +33,7 @@ from .points import Point, points_of
 def apply_sequence(turn: Turn) -> Sequence[Site]:
     """Scope ``sequence``: put the method's mixers at their points of every chosen branch that has them."""
     surgery, method = turn.surgery, turn.application.method
-    index = _index(surgery.graph, surgery.tree)
+    index = index_of(surgery.graph, surgery.tree)
     guides = [attention_of(stream, index) for stream in surgery.streams]
     plans: list[tuple[Site, Attention, list[Point]]] = []
     for site in turn.chosen:
@@ -82,15 +82,6 @@ def _mixer(method: Method, place: Place, point: Point) -> nn.Module:
     mixer = method.build(place)
     mixer.layout = point.layout  # type: ignore[assignment]
     return mixer
-
-
-def _index(graph: fx.Graph, tree: nn.Module) -> Index:
-    """The graph's index; mixers of earlier rewrites count as operators that hand their input on."""
-    index = Index(graph, tree)
-    for node in graph.nodes:
-        if node.op == "call_module" and isinstance(tree.get_submodule(str(node.target)), Mixer):
-            index.role[node] = "pass"
-    return index
 
 
 def attention_of(stream: Stream, index: Index) -> Attention | None:

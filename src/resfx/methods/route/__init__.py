@@ -1,0 +1,1 @@
+"""Methods in which a projection of an attention reads the same projection of earlier layers."""

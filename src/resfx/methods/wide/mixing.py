@@ -1,0 +1,104 @@
+"""How ``H_res (..., n, n)`` of manifold-constrained Hyper-Connections is made of numbers without constraints.
+
+Every form is doubly stochastic, so that a mix keeps equal channels, their mean and their sum.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from resfx.ops.sinkhorn.formula import sinkhorn
+
+
+class Mixing:
+    """The numbers of one ``H_res``, their start, and the matrix they make. This one is mHC's own, ``Sinkhorn(exp(z))``.
+
+    Attributes:
+        shape: of the numbers ``z``.
+        factors: orders of the matrices that a product is made of, each with a table.
+    """
+
+    factors: Sequence[int] = ()
+
+    def __init__(self, n: int, rounds: tuple[int, int]) -> None:
+        self.n, self.rounds = n, rounds
+        self.shape: tuple[int, ...] = (n, n)
+
+    def start(self, diagonal: float) -> Tensor:
+        """The numbers that lean towards the identity."""
+        return diagonal * torch.eye(self.n)
+
+    def tables(self) -> list[Tensor]:
+        """Constants that :meth:`matrix` is handed: integers."""
+        return []
+
+    def matrix(self, z: Tensor, tables: Sequence[Tensor]) -> Tensor:
+        """``(..., *shape)`` to ``(..., n, n)``, row: to, column: from."""
+        return sinkhorn(z, *self.rounds)
+
+
+class Permutations(Mixing):
+    """A Kronecker product of mixtures of permutations, ``kron_k sum_p softmax(z_k)_p P_p``.
+
+    With one factor it is mHC-lite's (arXiv 2601.05732): every doubly stochastic matrix, from ``n!`` numbers. With one
+    factor for each prime of ``n`` it is KromHC's (arXiv 2601.21579): two and two numbers for ``n = 4``. No rounds, and
+    doubly stochastic whatever the numbers.
+    """
+
+    def __init__(self, factors: Sequence[int]) -> None:
+        self.factors = list(factors)
+        self.counts = [math.factorial(f) for f in self.factors]
+        self.n, self.shape = math.prod(self.factors), (sum(self.counts),)
+
+    def start(self, diagonal: float) -> Tensor:
+        """The identity comes first among the permutations of each factor."""
+        return torch.cat([diagonal * torch.nn.functional.one_hot(torch.tensor(0), c) for c in self.counts])
+
+    def tables(self) -> list[Tensor]:
+        """Per factor ``(f * f, (f - 1)!)``: the permutations that take ``j`` to ``i``, by entry ``i f + j``."""
+        tables = []
+        for f in self.factors:
+            ways = list(itertools.permutations(range(f)))
+            entries = [[k for k, way in enumerate(ways) if way[i] == j] for i in range(f) for j in range(f)]
+            tables.append(torch.tensor(entries))
+        return tables
+
+    def matrix(self, z: Tensor, tables: Sequence[Tensor]) -> Tensor:
+        product: Tensor | None = None
+        for part, table, f in zip(z.split(self.counts, -1), tables, self.factors, strict=True):
+            entries = part.softmax(-1)[..., table].sum(-1)
+            factor = entries.unflatten(-1, (f, f))
+            product = factor if product is None else kronecker(product, factor)
+        assert product is not None
+        return product
+
+
+def kronecker(a: Tensor, b: Tensor) -> Tensor:
+    """``(..., m, m)`` and ``(..., n, n)`` to ``(..., m n, m n)``."""
+    product = a[..., :, None, :, None] * b[..., None, :, None, :]
+    return product.flatten(-4, -3).flatten(-2, -1)
+
+
+def primes(n: int) -> list[int]:
+    """The prime factors of a number, the smallest first."""
+    found, p = [], 2
+    while n > 1:
+        while n % p == 0:
+            found.append(p)
+            n //= p
+        p += 1
+    return found
+
+
+def mixing_of(name: str, n: int, rounds: tuple[int, int]) -> Mixing | None:
+    """The form of a name; ``None`` for ``"identity"``."""
+    if name == "identity":
+        return None
+    if name == "sinkhorn":
+        return Mixing(n, rounds)
+    return Permutations([n] if name == "permutation" else primes(n))
