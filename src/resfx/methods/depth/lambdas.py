@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import empty, set_values
+from resfx.methods.observe import Observations, Observed
 from resfx.ops.weighted_sum.formula import weighted_sum
 
 from .base import DepthMethod, DepthPlace, Read
@@ -81,3 +82,7 @@ class Mixed(Read):
 
     def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
         return weighted_sum(sources, self.weight, x if self.preserve else None)
+
+    def observe(self, sources: list[Tensor], x: Tensor) -> Observations:
+        """``weights``, those of the learned difference from the host where its start is preserved."""
+        return {"weights": Observed(self.weight, ("source",))}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import Learned, empty, set_values, zeros
+from resfx.methods.observe import Observations, Observed
 from resfx.ops.register import accumulator, in_type
 
 from .base import RouteMethod, RoutePlace
@@ -66,6 +67,11 @@ class Router(Learned):
         heads = in_type(torch.cat([*sources, v], -2), wide)  # (batch, positions, n * heads, head_dim)
         mixed = in_type(in_type(self.weight, wide) @ heads, v.dtype)
         return v + mixed if self.preserve else mixed
+
+    def observe(self, sources: list[Tensor], v: Tensor) -> Observations:
+        """``router``, ``R``: the heads of each layer that a head reads, the layer itself last; the learned difference
+        from the host where its start is preserved."""
+        return {"router": Observed(self.weight.unflatten(1, (-1, self.heads)).mT, ("head", "read", "source"))}
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, sources={self.weight.shape[1] // self.heads}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import Learned, Linear, empty, set_values, uniform, zeros
+from resfx.methods.observe import Observations, Observed
 
 from .base import RouteMethod, RoutePlace
 
@@ -88,3 +89,13 @@ class EmbeddedValue(Learned):
         own, other = self.scales.unbind()
         added = (own * v + other * row).to(v.dtype)
         return v + added if self.preserve else added
+
+    def observe(self, sources: list[Tensor], v: Tensor, context: Tensor, tokens: Tensor) -> Observations:
+        """``gate``, what multiplies the table's row, per row and head, or one number; ``row``, the norm of that row."""
+        row = nn.functional.embedding(tokens, self.table).norm(dim=-1)
+        if self.gate is not None:
+            gate = Observed(2 * self.gate(context[..., : self.gate.in_features]).sigmoid(), ("head",))
+        else:
+            assert self.scales is not None
+            gate = Observed(self.scales[1])
+        return {"gate": gate, "row": Observed(row)}

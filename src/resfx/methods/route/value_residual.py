@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from resfx.errors import OptionError
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import Learned, empty, set_values
+from resfx.methods.observe import Observations, Observed
 from resfx.ops.weighted_sum.formula import weighted_sum
 
 from .base import RouteMethod, RoutePlace
@@ -98,6 +99,11 @@ class ValueMixture(Learned):
         weight = self.weight.expand(*v.shape[:-1], -1) if self.config.per_head else self.weight
         return weighted_sum([*sources, v], weight, v if self.config.start == "preserve" else None)
 
+    def observe(self, sources: list[Tensor], v: Tensor) -> Observations:
+        """``weights`` of the sources and, last, of the layer's own values, for each head where they have their own;
+        those of the learned difference from the host where its start is preserved."""
+        return {"weights": Observed(self.weight, ("head",) * self.config.per_head + ("source",))}
+
     def extra_repr(self) -> str:
         return f"start={self.config.start}, weights={tuple(self.weight.shape)}"
 
@@ -117,3 +123,8 @@ class SharedValue(Learned):
 
     def forward(self, sources: list[Tensor], v: Tensor) -> Tensor:
         return sources[0] if self.share is None else v + (self.share.unsqueeze(-1) * (sources[0] - v)).to(v.dtype)
+
+    def observe(self, sources: list[Tensor], v: Tensor) -> Observations:
+        """``share`` of the first layer's values, for each head where they have their own."""
+        share = v.new_ones(1) if self.share is None else self.share
+        return {"share": Observed(share, ("head",)) if len(share) > 1 else Observed(share[0])}

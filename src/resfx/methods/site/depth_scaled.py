@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, empty
+from resfx.methods.observe import Observations, Observed
 from resfx.ops.register import accumulator
 
 from .sums import host_sum, weighted
@@ -55,6 +56,10 @@ class AveragedAdd(Learned):
             return weighted([(one * keep, x), (one * take, f)], None, x.dtype)
         base = host_sum(x, f, total)
         return weighted([(self.share * (keep - 1), x), (self.share * (take - 1), f)], base, base.dtype)
+
+    def observe(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Observations:
+        """``share``: how far from the host's sum, 0, to the running average, 1."""
+        return {"share": Observed(x.new_ones(()) if self.share is None else self.share[0])}
 
     def extra_repr(self) -> str:
         return f"terms={self.terms}"

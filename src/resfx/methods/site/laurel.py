@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, Linear, empty, normal, zeros
+from resfx.methods.observe import Observations, Observed
 from resfx.ops.register import accumulator, in_type
 
 from .sums import host_sum, weighted
@@ -88,6 +89,18 @@ class AugmentedAdd(Learned):
         if self.down is not None and self.up is not None:
             terms.append((own, self.up(self.down(x))))
         return weighted(terms, base, base.dtype)
+
+    def observe(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Observations:
+        """``branch``, ``a``, and ``shortcut``, ``b``, as means over the features; ``low_rank``, per row the norm of
+        ``b B A x``."""
+        wide, found = accumulator(x.dtype), {}
+        own = torch.ones(1, dtype=wide, device=x.device)
+        if self.logits is not None:
+            a, own = (1 + self.pair(wide)).unbind()
+            found = {"branch": Observed(a.mean()), "shortcut": Observed(own.mean())}
+        if self.down is not None and self.up is not None:
+            found["low_rank"] = Observed((own * in_type(self.up(self.down(x)), wide)).norm(dim=-1))
+        return found
 
     def extra_repr(self) -> str:
         return f"rank={self.config.rank}, bound={self.config.bound}, start={self.config.start}"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, constant, empty
+from resfx.methods.observe import Observations, Observed
 
 from .sums import host_sum, weighted
 
@@ -48,6 +49,11 @@ class Gain(Learned):
     def forward(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Tensor:
         base = host_sum(x, f, total) if self.preserve else x
         return weighted([(self.gain, f)], base, base.dtype)
+
+    def observe(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Observations:
+        """``gain``, ``g``, of each feature, or one number."""
+        gain = self.gain + 1 if self.preserve else self.gain
+        return {"gain": Observed(gain, ("feature",)) if len(gain) > 1 else Observed(gain[0])}
 
     def extra_repr(self) -> str:
         return f"{len(self.gain)}, start={self.init}"

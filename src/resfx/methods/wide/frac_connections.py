@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, empty, set_values
+from resfx.methods.observe import Observations, Observed
 from resfx.ops.channels.formula import inverse_deviation
 from resfx.ops.register import accumulator, in_type
 
@@ -101,6 +102,12 @@ class FracRead(Learned):
         slices = state.squeeze(-2).unflatten(-1, (self.config.m, -1))
         read, mix, write = self.coefficients(slices)
         return across(slices, read).to(state.dtype).flatten(-2), (mix, write)
+
+    def observe(self, state: Tensor) -> Observations:
+        """``read``, ``A_m``, and ``mixing``, ``A_r``, of the slices; ``write``, ``B``."""
+        read, mixing, write = self.coefficients(state.squeeze(-2).unflatten(-1, (self.config.m, -1)))
+        return {"read": Observed(read, ("slice", "input")), "mixing": Observed(mixing, ("from", "to")),
+                "write": Observed(write, ("slice",))}  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"slices={self.config.m}, dynamic={self.config.dynamic}"
