@@ -14,6 +14,7 @@ from torch import nn
 import resfx
 from resfx.errors import InputError, OptionError, ResfxError
 from resfx.probes.quantity import Quantity
+from resfx.probes.result import Probe
 
 IDS = torch.arange(12).reshape(2, 6)
 
@@ -191,3 +192,12 @@ def test_what_cannot_be_probed_is_said():
         resfx.probe(ddl(), batch())["ddl/beat"]
     with pytest.warns(UserWarning, match="attnres: its modules told nothing"):
         resfx.probe(rewritten(resfx.AttnRes(block=2, two_phase=True)), kwargs=CALL)
+
+
+def test_a_page_has_a_map_of_each_quantity(tmp_path):
+    beta = Quantity("ddl/beta", (), ("a:0", "b:0"), (np.array([[1.0, 2.0]]), np.array([[3.0, np.nan]])), ((), ()))
+    mixing = Quantity("mhc/mixing", ("from", "to"), ("a:0",), (np.eye(2)[None],), ((0, 1),))
+    gates, matrix = Probe({"ddl/beta": beta, "mhc/mixing": mixing}).figures()
+    assert gates["data"][0]["z"] == [[1.0, 2.0], [3.0, None]] and gates["data"][0]["y"] == ["a:0", "b:0"]
+    assert matrix["data"][0]["z"] == [[1.0, 0.0], [0.0, 1.0]] and matrix["data"][0]["y"] == ["a:0 from 0", "a:0 from 1"]
+    assert matrix["layout"]["title"]["text"] == "mhc/mixing"

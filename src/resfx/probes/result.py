@@ -13,6 +13,7 @@ import numpy as np
 
 from resfx.errors import OptionError, nearest
 
+from .figures import figure_of
 from .quantity import Array, Quantity
 
 
@@ -68,6 +69,10 @@ class Probe:
             paths.append(folder / (re.sub(r"[^\w.]+", "_", name) + suffix))
             quantity.draw(paths[-1])
         return paths
+
+    def figures(self) -> list[dict[str, Any]]:
+        """A chart of every quantity, for ``resfx.page(new, path, figures=probe.figures())``."""
+        return [figure_of(quantity) for quantity in self.quantities.values()]
 
     def __str__(self) -> str:
         lines = []
