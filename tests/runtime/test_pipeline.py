@@ -11,7 +11,9 @@ import torch.distributed as dist
 from hosts import VOCAB, Block, tokens
 from hosts.made import randomise
 from torch import nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 import resfx
 
@@ -70,6 +72,39 @@ def test_two_processes_train_as_one(method, tmp_path):
     for name, parameter in model.named_parameters():
         got, want = torch.from_numpy((first | second)[name]), parameter.grad
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6 * float(want.abs().max()))
+
+
+def in_mesh(rank: int, method: str, folder: str):
+    """Two stages, each sharded over two processes that take half of the rows."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=4)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pipeline", "data"))
+    number, part = mesh["pipeline"].get_local_rank(), mesh["data"].get_local_rank()
+    rows = IDS.chunk(2)[part]
+    stage = resfx.split(made(method), 2, args=(IDS[:2],))[number]
+    for block in stage.blocks.children():
+        fully_shard(block, mesh=mesh["data"])
+    fully_shard(stage, mesh=mesh["data"])
+    place = PipelineStage(stage, number, 2, torch.device("cpu"), group=mesh["pipeline"].get_group())
+    schedule = ScheduleGPipe(place, 1, loss_fn=loss_of)
+    schedule.step(rows) if number == 0 else schedule.step(target=rows)
+    found = {n: p.grad.full_tensor().numpy() for n, p in stage.named_parameters()}
+    dist.destroy_process_group()
+    return found
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("method", ["ddl", "attnres", "mhc", "short_swa", "value_residual"])
+def test_stages_sharded_over_a_mesh_train_as_one_process(method, tmp_path):
+    model = made(method)
+    loss_of(model(IDS), IDS).backward()
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
+        parts = [pool.submit(in_mesh, rank, method, str(tmp_path)) for rank in range(4)]
+        found = parts[0].result() | parts[2].result()
+    assert found.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        got, want = torch.from_numpy(found[name]), parameter.grad  # two halves of the rows add up in another order
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * float(want.abs().max()))
 
 
 def test_states_over_depth_cross_every_border_behind_them():

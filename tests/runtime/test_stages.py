@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForCondition
 import resfx
 from resfx.errors import InputError, OptionError, VariantError
 
-CROSSING = {None: 1, "attnres": 6, "mhc": 1, "ddl": 1, "short_swa": 1, "denseformer": 3, "mudd": 3}
+CROSSING = {None: 1, "value_residual": 2, "attnres": 6, "mhc": 1, "ddl": 1, "short_swa": 1, "denseformer": 3, "mudd": 3}
 """Tensors that cross from two blocks to two more: the stream alone, or what is read over depth too."""
 
 QUICK = [None, "attnres"]

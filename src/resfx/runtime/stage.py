@@ -56,7 +56,7 @@ class Stage(Holder):
         for path in stage.new:
             _place(self, f"resfx.{path}", bank.get_submodule(path))
         self._levels: dict[str, nn.Module] = levels_of(getattr(self, "resfx", nn.Module()), "")
-        self._run = stage.code
+        self._run, self._sends = stage.code, bool(stage.gives)
         values = [n.meta["val"] for n in (*stage.takes, *stage.inputs.values())]
         self._guard = Guard(
             arguments=stage.fixed, objects={}, free=frozenset(), used=(), kinds=(),
@@ -81,7 +81,10 @@ class Stage(Holder):
         if not is_compiling():
             self._refuse(args, kwargs)
         new = [look_below(self._levels, way) for way in self._run.new]
-        return self._run.function(self, new, None, *args, **kwargs)
+        given = self._run.function(self, new, None, *args, **kwargs)
+        if not self._sends:
+            return given
+        return tuple([x.contiguous() for x in given]) if isinstance(given, tuple) else given.contiguous()
 
     def _refuse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise for a call that the code was not made for."""
