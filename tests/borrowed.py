@@ -233,10 +233,15 @@ def private_names(path: Path) -> set[str]:
 
 def users(through: str) -> list[str]:
     """The files of ours that import a name from one of the two."""
+    return sorted({file for file, name in _imports() if name == through})
+
+
+@functools.cache
+def _imports() -> list[tuple[str, str]]:
+    """Every name that a file of ours imports from one of the two."""
     found = []
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            ours = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[-1] in ("_torch", "huggingface")
-            if ours and through in [a.name for a in node.names]:
-                found.append(path.relative_to(SOURCE).as_posix())
-    return sorted(set(found))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[-1] in ("_torch", "huggingface"):
+                found += [(path.relative_to(SOURCE).as_posix(), alias.name) for alias in node.names]
+    return found

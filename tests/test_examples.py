@@ -52,7 +52,7 @@ def test_own_methods_in_each_scope_start_exactly_and_learn(capsys):
     assert all("starts exactly: True" in line for line in lines)
 
 
-@pytest.mark.parametrize("method", ["ddl", "mhc"])
+@pytest.mark.parametrize("method", ["mhc", pytest.param("ddl", marks=pytest.mark.matrix)])
 def test_sharded_training_goes_on_after_a_checkpoint(method, tmp_path):
     pytest.importorskip("transformers")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "examples/fsdp2_train.py"]

@@ -52,7 +52,16 @@ def test_a_call_like_none_before_runs_where_graphs_may_end():
     assert counted.frame_count == 2
 
 
-@pytest.mark.parametrize("mode", ["ddl", resfx.AttnRes(block=2), "denseformer", "mhc", "short_swa"], ids=str)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        resfx.AttnRes(block=2),
+        "mhc",
+        "short_swa",
+        *(pytest.param(m, marks=pytest.mark.matrix) for m in ("ddl", "denseformer")),
+    ],
+    ids=str,
+)
 @torch.no_grad()
 def test_a_step_with_a_cache_of_fixed_size_compiles_once(mode):
     new = rewritten(mode)

@@ -196,7 +196,9 @@ def test_no_grad_regions_do_not_leak():
     assert new(**inputs).logits.requires_grad
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "vit", "t5"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", *(pytest.param(n, marks=pytest.mark.matrix) for n in ("bert", "vit", "t5"))]
+)
 def test_compiles_whole_with_dynamic_sizes(name):
     torch._dynamo.reset()
     host = BY_NAME[name]

@@ -234,7 +234,9 @@ def test_a_call_not_seen_before_of_blocks_that_were_wrapped_since(mode, layers):
     assert all(type(blocks[i].inner) is Around for i in layers)
 
 
-@pytest.mark.parametrize("mode", ["ddl", "attnres", "mhc", "short_swa"])
+@pytest.mark.parametrize(
+    "mode", ["attnres", *(pytest.param(m, marks=pytest.mark.matrix) for m in ("ddl", "mhc", "short_swa"))]
+)
 def test_a_model_collects_its_hidden_states_and_takes_embeddings(mode):
     model, new, inputs = rewritten("llama", mode)
     want = model(**inputs, output_hidden_states=True).hidden_states
