@@ -38,6 +38,12 @@ def randomise(module, std: float = 0.1) -> None:
             parameter.add_(std * torch.randn(parameter.shape, generator=generator).to(parameter))
 
 
+def recompute_activations(model, **options) -> None:
+    """Hugging Face's own switch, by the name that the installed version has for it."""
+    name = "activation_checkpointing_enable"  # newer versions
+    getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")(options or None)
+
+
 def flat_graph(new, *args, **kwargs) -> fx.Graph:
     """The whole rewritten graph of one call of a rewritten model."""
     return flatten_model(new, args or None, kwargs or None).variant.capture.graph

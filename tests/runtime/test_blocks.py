@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from hosts import BY_NAME, VOCAB, Block, tokens
-from hosts.made import randomise, rewritten
+from hosts.made import randomise, recompute_activations, rewritten
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -95,7 +95,7 @@ def test_the_switch_of_hugging_face_models():
     randomise(new)
     inputs = {**BY_NAME["llama"].inputs(2, 7), "use_cache": False}
     want = _step(new.train(), inputs)
-    new.activation_checkpointing_enable({"use_reentrant": False})
+    recompute_activations(new, use_reentrant=False)
     calls = []
     new.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
     got = _step(new, inputs)

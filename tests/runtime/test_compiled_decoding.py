@@ -11,6 +11,8 @@ from torch._dynamo.testing import CompileCounter
 import resfx
 
 IDS = torch.arange(3, 9)[None]
+# What a guard reads of a cache, the compiler of torch 2.11 cannot: the graph ends there.
+reads_objects = pytest.mark.skipif(torch.__version__ < "2.12", reason="torch 2.11 compiles no cache's attributes")
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +40,7 @@ def test_a_call_like_none_before_says_how_to_compile_it_whole():
         whole(inputs_embeds=torch.randn(1, 6, 32))
 
 
+@reads_objects
 @torch.no_grad()
 def test_a_call_like_none_before_runs_where_graphs_may_end():
     new, given = rewritten("attnres"), {"inputs_embeds": torch.randn(1, 6, 32)}
@@ -52,6 +55,7 @@ def test_a_call_like_none_before_runs_where_graphs_may_end():
     assert counted.frame_count == 2
 
 
+@reads_objects
 @pytest.mark.parametrize(
     "mode",
     [

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from hosts import tokens
-from hosts.made import randomise, rewritten
+from hosts.made import randomise, recompute_activations, rewritten
 from torch import nn
 
 import resfx
@@ -254,7 +254,7 @@ def test_a_first_call_that_recomputes_its_activations():
     model, shared, inputs = rewritten("llama")
     call = {**inputs, "use_cache": False, "labels": inputs["input_ids"]}
     new = copy.deepcopy(shared).train()
-    new.activation_checkpointing_enable()
+    recompute_activations(new)
     new(**call).loss.backward()
     model.train(), model.zero_grad()
     model(**call).loss.backward()

@@ -123,7 +123,7 @@ def fields_of(value: Any) -> dict[Any, Any]:
     if attributes is value:  # a dict whose attributes are its items
         found: dict[Any, Any] = {"__dict__": value}
     else:
-        found = {k: v for k, v in (attributes or {}).items() if k != WATCH}
+        found = {} if attributes is None else {k: v for k, v in attributes.items() if k != WATCH}
     for name in layout_of(type(value)).slots:
         if hasattr(value, name):
             found[name] = getattr(value, name)
