@@ -12,7 +12,9 @@ import sys
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import resfx
 from resfx.methods.base import methods
 from website import pictures
 from website.methods import PAGES, method_pages, options_of
@@ -55,6 +57,23 @@ def test_there_is_a_page_for_each_method_with_every_option():
         assert all(what for _, _, what in options), f"{cls.__name__}: an option that its docstring does not explain"
         assert f"resfx.{cls.__name__}" in made[name] and ":func:" not in made[name]
     assert plain("see :func:`resfx.scan`, as::\n\n    x") == "see `resfx.scan`, as:\n\n    x"
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda p: p.stem)
+def test_the_line_on_a_method_s_page_runs(page):
+    """As it stands, with a model and its ids."""
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "vocab_size": 40,
+    }
+    model = LlamaForCausalLM(LlamaConfig(num_key_value_heads=1, **sizes)).eval()
+    names = {"resfx": resfx, "model": model, "ids": torch.randint(40, (2, 8))}
+    run(page, names)
+    assert names["new"].report.changed
 
 
 def test_links_of_every_page_lead_somewhere():
