@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import signal
 import sys
 import time
@@ -101,7 +102,8 @@ def page(rows: dict[Tool, dict[str, Cell]], columns: list[str]) -> str:
         said: dict[str, list[str]] = {}
         for column, cell in row.items():
             if cell.said:
-                said.setdefault(f"{cell.word}: {cell.said}", []).append(column)
+                what = re.sub(r"/\S*/lib/python[\d.]+/(site-packages/)?", "", cell.said)
+                said.setdefault(f"{cell.word}: {what}", []).append(column)
         lines += [f"- {tool.name} ({', '.join(where)}) {what}" for what, where in said.items()]
     return "\n".join(lines) + "\n"
 
