@@ -35,7 +35,9 @@ class Scaled(Method):
         return ScaledAdd(zeros(place.width, place=place))
 
 
-class ScaledAdd(nn.Module):
+class Weighted(nn.Module):
+    """What has one weight, zero at the start."""
+
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
         self.weight = weight
@@ -44,6 +46,8 @@ class ScaledAdd(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
 
+
+class ScaledAdd(Weighted):
     def forward(self, x: Tensor, f: Tensor, c: Tensor | None) -> Tensor:
         return x + f + self.weight * f
 
@@ -119,15 +123,7 @@ class LaneRead(nn.Module):
         return (state[..., 0, :] + state[..., 1, :]) / 2, None
 
 
-class LaneWrite(nn.Module):
-    def __init__(self, weight: nn.Parameter) -> None:
-        super().__init__()
-        self.weight = weight
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-
+class LaneWrite(Weighted):
     def forward(self, state: Tensor, f: Tensor, x: Tensor, c: Tensor | None, memo: None) -> Tensor:
         return state + (1 + self.weight) * f.unsqueeze(-2)
 

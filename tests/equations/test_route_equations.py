@@ -7,6 +7,7 @@ import torch
 from hosts import BY_NAME
 from hosts.made import randomise
 from hosts.unrolled import HOSTS, host, plain, unroll
+from references.agree import hold_gradients
 from references.route import pathway
 
 import resfx
@@ -48,10 +49,4 @@ def test_forward_and_all_gradients(name, label):
     torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
     assert (want - unroll(name, model, inputs, plain)).abs().max() > 1e-4, "the routes must act"
     wanted = {n: p for n, p in parameters.items() if p.requires_grad}
-    weight = torch.cos(torch.arange(want.numel(), dtype=torch.float64)).view_as(want)
-    grads = [torch.autograd.grad((y * weight).sum(), list(wanted.values()), allow_unused=True) for y in (got, want)]
-    for each, a, b in zip(wanted, *grads, strict=True):
-        assert (a is None) == (b is None), each
-        if a is not None:
-            torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-8, msg=lambda m, n=each: f"{n}: {m}")
-    assert all(g is not None and g.abs().max() > 0 for n, g in zip(wanted, grads[0], strict=True) if "resfx." in n)
+    hold_gradients(got, want, wanted)

@@ -7,6 +7,7 @@ import torch
 from hosts import BY_NAME
 from hosts.made import randomise
 from hosts.unrolled import HOSTS, host, plain, unroll
+from references.agree import hold_gradients
 from references.site import pathway
 
 import resfx
@@ -39,13 +40,7 @@ def test_forward_and_all_gradients(name, label):
     got, want = new(**inputs).logits, unroll(name, model, inputs, pathway(new, config))
     torch.testing.assert_close(got, want, atol=1e-10, rtol=1e-10)
     assert (want - unroll(name, model, inputs, plain)).abs().max() > 1e-4, "the adds must act"
-    weight = torch.cos(torch.arange(want.numel(), dtype=torch.float64)).view_as(want)
-    grads = [torch.autograd.grad((y * weight).sum(), list(parameters.values()), allow_unused=True) for y in (got, want)]
-    for each, a, b in zip(parameters, *grads, strict=True):
-        assert (a is None) == (b is None), each
-        if a is not None:
-            torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-8, msg=lambda m, n=each: f"{n}: {m}")
-    assert all(g is not None and g.abs().max() > 0 for n, g in zip(parameters, grads[0], strict=True) if "resfx." in n)
+    hold_gradients(got, want, parameters)
 
 
 @pytest.mark.parametrize("config", [LayerScale(start="published"), ReZero(start="published")], ids=lambda c: c.name)
