@@ -121,12 +121,8 @@ def split(
 def _without_cache(source: Source, example: Example) -> dict[str, Any]:
     """What is passed beside the example, so that no cache is kept."""
     args, kwargs = example
-    takes = "use_cache" in source.signature.parameters
-    return (
-        {"use_cache": False}
-        if takes and "use_cache" not in source.signature.bind_partial(*args, **kwargs).arguments
-        else {}
-    )
+    given = source.signature.bind_partial(*args, **kwargs).arguments
+    return {"use_cache": False} if "use_cache" in source.signature.parameters.keys() - given.keys() else {}
 
 
 def _blocks(graph: fx.Graph, tree: nn.Module) -> list[str]:

@@ -47,6 +47,7 @@ class Writer(Text):
         self.new: dict[str, str] = {}
         self.done: set[Any] = set()
         self.parameters = list(inspect.signature(class_before(self.module).forward).parameters.values())[1:]
+        self.arguments = values.bound(region.call.given, self.parameters)
         self.owner = {node: inner for inner in region.inner for node in inner.leaves.values()}
         self.owner |= {node: inner for inner in region.inner for node in inner.handed}
 
@@ -78,7 +79,7 @@ class Writer(Text):
     def _begin(self) -> None:
         """What the arguments, and what is handed beside them, are called."""
         self.taken.update(p.name for p in self.parameters)
-        for name, template in values.bound(self.region.call.given, self.parameters).items():
+        for name, template in self.arguments.items():
             self._open(template, name)
         for i, node in enumerate(self.region.taken):
             self.env[node] = f"handed.given[{i}]"
@@ -185,11 +186,9 @@ class Writer(Text):
         if (text := self._in_object(node)) is not None:
             return text
         expr = values.expression(node)
-        for known in list(self.env):
-            for axis, size in enumerate(values.sizes(known)):
-                if size == expr:
-                    self.env[node] = f"{self.env[known]}.shape[{axis}]"
-                    return self.env[node]
+        if text := self._read_off(expr):
+            self.env[node] = text
+            return text
         if node.op == "call_function" and node.target is not torch.ops.aten.sym_size.int:
             return self._target(node)
         if node.args and isinstance(node.args[0], fx.Node):
@@ -199,6 +198,11 @@ class Writer(Text):
             if self.plan.home.get(node) is self.region:
                 return f"{self._text(node.args[0])}.shape[{node.args[1]}]"
         raise NotExpressible(f"the size {expr}")
+
+    def _read_off(self, size: Any) -> str:
+        """Where a size can be read off a tensor at hand; nothing where none has it."""
+        return next((f"{text}.shape[{axis}]" for known, text in self.env.items()
+                     for axis, its in enumerate(values.sizes(known)) if its == size), "")  # fmt: skip
 
     # -- statements -----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ that it reads.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,10 +126,6 @@ class Cut:
         names = (maker.path or maker.name).split(".") if maker else []
         return next((n for n in reversed(names) if not n.isdigit()), node.name)
 
-    def arguments(self, parameters: list[inspect.Parameter]) -> dict[str, Any]:
-        """Templates of the whole call's arguments by name."""
-        return values.bound(self.plan.root.call.given, parameters)
-
     def is_free(self, item: Item) -> bool:
         """Whether any stage can do it by itself."""
         made = list(_made_by(item))
@@ -203,7 +198,7 @@ class StageWriter(Writer):
         """
         code = self.write(shared)
         names = [self.cut.name_of(node) for node in self.gives]
-        given = self.cut.arguments(self.parameters) if not self.number else {}
+        given = {} if self.number else self.arguments
         fixed = {name: t for name, t in given.items() if not (isinstance(t, tuple) and values.has_leaves(t))}
         return StageCode(
             code, fixed, self.takes, self.gives, names, self.read, self.calls, self.tensors, list(self.new)
@@ -211,7 +206,7 @@ class StageWriter(Writer):
 
     def _begin(self) -> None:
         super()._begin()
-        parameter = {text: name for name, t in self.cut.arguments(self.parameters).items() if isinstance(t, tuple)
+        parameter = {text: name for name, t in self.arguments.items() if isinstance(t, tuple)
                      for _, text in values.leaves(t, name)}  # fmt: skip
         self.inputs = {n: (text, parameter[text]) for n, text in self.env.items() if text in parameter}
         if self.number:  # arguments of the model's own are named where they are read
@@ -276,10 +271,6 @@ class StageWriter(Writer):
         if "" in shown:
             raise NotExpressible(f"the sizes of {node} in stage {self.number}", reader)
         return f"{self.env[self.takes[0]]}.new_empty((), dtype={value.dtype}).expand({', '.join(shown)})"
-
-    def _read_off(self, size: Any) -> str:
-        return next((f"{text}.shape[{axis}]" for known, text in self.env.items()
-                     for axis, its in enumerate(values.sizes(known)) if its == size), "")  # fmt: skip
 
     def _attribute(self, target: str) -> str:
         if target not in self.tensors:
