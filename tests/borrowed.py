@@ -191,6 +191,7 @@ TABLE = [
     Borrowed("torch.Tensor._version", "writes_to", "models with modules that cannot be traced"),
     Borrowed("torch.export._trace", "own_export", "failed captures that print nothing"),
     Borrowed("torch.export._trace._EXPORT_FLAGS", "own_export", "torch.export of a call not seen before"),
+    Borrowed("torch.export._trace._ignore_backend_decomps", "own_export", "captures while other threads compute"),
     Borrowed("torch.export._trace._EXPORT_MODULE_HIERARCHY", "own_export", "torch.export of a call not seen before"),
     Borrowed("torch.onnx._internal.exporter._registration", "exporter_log", "quiet exports to ONNX",
              lambda: importlib.util.find_spec("torch.onnx._internal.exporter._registration") is not None),

@@ -283,13 +283,17 @@ def is_fake(tensor: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def own_export() -> Iterator[None]:
-    """Inside, ``torch.export`` prints no graph when it fails, and leaves what an export around it keeps in globals."""
+    """Inside, ``torch.export`` prints no graph when it fails, leaves what an export around it keeps in globals, and
+    takes oneDNN and cuDNN from no thread: those are switches of the whole process, by which other threads' sums round
+    otherwise, and a graph of operators above them does not need them off."""
     global _exporting_in  # noqa: PLW0603 - held under the lock of all traces
     exporter: Any = importlib.import_module("torch.export._trace")
-    around = {name: getattr(exporter, name, None) for name in ("_EXPORT_FLAGS", "_EXPORT_MODULE_HIERARCHY")}
+    names = ("_EXPORT_FLAGS", "_EXPORT_MODULE_HIERARCHY", "_ignore_backend_decomps")
+    around = {name: getattr(exporter, name, None) for name in names}
     outer, _exporting_in = _exporting_in, threading.get_ident()
     try:
         exporter.print = lambda *_, **__: None
+        exporter._ignore_backend_decomps = contextlib.nullcontext
         yield
     finally:
         _exporting_in = outer

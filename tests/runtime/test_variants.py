@@ -62,24 +62,43 @@ def test_what_a_traced_forward_writes_is_taken_back():
 
 
 def test_threads_that_need_captures_at_once():
-    """While one thread traces, torch says to all that it compiles, and takes oneDNN from all, which GELU rounds by."""
+    """While one thread traces, torch says to all that it compiles; and GELU rounds by whether oneDNN is taken from it."""
     model = net()
-    for block in model.blocks:
-        block.act = nn.Tanh()
     new, found = resfx.rewrite(model, "ddl", args=(batch(),)), []
 
     def call(length):
         x = torch.randn(1, length, 8)
         found.append((x, new(x)))
 
-    threads = [threading.Thread(target=call, args=(n,)) for n in (1, 4, 1, 6, 7, 2)]
+    _at_once(call, (1, 4, 1, 6, 7, 2))
+    assert len(found) == 6 and not torch.compiler.is_exporting()
+    for x, out in found:
+        assert torch.equal(out, model(x)) and torch.equal(new(x), out)
+
+
+def test_a_capture_takes_no_kernels_from_other_threads():
+    """A switch of torch's backends is one of the whole process: what another thread computes would round otherwise."""
+    switches = (torch.backends.mkldnn, torch.backends.cudnn)
+    before, seen, done = tuple(s.enabled for s in switches), set(), threading.Event()
+
+    def watch():
+        while not done.is_set():
+            seen.add(tuple(s.enabled for s in switches))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    resfx.rewrite(net(), "ddl", args=(batch(),))(batch()[:1])
+    done.set()
+    watcher.join()
+    assert seen == {before}
+
+
+def _at_once(call, arguments):
+    threads = [threading.Thread(target=call, args=(n,)) for n in arguments]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 6 and not torch.compiler.is_exporting()
-    for x, out in found:
-        assert torch.equal(out, model(x)) and torch.equal(new(x), out)
 
 
 def test_a_number_that_differs_in_every_call_is_named_and_not_kept_for_ever():
