@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import resfx
-from resfx.methods.base import Method, factory_of
-from resfx.methods.depth.base import DepthMethod, Read
-from resfx.methods.learned import empty
-from resfx.methods.sequence.mixer import Mixer
-from resfx.methods.wide.base import Expand, Readout, WideStream
+from resfx.methods import DepthMethod, Expand, Method, Mixer, Readout, RouteMethod, WideStream
 
 
-def zeros(*shape: int, place) -> nn.Parameter:
-    """Empty until ``reset_parameters`` fills it, as for every module that a library may build without memory."""
-    return empty(*shape, **factory_of(place))
+class Weighted(nn.Module):
+    """What has one weight, zero at the start; ``reset_parameters`` gives it, also to a model built without memory."""
+
+    def __init__(self, place, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape, device=place.device, dtype=place.dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +35,7 @@ class Scaled(Method):
     name, scope = "scaled", "site"
 
     def build(self, place):
-        return ScaledAdd(zeros(place.width, place=place))
-
-
-class Weighted(nn.Module):
-    """What has one weight, zero at the start."""
-
-    def __init__(self, weight: nn.Parameter) -> None:
-        super().__init__()
-        self.weight = weight
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
+        return ScaledAdd(place, place.width)
 
 
 class ScaledAdd(Weighted):
@@ -62,19 +53,11 @@ class Anchored(DepthMethod):
         return None if last or read == 0 else [(0,)]
 
     def build(self, place):
-        return AnchoredRead(self, zeros(place.width, place=place))
+        return AnchoredRead(place, place.width)
 
 
-class AnchoredRead(Read):
-    def __init__(self, config: Anchored, weight: nn.Parameter) -> None:
-        super().__init__(config)
-        self.weight = weight
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-
-    def read(self, sources: list[Tensor], x: Tensor) -> Tensor:
+class AnchoredRead(Weighted):
+    def forward(self, sources: list[Tensor], x: Tensor) -> Tensor:
         return x + self.weight * sources[0]
 
 
@@ -85,24 +68,34 @@ class Echo(Method):
     name, scope, points = "echo", "sequence", ("attention",)
 
     def build(self, place):
-        return EchoMixer(zeros(place.width, place=place))
+        return EchoMixer(place, place.width)
 
 
-class EchoMixer(Mixer):
+class EchoMixer(Weighted, Mixer):
     streams = 1  # one tensor is kept between decoding steps: the last position
-
-    def __init__(self, weight: nn.Parameter) -> None:
-        super().__init__()
-        self.weight = weight
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
 
     def forward(self, h, mask=None, state=None, keep=False):
         before = torch.zeros_like(h[:, :1]) if state is None else state[0]
         out = h + self.weight * torch.cat([before, h[:, :-1]], 1)
         return (out, (h[:, -1:].clone(),)) if keep else out
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstValues(RouteMethod):
+    """``v + w v_0``, by head: a read of the first attention's values, behind the projection."""
+
+    name, points = "first_values", ("v",)
+
+    def sources(self, layer, layers):
+        return [0] if layer else None
+
+    def build(self, place):
+        return ValueRead(place, place.heads, 1)
+
+
+class ValueRead(Weighted):
+    def forward(self, sources: list[Tensor], v: Tensor) -> Tensor:
+        return v + self.weight * sources[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +105,10 @@ class Lanes(Method):
     name, scope = "lanes", "wide"
 
     def build_stream(self, places):
-        writes = [LaneWrite(zeros(2, 1, place=p)) for p in places]
-        factory = factory_of(places[0])
+        writes = [LaneWrite(p, 2, 1) for p in places]
         reads = [None if p.parallel else LaneRead() for p in places]
-        return WideStream(Expand(2), reads, writes, Readout(2, "learned", factory))
+        kind = {"device": places[0].device, "dtype": places[0].dtype}
+        return WideStream(Expand(2), reads, writes, Readout(2, "learned", kind))
 
 
 class LaneRead(nn.Module):
@@ -135,7 +128,7 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
     losses = {}
-    for method in (Scaled(), Anchored(), Echo(), Lanes()):
+    for method in (Scaled(), Anchored(), Echo(), FirstValues(), Lanes()):
         torch.manual_seed(0)
         model, ids = LlamaForCausalLM(LlamaConfig(**sizes)), torch.randint(64, (4, 12))
         inputs = {"input_ids": ids, "labels": ids}
@@ -151,7 +144,7 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
             losses.setdefault(method.name, (loss.item(), 0.0))
         losses[method.name] = losses[method.name][0], loss.item()
         first, last = losses[method.name]
-        print(f"{method.name:9} scope {method.scope:9} starts exactly: {same}  loss {first:.3f} -> {last:.3f}")
+        print(f"{method.name:12} scope {method.scope:9} starts exactly: {same}  loss {first:.3f} -> {last:.3f}")
     return losses
 
 

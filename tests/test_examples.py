@@ -48,7 +48,7 @@ def test_own_methods_in_each_scope_start_exactly_and_learn(capsys):
     losses = own_method.main(["--steps", "4"])
     assert all(last < first for first, last in losses.values())
     lines = capsys.readouterr().out.splitlines()
-    assert [re.search(r"scope (\w+)", line)[1] for line in lines] == ["site", "depth", "sequence", "wide"]
+    assert [re.search(r"scope (\w+)", line)[1] for line in lines] == ["site", "depth", "sequence", "route", "wide"]
     assert all("starts exactly: True" in line for line in lines)
 
 
