@@ -17,6 +17,7 @@ from resfx.report.report import Report
 from resfx.report.text import fold_names, folds, report_text, short_lines, table
 
 SVG = "{http://www.w3.org/2000/svg}"
+WORDS = ("reads over depth", "widened", "mixes positions", "projections read earlier layers")
 
 
 def site(owner, order=0, *, block="", kind="mlp", form="identity", line="/a/b/model.py:7", **more):
@@ -149,6 +150,7 @@ def test_the_picture_marks_what_was_rewritten(tmp_path):
         (["read"], "reads over depth", {"2 3": 1}),  # the rail
         (["read", "replaced"], "widened", {}),
         (["mixer"], "mixes positions", {}),
+        (["route"], "projections read earlier layers", {}),
         ([], "", {}),
     ],
 )
@@ -157,7 +159,7 @@ def test_the_picture_shows_how_a_method_acts(tmp_path, what, words, strokes):
     report_of(sites, changes=[Change(s.name, "own", w) for s in sites for w in what]).draw(tmp_path / "picture.svg")
     root, marked = rings(tmp_path / "picture.svg")
     told = " ".join(root.itertext())
-    assert [w for w in ("reads over depth", "widened", "mixes positions") if w in told] == [words] * bool(words)
+    assert [w for w in WORDS if w in told] == [words] * bool(words)
     assert marked == 2 * ("replaced" in what), "a ring is for an add that was replaced"
     dashes = [p.get("stroke-dasharray") for p in root.iter(f"{SVG}path") if p.get("stroke-dasharray")]
     assert {d: dashes.count(d) for d in dashes} == strokes
@@ -165,6 +167,8 @@ def test_the_picture_shows_how_a_method_acts(tmp_path, what, words, strokes):
     assert len(trunks) == 2 * (words == "widened")
     dots = [c for c in root.iter(f"{SVG}circle") if c.get("fill") == KINDS["mixer"] and c.get("r") == "4.5"]
     assert len(dots) == 3 * (words == "mixes positions"), "the legend's and one on each branch"
+    small = [c for c in root.iter(f"{SVG}circle") if c.get("r") == "4"]
+    assert len(small) == 3 * (words == "projections read earlier layers"), "the legend's and one on each branch"
     assert [g.get("data-site") for g in root.iter(f"{SVG}g")] == ["h.0:0", "h.0.mlp:0"]
 
 

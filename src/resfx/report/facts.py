@@ -9,7 +9,7 @@ from typing import Any
 from resfx.passes.find.site import Site, Skip, Stream
 from resfx.passes.scopes.change import Change
 
-_DONE = ("mixer", "read", "replaced")
+_DONE = ("mixer", "route", "read", "replaced")
 
 
 @dataclass(eq=False, repr=False)
@@ -41,10 +41,10 @@ class Facts:
         return [s for s in self.sites if s.name in names]
 
     def methods_at(self, site: Site, *what: str) -> list[str]:
-        """The methods that act at a site: mixers of its branch, reads at its input, what replaced the add.
+        """The methods that act at a site: mixers and routes of its branch, reads at its input, what replaced the add.
 
         Args:
-            what: only those of one kind, ``"mixer"``, ``"read"`` or ``"replaced"``.
+            what: only those of one kind, ``"mixer"``, ``"route"``, ``"read"`` or ``"replaced"``.
         """
         done = self._done.get(site.name, ())
         return list(dict.fromkeys(c.method for kind in what or _DONE for c in done if c.what == kind))
@@ -67,4 +67,4 @@ class Facts:
     def _site(self, site: Site) -> dict[str, Any]:
         acting = {kind: self.methods_at(site, kind) for kind in _DONE}
         return {**site.to_dict(), "method": "".join(acting["replaced"][-1:]), "mixers": acting["mixer"],
-                "reads": "".join(acting["read"][-1:])}  # fmt: skip
+                "routes": acting["route"], "reads": "".join(acting["read"][-1:])}  # fmt: skip

@@ -22,7 +22,8 @@ def draw(report: Facts, path: str | os.PathLike[str]) -> None:
 
     Depth runs downwards; runs of identical blocks are drawn once. A circle is an add, its colour the kind of its
     branch; a ring marks one that was rewritten, and its method stands beside it. A dotted rail beside the stream is
-    the depth that reads reach back over, three lines are a widened stream, a dot on a branch is a mixer in it.
+    the depth that reads reach back over, three lines are a widened stream, a dot on a branch is a mixer in it, a
+    small ring a projection that reads those of earlier layers.
 
     Raises:
         ValueError: for a path that does not end in ``.svg``.
@@ -72,17 +73,22 @@ def _legend(out: Drawing, report: Facts, x: float, y: float) -> None:
         x = out.text(x + 28, y, ("reads over depth", "plain")) + 18
     if "mixer" in acting:
         out.circle(x + 6, y - 4, 4.5, KINDS["mixer"])
-        out.text(x + 17, y, ("mixes positions", "plain"))
+        x = out.text(x + 17, y, ("mixes positions", "plain")) + 18
+    if "route" in acting:
+        out.circle(x + 6, y - 4, 4, PAPER, MARK, 2)
+        out.text(x + 17, y, ("projections read earlier layers", "plain"))
 
 
 def acts(report: Facts, site: Site) -> set[str]:
-    """How methods act at a site, for the eye: ``replaced``, ``wide``, ``depth``, ``mixer``."""
-    read, replaced, mixers = (set(report.methods_at(site, what)) for what in ("read", "replaced", "mixer"))
+    """How methods act at a site, for the eye: ``replaced``, ``wide``, ``depth``, ``mixer``, ``route``."""
+    kinds = ("read", "replaced", "mixer", "route")
+    read, replaced, mixers, routes = (set(report.methods_at(site, what)) for what in kinds)
     found = {
         "replaced": replaced,
         "wide": read & replaced,
         "depth": read - replaced,
         "mixer": mixers if site.form != "mixer" else set(),
+        "route": routes,
     }
     return {what for what, methods in found.items() if methods}
 
@@ -163,6 +169,8 @@ def _site(out: Drawing, shown: Shown, acting: set[str], places: dict[str, str], 
     out.path(f"M{middle:g} {y + 27:g} Q{middle:g} {add:g} {middle - 8:g} {add:g} H{x:g}", colour, 1.8)
     if "mixer" in acting:
         out.circle(x + 24, y + 2, 4.5, KINDS["mixer"])
+    if "route" in acting:
+        out.circle(box + 84, y + 17, 4, PAPER, MARK, 2)
     out.box(box, y + 7, 84, 21, PAPER, colour)
     out.text(middle, y + 21.5, (site.kind, site.kind if site.kind in KINDS else "other"), anchor="middle")
     if "replaced" in acting:

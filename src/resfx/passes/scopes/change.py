@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import fx
 
+Did = Literal["replaced", "read", "mixer", "route"]
+
 
 @dataclass(frozen=True, eq=False)
 class Change:
@@ -15,12 +17,12 @@ class Change:
     Attributes:
         site: name of the add.
         method: label of the method.
-        what: ``replaced`` (the add), ``read`` (over depth, or of a wide state, where the branch starts) or ``mixer``
-            (before the branch or inside it: over positions, or a projection that reads those of other layers).
+        what: ``replaced`` (the add), ``read`` (over depth, or of a wide state, where the branch starts), ``mixer``
+            (before the branch or inside it, over positions) or ``route`` (a projection in it reads other layers').
         result: the node that carries the stream behind the add now, where the add was replaced and is still read.
     """
 
     site: str
     method: str
-    what: Literal["replaced", "read", "mixer"]
+    what: Did
     result: fx.Node | None = None

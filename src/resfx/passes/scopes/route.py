@@ -81,7 +81,7 @@ def apply_route(turn: Turn) -> Sequence[Site]:
     for route in planned:
         for name in route.layer.points:
             _insert(turn, route, name, method)
-        turn.change(route.layer.site, "mixer")
+        turn.change(route.layer.site, "route")
     return [route.layer.site for route in planned]
 
 

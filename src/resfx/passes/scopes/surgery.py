@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import fx, nn
 
@@ -16,7 +16,7 @@ from resfx.passes.find.standing import Standing
 
 from .application import Application
 from .bank import Placed, path_of, place_module
-from .change import Change
+from .change import Change, Did
 
 
 @dataclass(eq=False)
@@ -133,7 +133,7 @@ class Turn:
         """The mark on a node that this turn makes."""
         return Mark(method=self.label, scope=self.application.method.scope, role=role, **notes)
 
-    def change(self, site: Site, *what: Literal["replaced", "read", "mixer"], result: fx.Node | None = None) -> None:
+    def change(self, site: Site, *what: Did, result: fx.Node | None = None) -> None:
         """Note what was done at a site."""
         self.surgery.changes += [Change(site.name, self.label, w, result if w == "replaced" else None) for w in what]
 

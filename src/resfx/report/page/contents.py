@@ -35,7 +35,7 @@ def _site(
     report: Facts, handle: Handle | None, site: Site, places: dict[str, str], parameters: dict[str, list[int]]
 ) -> dict[str, Any]:
     runs, code = code_of(handle, site.owner)
-    acting = {what: report.methods_at(site, what) for what in ("replaced", "read", "mixer")}
+    acting = {what: report.methods_at(site, what) for what in ("replaced", "read", "mixer", "route")}
     return {
         "name": site.name, "owner": site.owner or "(root)", "block": site.block, "kind": site.kind, "form": site.form,
         "place": places[site.line], "source": source_lines(site.line), "stream": site.stream, "depth": site.depth,

@@ -23,7 +23,8 @@ function element(tag, text, parent, name) {
 }
 
 function facts(site) {
-  const what = { replaced: "the add is replaced by", read: "the branch reads through", mixer: "positions are mixed by" };
+  const what = { replaced: "the add is replaced by", read: "the branch reads through", mixer: "positions are mixed by",
+    route: "projections read those of earlier layers by" };
   const rows = [["owner", site.owner], ["source", site.place], ["form", site.form], ["branch", site.kind],
     ["stream", `${site.stream}, add ${site.depth}` + (site.width ? `, width ${site.width}` : "")]];
   if (site.note) rows.push(["note", site.note]);
