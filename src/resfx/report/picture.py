@@ -169,10 +169,10 @@ def _site(out: Drawing, shown: Shown, acting: set[str], places: dict[str, str], 
     out.path(f"M{middle:g} {y + 27:g} Q{middle:g} {add:g} {middle - 8:g} {add:g} H{x:g}", colour, 1.8)
     if "mixer" in acting:
         out.circle(x + 24, y + 2, 4.5, KINDS["mixer"])
-    if "route" in acting:
-        out.circle(box + 84, y + 17, 4, PAPER, MARK, 2)
     out.box(box, y + 7, 84, 21, PAPER, colour)
     out.text(middle, y + 21.5, (site.kind, site.kind if site.kind in KINDS else "other"), anchor="middle")
+    if "route" in acting:
+        out.circle(box + 84, y + 17, 4, PAPER, MARK, 2)
     if "replaced" in acting:
         out.circle(x, add, 12.5, PAPER, MARK, 3)
     out.circle(x, add, 9, colour)
