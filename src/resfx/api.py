@@ -1,4 +1,4 @@
-"""The whole way through, on one screen: capture, sites, streams, rewrite, check, the user's class."""
+"""The whole way through, on one screen: capture, sites, streams, rewrite, fold, check, the user's class."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def scan(model: Any, args: Positional | None = None, kwargs: Named | None = None) -> Report:
-    """Find every residual add of a model, and say why each other add is not one. Nothing is changed.
+    """Find every residual add of a model, and say why each other add of two tensors is not one. Nothing is changed.
 
     Args:
         model: an ``nn.Module``, ``torch.fx.GraphModule``, ``ExportedProgram`` or the path of a ``.pt2`` file.

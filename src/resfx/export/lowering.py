@@ -83,7 +83,7 @@ def to_onnx(
 ) -> Exported:
     """Export a rewritten module, or any other model, in eval mode to ONNX.
 
-    Positional have the names of the arguments, outputs the names of the model's output fields; fields that are ``None``
+    Inputs have the names of the arguments, outputs the names of the model's output fields; fields that are ``None``
     are left out, and arguments that are not tensors (``use_cache=False``) become part of the graph. The file is
     written to a folder beside the target and moved when every check has passed: a failure leaves nothing behind
     and an older file as it was.

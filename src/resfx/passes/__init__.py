@@ -1,4 +1,4 @@
-"""The passes, in the order a model meets them: capture, sites, streams, one rewrite per scope, check."""
+"""The passes, in the order a model meets them: capture, sites, streams, rewrite, fold, check."""
 
 from resfx.passes.capture.source import Source, source_of
 from resfx.passes.find.detect import find_sites

@@ -1,8 +1,8 @@
-"""Decoding: what a mixer keeps between tokens travels with the cache the caller holds.
+"""What mixers keep between tokens, as inputs and outputs of one flat graph: decoding where a graph is exported.
 
-A call with a cache runs a captured graph whose inputs and outputs include the tensors of the cache. Each mixer's state
-becomes one more layer of that cache (``ShortState``), so that whoever reorders, repeats, selects or resets the cache
-does the same to the short windows. The host never looks at these layers: it addresses its own by number.
+The graph of a call with a cache has the tensors of the cache among its inputs and outputs. Each mixer's state becomes
+one more layer of that cache, as :mod:`.memory` makes it in the user's own calls. The host never looks at these layers:
+it addresses its own by number.
 
 Any module that follows :class:`resfx.methods.sequence.mixer.Mixer` takes part, whichever scope put it into the graph.
 """

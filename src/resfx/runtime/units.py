@@ -1,8 +1,8 @@
 """Modules that run generated code: each knows what its code was made for, and has more made when a call needs it.
 
-A unit is a module whose own forward was rewritten and to which nothing is passed but its arguments. Modules inside it
-that share values with it are told what to run by it (:class:`resfx.passes.fold.values.Handed`). Everything else in the
-tree is the user's own.
+A unit is a module whose own forward was rewritten. Where nothing is passed to it but its arguments it looks up its
+code; modules inside one that share values with it are told what to run by it
+(:class:`resfx.passes.fold.values.Handed`). Everything else in the tree is the user's own.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ class Call:
     """Arguments of one call, flattened.
 
     Attributes:
-        names: argument names given, in signature order; arguments equal to their default are left out.
-        template: the structure of the arguments; equal templates mean the same Python control flow.
+        template: the structure of the arguments by name, in signature order, without those equal to their default;
+            equal templates mean the same Python control flow.
         leaves: tensors, and varying integers carried as the length of an empty tensor.
         objects: stateful objects (caches) among the arguments, in the order they were met.
         given: the tensors themselves, where ``leaves`` only have their shapes.

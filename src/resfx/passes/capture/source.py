@@ -74,6 +74,7 @@ class Source:
         Raises:
             ModelError: if it raises: its own error, where, and what to do.
             InputError: if the arguments do not fit, or the example has no rows.
+            CaptureError: if it writes into a list or dict that it is given.
         """
         self._try(tree, self.call(args, kwargs))
 

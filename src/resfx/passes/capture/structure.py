@@ -8,7 +8,8 @@ tuple: comparable and free of tensors. Its kinds:
   seen) becomes a leaf once it was seen to vary, so that one graph serves all.
 - ``const``, ``held``: part of the graph; equal constants mean the same graph.
 - ``seq``, ``dict``, ``node`` (a class that torch's pytree knows), ``object`` (attributes and items): made of others.
-- ``known``: an object of the caller's; ``met``: an object met before in the same value.
+- ``known``: an object of the caller's; ``met``: an object met before in the same value; ``owned``: a module's own
+  object, by the ways to it.
 """
 
 from __future__ import annotations

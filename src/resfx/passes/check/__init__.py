@@ -1,4 +1,4 @@
-"""The last pass: what a rewrite promises, held against the original on real inputs."""
+"""What a rewrite promises, held against the original on real inputs."""
 
 from .blame import first_broken_site
 from .check import GraphDiffers, check_rewrite

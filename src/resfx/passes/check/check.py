@@ -37,9 +37,9 @@ def check_rewrite(
     random numbers of Python or numpy), the same of a training call: a second capture. At any start: a gradient for
     every new parameter, now or after one step; a warning where only the example or the model keeps it away.
 
-    Costs three forward and one backward pass of the original; of the rewritten model two and one, and two or more
-    of each where a new parameter learns only after a step. Memory: the gradients of up to 2**28 parameters, twice. No
-    state is kept: random number generators, training flags and buffers are put back, no ``.grad`` is written.
+    Costs three forward and one or two backward passes of the original; of the rewritten model two and one, and two or
+    more of each where a new parameter learns only after a step. Memory: the gradients of up to 2**28 parameters, twice.
+    No state is kept: random number generators, training flags and buffers are put back, no ``.grad`` is written.
 
     Args:
         before: a copy of the original that may be run and left as it comes.

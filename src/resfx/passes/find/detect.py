@@ -1,4 +1,4 @@
-"""Finding residual adds: every add of the graph becomes a :class:`Site` or a :class:`Skip` with a reason.
+"""Finding residual adds: every add of two tensors becomes a :class:`Site` or a :class:`Skip` with a reason.
 
 An add is residual when one operand (the shortcut), stripped of operators that only rearrange, is a fork ``u``
 from which the other operand (the branch) was computed through at least one weighted operator. :mod:`.walk` walks back

@@ -6,7 +6,7 @@ What is left of a region after folding reads like this::
         add0, add1 = new
         input_layernorm = self.input_layernorm(hidden_states)
         self_attn = self.self_attn(hidden_states=input_layernorm, attention_mask=attention_mask)
-        add = add0(hidden_states, self_attn[0], input_layernorm)
+        hidden_states = add0(hidden_states, self_attn[0], input_layernorm)
 """
 
 from __future__ import annotations

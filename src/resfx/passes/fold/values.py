@@ -19,7 +19,7 @@ class Handed:
     """What a generated call is told beside its arguments: which code to run, and values that are no arguments.
 
     Attributes:
-        code: the :class:`resfx.passes.fold.code.Code` to run.
+        code: the :class:`resfx.passes.fold.function.Code` to run.
         given: what it takes from outside; ``made`` is what others will read of it.
     """
 

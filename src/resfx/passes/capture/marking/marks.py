@@ -2,7 +2,7 @@
 
 A trace flattens a model. While it runs, each tensor that enters or leaves a module's call, or one of the functions that
 are kept whole, is sent through an identity operator; afterwards those nodes become :func:`enter` and :func:`leave` with
-the number of their call. Every later pass looks through them, and the last one folds the graph into calls again.
+the number of their call. Every later pass looks through them, and ``passes/fold`` folds the graph into calls again.
 """
 
 from __future__ import annotations
