@@ -125,9 +125,11 @@ def _own(value: Any, memo: dict[int, Any]) -> Any:
         return memo[id(value)]
     if isinstance(value, _KEPT_AS_IS):
         return value
+    if isinstance(value, torch.Generator):
+        return value.clone_state()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own tree specs warn when copied
             return copy.deepcopy(value, memo)
-    except Exception:  # locks, generators, handles
+    except Exception:  # locks, handles
         return value

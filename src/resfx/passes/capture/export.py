@@ -15,7 +15,7 @@ from resfx._torch import denying, for_graphs_alone
 from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
 from resfx.passes.find.mark import note
-from resfx.passes.preserve import traceable
+from resfx.passes.preserve import traceable, without_recomputation
 from resfx.runtime.huggingface import kept_functions, traced_plainly
 
 from .calls import Call, unbind
@@ -76,7 +76,7 @@ def capture_call(
     try:
         with (
             traceable(clone), warnings.catch_warnings(), torch.set_grad_enabled(grad), traced_plainly(clone),
-            recorder.listening(clone, kept_functions(clone)), for_graphs_alone(),
+            recorder.listening(clone, kept_functions(clone)), for_graphs_alone(), without_recomputation(),
         ):  # fmt: skip
             warnings.simplefilter("ignore")
             program = torch.export.export(

@@ -151,10 +151,10 @@ class Writer(Text):
             self._do(self.owner[node])
         elif (text := self._in_object(node)) is not None:
             self.env[node] = self._set("tensor", text)
-        elif self.plan.home[node] is self.region and node.op.startswith("call") and node.target not in (enter, leave):
+        elif (home := self.plan.home.get(node)) is self.region and _runs(node):
             self._do(node)
-        if node not in self.env:
-            raise NotExpressible(f"{node} of {self.plan.home[node].call.name or 'the model'}")
+        if node not in self.env:  # what a method took out of the graph has no home
+            raise NotExpressible(f"{node} of {home.name}" if home else f"{node}, which a method replaced")
         return self.env[node]
 
     def _in_object(self, node: fx.Node) -> str | None:
@@ -339,3 +339,7 @@ class Writer(Text):
             if path.startswith(own):
                 return "self" + values.steps(self.module, path.removeprefix(own))
         raise NotExpressible(f"{paths[0]}, which is not below {self.region.path}")
+
+
+def _runs(node: fx.Node) -> bool:
+    return node.op.startswith("call") and node.target not in (enter, leave)

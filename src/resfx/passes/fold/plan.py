@@ -17,7 +17,7 @@ from resfx.errors import VariantError
 from resfx.passes.capture.marking.record import CallRecord, MethodOf, enter, leave
 from resfx.passes.capture.structure import Template, innermost
 from resfx.passes.find.graph import Capture
-from resfx.passes.find.mark import mark_of
+from resfx.passes.find.mark import mark_of, now
 from resfx.passes.find.operators import is_inplace
 
 from .copies import separate_copies
@@ -292,6 +292,8 @@ def _mark_of(marks: dict[int, fx.Node], value: fx.Node) -> fx.Node | None:
 
 
 def _object_leaves(capture: Capture) -> dict[fx.Node, int]:
+    for held in capture.objects:
+        held.leaves = [now(leaf) if isinstance(leaf, fx.Node) else leaf for leaf in held.leaves]
     return {leaf: o.number for o in capture.objects if o.inside is None
             for leaf in o.leaves if isinstance(leaf, fx.Node)}  # fmt: skip
 
