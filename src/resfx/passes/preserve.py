@@ -130,7 +130,7 @@ def without_recomputation() -> Iterator[None]:
     """Inside, this thread's reentrant checkpoints call their function as it is: they run it without gradients, and know
     of no backward pass but one that writes ``.grad``."""
     held: Any = CheckpointFunction
-    thread, apply = threading.get_ident(), held.apply
+    thread, apply, outer = threading.get_ident(), held.apply, vars(held).get("apply")
 
     def call(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
         return function(*args) if threading.get_ident() == thread else apply(function, preserve, *args)
@@ -139,4 +139,7 @@ def without_recomputation() -> Iterator[None]:
     try:
         yield
     finally:
-        del held.apply
+        if outer is None:  # its own is inherited
+            del held.apply
+        else:
+            held.apply = outer

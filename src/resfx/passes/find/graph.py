@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from resfx.passes.capture.guards import Assumed
-from resfx.passes.capture.marking.record import CallRecord, Passed, leave
+from resfx.passes.capture.marking.record import CallRecord, Passed, keep, leave
 from resfx.passes.capture.structure import Template
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
@@ -127,6 +127,6 @@ def same_shape(a: fx.Node, b: fx.Node) -> bool | None:
 
 def outermost(node: fx.Node) -> fx.Node:
     """A value as the callers see it for whom it was computed: what a module gives back, outside of the module."""
-    while len(node.users) == 1 and (user := next(iter(node.users))).target is leave:
-        node = user
+    while len(users := [u for u in node.users if u.target is not keep]) == 1 and users[0].target is leave:
+        node = users[0]
     return node

@@ -32,6 +32,7 @@ from .function import Code, NotExpressible, Shared
 from .plan import Plan, is_size, known_in
 from .region import Region
 from .text import Text
+from .writes import beside
 
 
 class Writer(Text):
@@ -323,6 +324,7 @@ class Writer(Text):
                 raise NotExpressible(f"a result of {self.region.call.name or 'the model'}")
             return self._text(self.region.leaves[slot].args[0])
 
+        self.lines += beside(self.plan, self.region, self._compose, self._text)
         handed = [self._text(n) for n in self.region.handed]
         text = self._compose(result, leaf)
         if handed:
