@@ -14,7 +14,7 @@ from torch import fx, nn
 from resfx._torch import held_modules, hold_modules, outside_of_traces
 from resfx.errors import VariantError
 from resfx.passes.capture.calls import Call, bind, flatten_call
-from resfx.passes.capture.clone import class_before
+from resfx.passes.capture.clone import class_before, signature_of
 from resfx.passes.capture.guards import Length, shape_guard
 from resfx.passes.capture.source import Source, without_self
 from resfx.passes.find.detect import find_sites
@@ -231,7 +231,7 @@ def _below(region: Region, own: tuple[str, ...]) -> str:
 
 def parameters_of(module: nn.Module) -> list[inspect.Parameter]:
     """Of a module's own ``forward``, without ``self``."""
-    return list(inspect.signature(class_before(module).forward).parameters.values())[1:]
+    return list(signature_of(module).parameters.values())
 
 
 def _example(leaf: torch.Tensor) -> torch.Tensor:
@@ -250,7 +250,7 @@ def _part(module: nn.Module, unit: Unit) -> nn.Module:
     if not unit.path:
         return module
     view: nn.Module = object.__new__(class_before(module))
-    view.__dict__.update({k: v for k, v in vars(module).items() if not k.startswith("_resfx")})
+    view.__dict__.update({k: v for k, v in vars(module).items() if not k.startswith("_resfx") and k != "forward"})
     bank = nn.Module()
     for key, level in levels_of(_bank(module), unit.path).items():
         if key:

@@ -8,6 +8,8 @@ rewrite has changed are copied as what they were.
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import types
 import warnings
 from collections.abc import Callable
@@ -23,7 +25,10 @@ from .split import is_split
 _HOOKS = hook_keys()
 _ORDINARY = (torch.Tensor, nn.Parameter, nn.Buffer)
 _KEPT_AS_IS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Tensor,
-               types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # fmt: skip
+               types.BuiltinFunctionType, types.ModuleType)  # fmt: skip
+
+
+OWN_FORWARD = "_own_forward"  # where a rewritten module keeps what was put in the place of its class's forward
 
 
 def class_before(module: nn.Module) -> Any:
@@ -86,8 +91,8 @@ def _copied(
 def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], for_a_trace: bool) -> None:
     state = twin.__dict__
     for name, value in vars(module).items():
-        if for_a_trace and name.startswith("_resfx"):
-            continue
+        if for_a_trace and (name.startswith("_resfx") or (name == "forward" and "_resfx_unit" in vars(module))):
+            continue  # what was put around rewritten code since is called around it
         if name in ("_parameters", "_buffers"):
             state[name] = {k: memo[id(t)] if t is not None else None for k, t in value.items()}
         elif name == "_modules":
@@ -98,7 +103,8 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], for_a_trace:
         else:
             # A forward may be set on the instance, by the user or by what recomputes blocks.
             ours = name == "forward" and for_a_trace
-            state[name] = _own(getattr(value, "_resfx_before", value) if ours else value, memo)
+            own = _own(getattr(value, "_resfx_before", value) if ours else value, memo)
+            state[name] = _called_forward(own) if for_a_trace and name in ("forward", OWN_FORWARD) else own
     for hook in pre_hooks(module) if for_a_trace else ():
         if _makes_weights(hook):
             twin.register_forward_pre_hook(hook)
@@ -123,6 +129,13 @@ def _own(value: Any, memo: dict[int, Any]) -> Any:
     """A copy of an attribute whose modules and tensors of the tree are the copy's; what cannot be copied is shared."""
     if id(value) in memo:
         return memo[id(value)]
+    if isinstance(value, types.FunctionType):
+        return _rebound(value, memo)
+    if isinstance(value, types.MethodType) and isinstance(value.__func__, types.FunctionType):
+        return types.MethodType(_rebound(value.__func__, memo), _own(value.__self__, memo))
+    if isinstance(value, functools.partial):
+        named = {k: _own(v, memo) for k, v in value.keywords.items()}
+        return functools.partial(_own(value.func, memo), *(_own(v, memo) for v in value.args), **named)
     if isinstance(value, _KEPT_AS_IS):
         return value
     if isinstance(value, torch.Generator):
@@ -133,3 +146,56 @@ def _own(value: Any, memo: dict[int, Any]) -> Any:
             return copy.deepcopy(value, memo)
     except Exception:  # locks, handles
         return value
+
+
+def _rebound(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
+    """A function for which modules and tensors of the tree are the copy's: one that was put in a forward's place
+    closes over them. What else it closes over it shares, and whoever writes there is seen."""
+    cells = tuple(_cell(cell, memo) for cell in function.__closure__ or ())
+    defaults = tuple(_bound_to(v, memo) for v in function.__defaults__ or ())
+    if all(a is b for a, b in zip((*cells, *defaults), (*(function.__closure__ or ()), *(function.__defaults__ or ())), strict=True)):  # fmt: skip
+        return function
+    twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults or None, cells)
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return functools.update_wrapper(twin, function) if "__wrapped__" in vars(function) else twin
+
+
+def _called_forward(run: Any) -> Any:
+    """What was put in a forward's place, under its name: a trace leaves out frames that come before any ``forward``."""
+    if isinstance(run, types.MethodType):
+        return types.MethodType(_called_forward(run.__func__), run.__self__)
+    if isinstance(run, functools.partial):
+        return functools.partial(_called_forward(run.func), *run.args, **run.keywords)
+    if not isinstance(run, types.FunctionType):
+        return run
+    code = run.__code__.replace(co_name="forward")
+    twin = types.FunctionType(code, run.__globals__, "forward", run.__defaults__, run.__closure__)
+    twin.__kwdefaults__ = run.__kwdefaults__
+    return functools.update_wrapper(twin, run) if "__wrapped__" in vars(run) else twin
+
+
+def _cell(cell: types.CellType, memo: dict[int, Any]) -> types.CellType:
+    try:
+        held = cell.cell_contents
+    except ValueError:  # not yet set
+        return cell
+    own = _bound_to(held, memo)
+    return cell if own is held else types.CellType(own)
+
+
+def _bound_to(value: Any, memo: dict[int, Any]) -> Any:
+    """The copy's own of a module, a tensor, or a function over them; any other value as it is."""
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, types.MethodType) and id(value.__self__) in memo:
+        return types.MethodType(value.__func__, memo[id(value.__self__)])
+    return _rebound(value, memo) if isinstance(value, types.FunctionType) else value
+
+
+def signature_of(module: nn.Module) -> inspect.Signature:
+    """The signature of what a module's code is made of, without ``self``: of a ``forward`` of its own, where one was put
+    in place of its class's before it was rewritten."""
+    if "forward" in vars(module) and "_resfx_unit" not in vars(module):
+        return inspect.signature(vars(module)["forward"])
+    whole = inspect.signature(class_before(module).forward)
+    return whole.replace(parameters=list(whole.parameters.values())[1:])

@@ -11,7 +11,6 @@ What is left of a region after folding reads like this::
 
 from __future__ import annotations
 
-import inspect
 import linecache
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import fx, nn
 
 from resfx.errors import VariantError
 from resfx.methods.sequence.mixer import Mixer
-from resfx.passes.capture.clone import class_before
+from resfx.passes.capture.clone import signature_of
 from resfx.passes.capture.marking.record import enter, leave, unmarked
 from resfx.passes.capture.structure import Template
 from resfx.passes.capture.untraced import UNTRACED
@@ -47,7 +46,7 @@ class Writer(Text):
         self.objects: dict[int, str] = {}
         self.new: dict[str, str] = {}
         self.done: set[Any] = set()
-        self.parameters = list(inspect.signature(class_before(self.module).forward).parameters.values())[1:]
+        self.parameters = list(signature_of(self.module).parameters.values())
         self.arguments = values.bound(region.call.given, self.parameters)
         self.owner = {node: inner for inner in region.inner for node in inner.leaves.values()}
         self.owner |= {node: inner for inner in region.inner for node in inner.handed}
