@@ -17,6 +17,8 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from resfx._torch import held_buffers
 
+from .leftovers import nothing_left
+
 TRACING = threading.RLock()
 """Held while anything is traced: ``torch.export`` and what surrounds it keep global state."""
 
@@ -77,7 +79,7 @@ def traceable(model: nn.Module) -> Iterator[None]:
     Buffers that are ``None`` are plain attributes inside: ``torch.export`` would write one that the trace sets over an
     input of the graph.
     """
-    with TRACING, left_as_found(model):
+    with TRACING, left_as_found(model), nothing_left(model):
         for module in model.modules():
             for name in [n for n, b in held_buffers(module).items() if b is None]:
                 vars(module)[name] = held_buffers(module).pop(name)

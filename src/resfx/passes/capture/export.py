@@ -37,6 +37,7 @@ def capture_call(
     denied: Sequence[Literal["exporting", "compiling"]] = (),
     grad: bool = True,
     untraced: Untraced | None = None,
+    fixed: bool = False,
 ) -> Capture:
     """Capture one call of a model, over a copy of its tree that may be written to.
 
@@ -46,6 +47,7 @@ def capture_call(
             so that code which asks takes the way it takes in eager mode.
         grad: trace with gradients on. A graph traced without is good for calls without.
         untraced: modules whose inside is left out.
+        fixed: leave no size open: a graph for calls of these sizes alone.
 
     Raises:
         CaptureError: with the operator, the user's source line and a remedy.
@@ -69,7 +71,7 @@ def capture_call(
         return (*flat.leaves, *recorder.kept)
 
     images = image_leaves(call)
-    dynamic = tuple([dynamic_axes(x, i in images) for i, x in enumerate(call.leaves)])
+    dynamic = tuple([None if fixed else dynamic_axes(x, i in images) for i, x in enumerate(call.leaves)])
     clone.__dict__["forward"] = MethodType(forward, clone)
     if untraced is not None:
         untraced.stand_in(clone)
