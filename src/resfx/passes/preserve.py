@@ -95,7 +95,8 @@ def preserved(*models: nn.Module) -> Iterator[None]:
     forward replaced; ones it registered are gone. Parameters are never written by a step without an optimizer, so they
     need no copy. The generators are Python's, NumPy's and torch's, of the CPU and of the models' CUDA devices.
     """
-    modules = {id(m): m for model in models for m in model.modules()}.values()
+    every = {id(m): m for model in models for m in model.modules()}.values()
+    modules = [m for m in every if not isinstance(m, torch.jit.ScriptModule)]  # whose state is not Python's
     parameters = {id(p): p for model in models for p in model.parameters()}.values()
     flags = [(m, m.training) for m in modules]
     buffers = [(held_buffers(m), dict(held_buffers(m))) for m in modules]

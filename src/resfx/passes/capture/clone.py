@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resfx._torch import held_buffers, held_parameters, hook_keys, is_transformed, pre_hooks
+from resfx._torch import held_buffers, held_parameters, hook_keys, is_traced, is_transformed, pre_hooks
 
+from .forwards import called_forward, rebound
 from .split import is_split
 
 _HOOKS = hook_keys()
@@ -69,6 +70,9 @@ def _copied(
     modules: list[nn.Module], cls: Callable[[nn.Module], type], for_a_trace: bool, parts: bool = False
 ) -> nn.Module:
     memo: dict[int, Any] = {}
+    scripted = {id(m): m for s in modules if isinstance(s, torch.jit.ScriptModule) for m in s.modules()}
+    memo |= {i: Scripted(m) if for_a_trace else m for i, m in scripted.items()}  # it has no Python code to copy
+    modules = [m for m in modules if id(m) not in scripted]
     for module in modules:
         twin: nn.Module = object.__new__(cls(module))
         memo[id(module)] = twin
@@ -104,7 +108,7 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], for_a_trace:
             # A forward may be set on the instance, by the user or by what recomputes blocks.
             ours = name == "forward" and for_a_trace
             own = _own(getattr(value, "_resfx_before", value) if ours else value, memo)
-            state[name] = _called_forward(own) if for_a_trace and name in ("forward", OWN_FORWARD) else own
+            state[name] = called_forward(own) if for_a_trace and name in ("forward", OWN_FORWARD) else own
     for hook in pre_hooks(module) if for_a_trace else ():
         if _makes_weights(hook):
             twin.register_forward_pre_hook(hook)
@@ -130,9 +134,9 @@ def _own(value: Any, memo: dict[int, Any]) -> Any:
     if id(value) in memo:
         return memo[id(value)]
     if isinstance(value, types.FunctionType):
-        return _rebound(value, memo)
+        return rebound(value, memo)
     if isinstance(value, types.MethodType) and isinstance(value.__func__, types.FunctionType):
-        return types.MethodType(_rebound(value.__func__, memo), _own(value.__self__, memo))
+        return types.MethodType(rebound(value.__func__, memo), _own(value.__self__, memo))
     if isinstance(value, functools.partial):
         named = {k: _own(v, memo) for k, v in value.keywords.items()}
         return functools.partial(_own(value.func, memo), *(_own(v, memo) for v in value.args), **named)
@@ -148,48 +152,18 @@ def _own(value: Any, memo: dict[int, Any]) -> Any:
         return value
 
 
-def _rebound(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
-    """A function for which modules and tensors of the tree are the copy's: one that was put in a forward's place
-    closes over them. What else it closes over it shares, and whoever writes there is seen."""
-    cells = tuple(_cell(cell, memo) for cell in function.__closure__ or ())
-    defaults = tuple(_bound_to(v, memo) for v in function.__defaults__ or ())
-    if all(a is b for a, b in zip((*cells, *defaults), (*(function.__closure__ or ()), *(function.__defaults__ or ())), strict=True)):  # fmt: skip
-        return function
-    twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults or None, cells)
-    twin.__kwdefaults__ = function.__kwdefaults__
-    return functools.update_wrapper(twin, function) if "__wrapped__" in vars(function) else twin
+class Scripted(nn.Module):
+    """A module of TorchScript in a tree to trace, which cannot see into it."""
 
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.call = module.__call__
 
-def _called_forward(run: Any) -> Any:
-    """What was put in a forward's place, under its name: a trace leaves out frames that come before any ``forward``."""
-    if isinstance(run, types.MethodType):
-        return types.MethodType(_called_forward(run.__func__), run.__self__)
-    if isinstance(run, functools.partial):
-        return functools.partial(_called_forward(run.func), *run.args, **run.keywords)
-    if not isinstance(run, types.FunctionType):
-        return run
-    code = run.__code__.replace(co_name="forward")
-    twin = types.FunctionType(code, run.__globals__, "forward", run.__defaults__, run.__closure__)
-    twin.__kwdefaults__ = run.__kwdefaults__
-    return functools.update_wrapper(twin, run) if "__wrapped__" in vars(run) else twin
-
-
-def _cell(cell: types.CellType, memo: dict[int, Any]) -> types.CellType:
-    try:
-        held = cell.cell_contents
-    except ValueError:  # not yet set
-        return cell
-    own = _bound_to(held, memo)
-    return cell if own is held else types.CellType(own)
-
-
-def _bound_to(value: Any, memo: dict[int, Any]) -> Any:
-    """The copy's own of a module, a tensor, or a function over them; any other value as it is."""
-    if id(value) in memo:
-        return memo[id(value)]
-    if isinstance(value, types.MethodType) and id(value.__self__) in memo:
-        return types.MethodType(value.__func__, memo[id(value.__self__)])
-    return _rebound(value, memo) if isinstance(value, types.FunctionType) else value
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives, outside of a trace."""
+        if any(isinstance(x, torch.Tensor) and is_traced(x) for x in (*args, *kwargs.values())):
+            raise TypeError("TorchScript has no Python code")
+        return self.call(*args, **kwargs)
 
 
 def signature_of(module: nn.Module) -> inspect.Signature:

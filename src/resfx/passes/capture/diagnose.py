@@ -21,6 +21,8 @@ SIZE_AS_KEY = "a size as the key of a dict or of a cached function"
 
 # (pattern in the error, class of failure, remedy)
 _CAUSES = (
+    (r"TorchScript has no Python code", "a module of TorchScript that adds to a stream",
+     "put the Python module that it was scripted from in its place"),
     (r"unhashable type: .*SymInt", SIZE_AS_KEY, "keep such a table in a submodule of its own"),
     (r"functorch tensor|functorch transforms|torch\.func\.|does not require grad and does not have a grad_fn"
      r"|derivative of this function|One of the differentiated Tensors|Trying to use a function from .*autograd",
