@@ -281,6 +281,13 @@ def is_fake(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
+def is_traced(tensor: torch.Tensor) -> bool:
+    """Whether a tensor belongs to a trace: it has no values, or stands for one that has none."""
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    return is_fake(tensor) or isinstance(tensor, FunctionalTensor)
+
+
 @contextlib.contextmanager
 def own_export() -> Iterator[None]:
     """Inside, ``torch.export`` prints no graph when it fails, leaves what an export around it keeps in globals, and

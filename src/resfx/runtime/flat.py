@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from resfx.errors import CaptureError
-from resfx.passes.capture.marking.record import enter, leave
+from resfx.passes.capture.marking.record import enter, keep, leave
 from resfx.passes.capture.untraced import UNTRACED
 from resfx.passes.find.graph import Capture
 from resfx.passes.scopes.application import Application
@@ -45,7 +45,7 @@ def flat(capture: Capture, tree: nn.Module, applications: Sequence[Application])
     rewrite_capture(capture, tree, applications)
     graph = capture.graph
     for node in list(graph.nodes):
-        if node.target in (enter, leave):
+        if node.target in (enter, leave, keep):
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             graph.erase_node(node)
     thread_states(capture, tree)

@@ -14,14 +14,14 @@ from torch import fx, nn
 from resfx._torch import held_modules, hold_modules, outside_of_traces
 from resfx.errors import VariantError
 from resfx.passes.capture.calls import Call, bind, flatten_call
-from resfx.passes.capture.clone import class_before
+from resfx.passes.capture.clone import class_before, signature_of
 from resfx.passes.capture.guards import Length, shape_guard
 from resfx.passes.capture.source import Source, without_self
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import Capture, hint
 from resfx.passes.fold import Code, Plan, Region, Shared, fold, from_function, only_handed_on
 from resfx.passes.fold.guard import Always, Guard, autocast_state, names_in
-from resfx.passes.fold.plan import is_size
+from resfx.passes.fold.plan import is_size, known_in
 from resfx.passes.fold.values import bound
 from resfx.passes.preserve import TRACING
 from resfx.passes.scopes.application import Application
@@ -205,7 +205,8 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, source: Source) -> G
     # The code's Python may have looked at the sizes of whatever it was handed, though its graph does not show it.
     given = [(i, region.enters[i].meta["val"]) for i in sorted(set(region.enters) - free)]
     tensors = {i: v for i, v in given if isinstance(v, torch.Tensor)}
-    objects = [o for o in plan.capture.objects if o.inside is None]
+    handed = set(known_in(region.call.given))  # others are made in the code, or by it
+    objects = [o for o in plan.capture.objects if o.inside is None and o.number in handed]
     around = {o.number: o.inside[0] if o.inside else o.number for o in plan.capture.objects}
     place = {leaf: (o.number, i) for o in objects for i, leaf in enumerate(o.leaves)}
     inside = {place[x]: x for r in generated for n in r.nodes for x in n.all_input_nodes if x in place}
@@ -230,7 +231,7 @@ def _below(region: Region, own: tuple[str, ...]) -> str:
 
 def parameters_of(module: nn.Module) -> list[inspect.Parameter]:
     """Of a module's own ``forward``, without ``self``."""
-    return list(inspect.signature(class_before(module).forward).parameters.values())[1:]
+    return list(signature_of(module).parameters.values())
 
 
 def _example(leaf: torch.Tensor) -> torch.Tensor:
@@ -249,7 +250,7 @@ def _part(module: nn.Module, unit: Unit) -> nn.Module:
     if not unit.path:
         return module
     view: nn.Module = object.__new__(class_before(module))
-    view.__dict__.update({k: v for k, v in vars(module).items() if not k.startswith("_resfx")})
+    view.__dict__.update({k: v for k, v in vars(module).items() if not k.startswith("_resfx") and k != "forward"})
     bank = nn.Module()
     for key, level in levels_of(_bank(module), unit.path).items():
         if key:

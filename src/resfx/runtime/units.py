@@ -21,6 +21,7 @@ from torch import nn
 from resfx._torch import break_graph, is_compiling
 from resfx.errors import VariantError
 from resfx.passes.capture.calls import by_new_names
+from resfx.passes.capture.clone import OWN_FORWARD
 from resfx.passes.fold.function import Code
 from resfx.passes.fold.guard import Always, Guard
 from resfx.passes.fold.values import Handed
@@ -185,11 +186,32 @@ def unit_class(cls: Hashable) -> type:
 
 def make_unit(module: nn.Module, path: str, recipe: Any, bank: nn.Module) -> Unit:
     """Let a module run generated code."""
-    cls: Any = type(module)
-    if not hasattr(cls, "_resfx_bind"):
-        module.__class__ = unit_class(cls)
+    if not hasattr(type(module), "_resfx_bind"):
+        if "forward" in vars(module):
+            _take_forward_in(module)
+        module.__class__ = unit_class(type(module))
     unit = module.__dict__.get("_resfx_unit")
     if unit is None or unit.recipe is not recipe:
         unit = module.__dict__["_resfx_unit"] = Unit(path, recipe)
     module.__dict__["_resfx_new"] = levels_of(bank, path)
     return unit
+
+
+def _take_forward_in(module: nn.Module) -> None:
+    """A ``forward`` that was put in a module's place is what the rewritten code was made of: it would hide it."""
+    if "_hf_hook" in vars(module):
+        raise VariantError(
+            f"cannot rewrite a {type(module).__name__} with a hook of accelerate", "its forward belongs to the hook",
+            "accelerate.hooks.remove_hook_from_submodules(model), rewrite, then dispatch or offload the result",
+        )  # fmt: skip
+    own, run = type(module), module.__dict__.pop("forward")
+    module.__dict__[OWN_FORWARD] = run
+    given = inspect.signature(run)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return vars(self)[OWN_FORWARD](*args, **kwargs)
+
+    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    forward.__signature__ = given.replace(parameters=[this, *given.parameters.values()])  # type: ignore[attr-defined]
+    body = {"forward": forward, "__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
+    module.__class__ = type(own.__name__, (own,), body)

@@ -8,6 +8,8 @@ rewrite has changed are copied as what they were.
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import types
 import warnings
 from collections.abc import Callable
@@ -16,14 +18,18 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resfx._torch import held_buffers, held_parameters, hook_keys, is_transformed, pre_hooks
+from resfx._torch import held_buffers, held_parameters, hook_keys, is_traced, is_transformed, pre_hooks
 
+from .forwards import called_forward, rebound
 from .split import is_split
 
 _HOOKS = hook_keys()
 _ORDINARY = (torch.Tensor, nn.Parameter, nn.Buffer)
 _KEPT_AS_IS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Tensor,
-               types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # fmt: skip
+               types.BuiltinFunctionType, types.ModuleType)  # fmt: skip
+
+
+OWN_FORWARD = "_own_forward"  # where a rewritten module keeps what was put in the place of its class's forward
 
 
 def class_before(module: nn.Module) -> Any:
@@ -64,6 +70,9 @@ def _copied(
     modules: list[nn.Module], cls: Callable[[nn.Module], type], for_a_trace: bool, parts: bool = False
 ) -> nn.Module:
     memo: dict[int, Any] = {}
+    scripted = {id(m): m for s in modules if isinstance(s, torch.jit.ScriptModule) for m in s.modules()}
+    memo |= {i: Scripted(m) if for_a_trace else m for i, m in scripted.items()}  # it has no Python code to copy
+    modules = [m for m in modules if id(m) not in scripted]
     for module in modules:
         twin: nn.Module = object.__new__(cls(module))
         memo[id(module)] = twin
@@ -86,8 +95,8 @@ def _copied(
 def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], for_a_trace: bool) -> None:
     state = twin.__dict__
     for name, value in vars(module).items():
-        if for_a_trace and name.startswith("_resfx"):
-            continue
+        if for_a_trace and (name.startswith("_resfx") or (name == "forward" and "_resfx_unit" in vars(module))):
+            continue  # what was put around rewritten code since is called around it
         if name in ("_parameters", "_buffers"):
             state[name] = {k: memo[id(t)] if t is not None else None for k, t in value.items()}
         elif name == "_modules":
@@ -98,7 +107,8 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], for_a_trace:
         else:
             # A forward may be set on the instance, by the user or by what recomputes blocks.
             ours = name == "forward" and for_a_trace
-            state[name] = _own(getattr(value, "_resfx_before", value) if ours else value, memo)
+            own = _own(getattr(value, "_resfx_before", value) if ours else value, memo)
+            state[name] = called_forward(own) if for_a_trace and name in ("forward", OWN_FORWARD) else own
     for hook in pre_hooks(module) if for_a_trace else ():
         if _makes_weights(hook):
             twin.register_forward_pre_hook(hook)
@@ -123,11 +133,43 @@ def _own(value: Any, memo: dict[int, Any]) -> Any:
     """A copy of an attribute whose modules and tensors of the tree are the copy's; what cannot be copied is shared."""
     if id(value) in memo:
         return memo[id(value)]
+    if isinstance(value, types.FunctionType):
+        return rebound(value, memo)
+    if isinstance(value, types.MethodType) and isinstance(value.__func__, types.FunctionType):
+        return types.MethodType(rebound(value.__func__, memo), _own(value.__self__, memo))
+    if isinstance(value, functools.partial):
+        named = {k: _own(v, memo) for k, v in value.keywords.items()}
+        return functools.partial(_own(value.func, memo), *(_own(v, memo) for v in value.args), **named)
     if isinstance(value, _KEPT_AS_IS):
         return value
+    if isinstance(value, torch.Generator):
+        return value.clone_state()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's own tree specs warn when copied
             return copy.deepcopy(value, memo)
-    except Exception:  # locks, generators, handles
+    except Exception:  # locks, handles
         return value
+
+
+class Scripted(nn.Module):
+    """A module of TorchScript in a tree to trace, which cannot see into it."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.call = module.__call__
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives, outside of a trace."""
+        if any(isinstance(x, torch.Tensor) and is_traced(x) for x in (*args, *kwargs.values())):
+            raise TypeError("TorchScript has no Python code")
+        return self.call(*args, **kwargs)
+
+
+def signature_of(module: nn.Module) -> inspect.Signature:
+    """The signature of what a module's code is made of, without ``self``: of a ``forward`` of its own, where one was put
+    in place of its class's before it was rewritten."""
+    if "forward" in vars(module) and "_resfx_unit" not in vars(module):
+        return inspect.signature(vars(module)["forward"])
+    whole = inspect.signature(class_before(module).forward)
+    return whole.replace(parameters=list(whole.parameters.values())[1:])

@@ -17,8 +17,22 @@ from resfx.errors import ModelError, ResfxError
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
 
+SIZE_AS_KEY = "a size as the key of a dict or of a cached function"
+
 # (pattern in the error, class of failure, remedy)
 _CAUSES = (
+    (r"TorchScript has no Python code", "a module of TorchScript that adds to a stream",
+     "put the Python module that it was scripted from in its place"),
+    (r"unhashable type: .*SymInt", SIZE_AS_KEY, "keep such a table in a submodule of its own"),
+    (r"functorch tensor|functorch transforms|torch\.func\.|does not require grad and does not have a grad_fn"
+     r"|derivative of this function|One of the differentiated Tensors|Trying to use a function from .*autograd",
+     "a gradient that the model takes of itself, or a transform of torch.func",
+     "rewrite the module that is differentiated, and put the result in its place"),
+    (r"fake tensor in the exported program constant", "a tensor that a trace cannot keep: one that the model computed in"
+     " an earlier call and put into a table of its own, or a gradient that it takes of itself",
+     "make the table in __init__; rewrite the module that is differentiated, and put the result in its place"),
+    (r"expected to contain only concrete integers|\bgenerator\b.*(SymInt|meta|fake)",
+     "random numbers of a torch.Generator of the model's own", "draw them in a submodule that adds to no stream"),
     (r"data-dependent|GuardOnDataDependent|Could not guard|unbacked", "control flow that depends on tensor values",
      "replace the branch by torch.where or torch.cond, or pass the value it depends on as a Python constant"),
     (r"on the same device|FakeTensorDeviceMismatch", "inputs and parameters on different devices",

@@ -15,7 +15,7 @@ from resfx._torch import denying, for_graphs_alone
 from resfx.errors import CaptureError
 from resfx.passes.find.graph import Capture
 from resfx.passes.find.mark import note
-from resfx.passes.preserve import traceable
+from resfx.passes.preserve import traceable, without_recomputation
 from resfx.runtime.huggingface import kept_functions, traced_plainly
 
 from .calls import Call, unbind
@@ -37,6 +37,7 @@ def capture_call(
     denied: Sequence[Literal["exporting", "compiling"]] = (),
     grad: bool = True,
     untraced: Untraced | None = None,
+    fixed: bool = False,
 ) -> Capture:
     """Capture one call of a model, over a copy of its tree that may be written to.
 
@@ -46,6 +47,7 @@ def capture_call(
             so that code which asks takes the way it takes in eager mode.
         grad: trace with gradients on. A graph traced without is good for calls without.
         untraced: modules whose inside is left out.
+        fixed: leave no size open: a graph for calls of these sizes alone.
 
     Raises:
         CaptureError: with the operator, the user's source line and a remedy.
@@ -69,14 +71,14 @@ def capture_call(
         return (*flat.leaves, *recorder.kept)
 
     images = image_leaves(call)
-    dynamic = tuple([dynamic_axes(x, i in images) for i, x in enumerate(call.leaves)])
+    dynamic = tuple([None if fixed else dynamic_axes(x, i in images) for i, x in enumerate(call.leaves)])
     clone.__dict__["forward"] = MethodType(forward, clone)
     if untraced is not None:
         untraced.stand_in(clone)
     try:
         with (
             traceable(clone), warnings.catch_warnings(), torch.set_grad_enabled(grad), traced_plainly(clone),
-            recorder.listening(clone, kept_functions(clone)), for_graphs_alone(),
+            recorder.listening(clone, kept_functions(clone)), for_graphs_alone(), without_recomputation(),
         ):  # fmt: skip
             warnings.simplefilter("ignore")
             program = torch.export.export(

@@ -46,6 +46,7 @@ def flatten_graph(module: fx.GraphModule, tree: nn.Module) -> tuple[fx.Graph, li
     graph.output(outputs)
     _drop_unused_attributes(graph)
     _keep_saved_results(graph)
+    _drop_copies_of_itself(graph)
     return graph, _lift_constants(graph, module, tree)
 
 
@@ -124,6 +125,23 @@ def _keep_saved_results(graph: fx.Graph) -> None:
         if isinstance(target, OpOverload) and all(order[u] <= place for u in source.users):
             packet = getattr(torch.ops.aten, schema_of(target).name.split("::")[-1][:-1])
             node.target = getattr(packet, overload_name(target))
+
+
+def _drop_copies_of_itself(graph: fx.Graph) -> None:
+    """``self.n += 1`` writes a buffer and then sets it to what it is: a tracer takes the second for a copy."""
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target is not torch.ops.aten.copy_.default:
+            continue
+        place, source = node.args[:2]
+        while isinstance(source, fx.Node) and source is not place and is_inplace(source):
+            source = source.args[0]
+        if source is place or _attribute(source) == _attribute(place) != "":
+            node.replace_all_uses_with(node.args[1])
+            graph.erase_node(node)
+
+
+def _attribute(node: Any) -> str:
+    return str(node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else ""
 
 
 def _lift_constants(graph: fx.Graph, module: fx.GraphModule, tree: nn.Module) -> list[Any]:

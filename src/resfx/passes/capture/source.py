@@ -19,7 +19,7 @@ from resfx.runtime.huggingface import renamed_arguments
 
 from .calls import Call, bind, by_new_names, flatten_call
 from .clone import clone_tree
-from .diagnose import quiet_tracing
+from .diagnose import SIZE_AS_KEY, quiet_tracing
 from .export import capture_call
 from .inputs import Example, example_of, outside_inference_mode
 from .split import is_split, refuse_split
@@ -130,6 +130,8 @@ class Source:
                 except CaptureError as error:
                     errors[denied, grad, parts] = error
         failed = errors[(), True, False]
+        if failed.found.startswith(SIZE_AS_KEY):  # in a table: one graph for each size
+            return capture_call(clone_tree(tree), self.signature, call, *ways[0], fixed=True)
         taken = self._taken_whole(tree, call, ways[0], failed)
         if taken is None:
             raise failed
@@ -178,6 +180,7 @@ def source_of(model: Any, args: Any = None, kwargs: Any = None) -> Source:
             "pass an nn.Module, a torch.fx.GraphModule, an ExportedProgram or the path of a .pt2 file",
         )  # fmt: skip
     _refuse_wrapper(model)
+    _refuse_lazy(model)
     _refuse_inference(model)
     example = example_of(args, kwargs)
     if isinstance(model, fx.GraphModule):
@@ -206,6 +209,15 @@ def _refuse_wrapper(model: nn.Module) -> None:
         found, remedy = "it is compiled already", "rewrite its ._orig_mod, then torch.compile the result"
     if found:
         raise CaptureError(f"cannot capture a {type(model).__name__}", found, remedy)
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    made = [*model.named_parameters(), *model.named_buffers()]
+    if (name := next((n for n, t in made if nn.parameter.is_lazy(t)), None)) is not None:
+        raise CaptureError(
+            f"cannot capture this {type(model).__name__}", f"{name} has no shape before the first call",
+            "call the model once, model(*args), and pass it then",
+        )  # fmt: skip
 
 
 def _refuse_inference(model: nn.Module) -> None:

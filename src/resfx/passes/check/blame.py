@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,10 +33,10 @@ def first_broken_site(new: Any, args: Any, kwargs: Any, applications: Sequence[A
     """The first new module that changes the stream: an add that is not the plain sum, a read that is not the state."""
     broken: list[str] = []
 
-    def look(name: str, plain: Callable[..., torch.Tensor]) -> Any:
+    def look(name: str, plain: Callable[..., torch.Tensor], several: bool) -> Any:
         def hook(module: nn.Module, given: Any, named: Any, output: Any) -> None:
-            results = output if isinstance(output, tuple) else (output,)
-            if not broken and not all(same(plain(given, named), r) for r in results if isinstance(r, torch.Tensor)):
+            results = output if isinstance(output, tuple) and several else (output,)
+            if not broken and not all(isinstance(r, torch.Tensor) and same(plain(given, named), r) for r in results):
                 broken.append(name)
 
         return hook
@@ -45,11 +47,18 @@ def first_broken_site(new: Any, args: Any, kwargs: Any, applications: Sequence[A
             scope = application.method.scope
             if plain := _PLAIN.get((scope, placed.role), _PLAIN.get((scope, ""))):
                 module, name = new.get_submodule(placed.path), placed.path.removeprefix(f"{BANK}.")
-                hooks.append(module.register_forward_hook(look(name, plain), with_kwargs=True))
+                hooks.append(module.register_forward_hook(look(name, plain, scope != "site"), with_kwargs=True))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.suppress(Exception):  # what is handed a broken state may raise
             new(*copy.deepcopy(args), **copy.deepcopy(kwargs))
     finally:
         for hook in hooks:
             hook.remove()
     return broken[0] if broken else None
+
+
+def raised_in(new: nn.Module, error: BaseException) -> str:
+    """The new module in whose code an error was raised; ``""`` for none."""
+    names = {id(m): n for n, m in new.get_submodule(BANK).named_modules() if n}
+    frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((names[id(m)] for m in reversed(frames) if id(m) in names), "")

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx.errors import CheckError, ResfxError
+from resfx.errors import CaptureError, CheckError, ModelError, ResfxError
 from resfx.passes.scopes.application import Application
 from resfx.report.progress import log, step, warn
 
-from .blame import first_broken_site
+from .blame import first_broken_site, raised_in
 from .gradients import Gradients, backward, check_original, finite, names
 from .learning import check_learning
 from .trial import Example, Outcome, Trial, untouched
@@ -52,6 +52,18 @@ def check_rewrite(
     if any(t.is_meta for t in new.parameters()):
         return
     trial = Trial(new, before, example)
+    try:
+        _hold(trial, applications, exact)
+    except (CheckError, GraphDiffers, CaptureError) as error:
+        if not isinstance(error, ModelError):  # of a module inside, which the original runs
+            raise
+        raise _failed(trial, error, applications) from error
+    except Exception as error:
+        raise _failed(trial, error, applications) from error
+
+
+def _hold(trial: Trial, applications: Sequence[Application], exact: bool) -> None:
+    new, before = trial.new, trial.before
     preserved = all(a.method.start == "preserve" for a in applications)
     if preserved:
         with untouched(new, before):
@@ -63,6 +75,19 @@ def check_rewrite(
         check_learning(new, trial.forward, trial.start, first)
     with untouched(new, before):
         _check_training(trial, usual, preserved)
+
+
+def _failed(trial: Trial, error: Exception, applications: Sequence[Application]) -> CheckError:
+    """What to raise where the rewritten model does not get through a call, or its way back, that the original does."""
+    name = type(trial.new).__name__
+    with untouched(trial.new):
+        site = raised_in(trial.new, error) or first_broken_site(trial.new, *trial.example, applications)
+    first = str(error).strip().splitlines()[:1]
+    return CheckError(
+        f"the rewritten {name} raises on the example, which the original runs",
+        f"{type(error).__name__}: {''.join(first)}" + (f"; at {site}" if site else ""),
+        "exclude= that site, or mend the method's forward there; check=False returns the module all the same",
+    )
 
 
 def _check_output(trial: Trial, applications: Sequence[Application], exact: bool) -> None:
@@ -91,6 +116,11 @@ def _check_output(trial: Trial, applications: Sequence[Application], exact: bool
 
 def _paired(want: Outcome, got: Outcome) -> tuple[str, list[Pair]]:
     """What keeps two outcomes from being held side by side, and the tensors of both."""
+    for name, buffer in want.results[-1].items():
+        now = got.results[-1][name]
+        if buffer is not None and now is not None and buffer.shape != now.shape:
+            return f"buffer {name} is {tuple(buffer.shape)} in the original and {tuple(now.shape)} here, as if set in" \
+                   " rewritten code (a table that grows can stand in a submodule of its own)", []  # fmt: skip
     try:
         return "", pairs(want.results, got.results)
     except OtherForm as other:

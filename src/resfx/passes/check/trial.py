@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx.passes.preserve import preserved
+from resfx.passes.preserve import preserved, without_recomputation
 from resfx.report.progress import log
 
 from .gradients import Gradients, backward, compared
@@ -29,7 +29,7 @@ def untouched(*modules: nn.Module) -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with preserved(*modules):
+        with preserved(*modules), without_recomputation():
             seed(0)
             yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from resfx.passes.capture.guards import Assumed
-from resfx.passes.capture.marking.record import CallRecord, Passed, leave
+from resfx.passes.capture.marking.record import CallRecord, Passed, keep, leave
 from resfx.passes.capture.structure import Template
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 _TORCH = str(Path(torch.__file__).parent)
+_MODULE, _HERE = inspect.getfile(nn.Module), str(Path(__file__).parents[2])
 
 
 @dataclass
@@ -84,14 +86,20 @@ def source_line(node: fx.Node) -> str:
 
 def source_lines(node: fx.Node) -> tuple[str, ...]:
     """``file.py:line`` for each step from the innermost ``forward`` to the node, without folders."""
-    frames = _frames(node)
+    frames = _frames(node, innermost=True)
     starts = [i for i, (_, _, function) in enumerate(frames) if function == "forward"]
-    return tuple(f"{Path(file).name}:{line}" for file, line, _ in frames[starts[-1] if starts else -1 :])
+    return tuple(f"{Path(file).name}:{line}" for file, line, _ in frames[starts[-1] if starts else 0 :])
 
 
-def _frames(node: fx.Node) -> list[tuple[str, str, str]]:
-    """``(file, line, function)`` of the user's code that made the node, outermost first."""
-    return [f for f in _FRAME.findall(node.meta.get("stack_trace") or "") if not f[0].startswith(_TORCH)]
+def _frames(node: fx.Node, innermost: bool = False) -> list[tuple[str, str, str]]:
+    """``(file, line, function)`` of the user's code that made the node, outermost first.
+
+    Args:
+        innermost: only of the module called last; what stands for its ``forward`` may have another name.
+    """
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    calls = [i for i, (file, _, _) in enumerate(frames) if file.startswith((_MODULE, _HERE))] if innermost else []
+    return [f for f in frames[calls[-1] + 1 if calls else 0 :] if not f[0].startswith((_TORCH, _HERE))]
 
 
 def shape(node: Any) -> tuple[Any, ...] | None:
@@ -127,6 +135,6 @@ def same_shape(a: fx.Node, b: fx.Node) -> bool | None:
 
 def outermost(node: fx.Node) -> fx.Node:
     """A value as the callers see it for whom it was computed: what a module gives back, outside of the module."""
-    while len(node.users) == 1 and (user := next(iter(node.users))).target is leave:
-        node = user
+    while len(users := [u for u in node.users if u.target is not keep]) == 1 and users[0].target is leave:
+        node = users[0]
     return node

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx
 
 KEY = "resfx"
+NOW = "resfx_now"  # of a node that was replaced: what stands for it
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,10 @@ def mark_of(node: fx.Node) -> Mark:
 def note(node: fx.Node, **changes: Any) -> None:
     """Change some of the notes on a node."""
     node.meta[KEY] = dataclasses.replace(mark_of(node), **changes)
+
+
+def now(node: fx.Node) -> fx.Node:
+    """What stands for a node, which may have been replaced."""
+    while NOW in node.meta:
+        node = node.meta[NOW]
+    return node

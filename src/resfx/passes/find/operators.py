@@ -57,7 +57,7 @@ SHAPE_ONLY = frozenset(
 FIRST_ONLY = frozenset("expand_as view_as type_as reshape_as to".split())
 
 _SAME = {"iadd": "add", "imul": "mul", "isub": "sub", "itruediv": "div", "__add__": "add", "__iadd__": "add",
-         "enter": "alias", "leave": "alias"}  # fmt: skip
+         "enter": "alias", "leave": "alias", "keep": "alias"}  # fmt: skip
 _MODULES: dict[type, str] = {
     nn.Linear: "linear", nn.Identity: "identity", nn.Dropout: "dropout", nn.Dropout1d: "dropout",
     nn.Dropout2d: "dropout", nn.Dropout3d: "dropout", nn.Flatten: "flatten", nn.MultiheadAttention:

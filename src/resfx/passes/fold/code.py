@@ -11,7 +11,6 @@ What is left of a region after folding reads like this::
 
 from __future__ import annotations
 
-import inspect
 import linecache
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import fx, nn
 
 from resfx.errors import VariantError
 from resfx.methods.sequence.mixer import Mixer
-from resfx.passes.capture.clone import class_before
+from resfx.passes.capture.clone import signature_of
 from resfx.passes.capture.marking.record import enter, leave, unmarked
 from resfx.passes.capture.structure import Template
 from resfx.passes.capture.untraced import UNTRACED
@@ -32,6 +31,7 @@ from .function import Code, NotExpressible, Shared
 from .plan import Plan, is_size, known_in
 from .region import Region
 from .text import Text
+from .writes import beside
 
 
 class Writer(Text):
@@ -46,7 +46,7 @@ class Writer(Text):
         self.objects: dict[int, str] = {}
         self.new: dict[str, str] = {}
         self.done: set[Any] = set()
-        self.parameters = list(inspect.signature(class_before(self.module).forward).parameters.values())[1:]
+        self.parameters = list(signature_of(self.module).parameters.values())
         self.arguments = values.bound(region.call.given, self.parameters)
         self.owner = {node: inner for inner in region.inner for node in inner.leaves.values()}
         self.owner |= {node: inner for inner in region.inner for node in inner.handed}
@@ -151,10 +151,10 @@ class Writer(Text):
             self._do(self.owner[node])
         elif (text := self._in_object(node)) is not None:
             self.env[node] = self._set("tensor", text)
-        elif self.plan.home[node] is self.region and node.op.startswith("call") and node.target not in (enter, leave):
+        elif (home := self.plan.home.get(node)) is self.region and _runs(node):
             self._do(node)
-        if node not in self.env:
-            raise NotExpressible(f"{node} of {self.plan.home[node].call.name or 'the model'}")
+        if node not in self.env:  # what a method took out of the graph has no home
+            raise NotExpressible(f"{node} of {home.name}" if home else f"{node}, which a method replaced")
         return self.env[node]
 
     def _in_object(self, node: fx.Node) -> str | None:
@@ -323,6 +323,7 @@ class Writer(Text):
                 raise NotExpressible(f"a result of {self.region.call.name or 'the model'}")
             return self._text(self.region.leaves[slot].args[0])
 
+        self.lines += beside(self.plan, self.region, self._compose, self._text)
         handed = [self._text(n) for n in self.region.handed]
         text = self._compose(result, leaf)
         if handed:
@@ -339,3 +340,7 @@ class Writer(Text):
             if path.startswith(own):
                 return "self" + values.steps(self.module, path.removeprefix(own))
         raise NotExpressible(f"{paths[0]}, which is not below {self.region.path}")
+
+
+def _runs(node: fx.Node) -> bool:
+    return node.op.startswith("call") and node.target not in (enter, leave)

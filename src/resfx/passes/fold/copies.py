@@ -28,7 +28,7 @@ def separate_copies(graph: fx.Graph, calls: dict[int, CallRecord]) -> set[CallRe
                     _remove(graph, node)
         elif len(slots) == 1:
             for node in leaves[1:]:
-                twin = dataclasses.replace(call, number=max(calls) + 1)
+                twin = dataclasses.replace(call, number=max(calls) + 1, writes=[])
                 calls[twin.number] = twin
                 made.add(twin)
                 _take_over(node, call, twin, calls, made)

@@ -14,10 +14,10 @@ import torch
 from torch import fx
 
 from resfx.errors import VariantError
-from resfx.passes.capture.marking.record import CallRecord, MethodOf, enter, leave
+from resfx.passes.capture.marking.record import CallRecord, MethodOf, enter, keep, leave
 from resfx.passes.capture.structure import Template, innermost
 from resfx.passes.find.graph import Capture
-from resfx.passes.find.mark import mark_of
+from resfx.passes.find.mark import mark_of, now
 from resfx.passes.find.operators import is_inplace
 
 from .copies import separate_copies
@@ -257,7 +257,7 @@ class Plan:
         """Operators and calls of a generated region, in the order of the graph."""
         position = {n: i for i, n in enumerate(self.graph.nodes)}
         found: list[tuple[int, fx.Node | Region]] = [
-            (position[n], n) for n in region.nodes if n.target not in (enter, leave) and not is_size(n)
+            (position[n], n) for n in region.nodes if n.target not in (enter, leave, keep) and not is_size(n)
         ]
         for inner in region.inner:
             at = [position[n] for n in inner.enters.values()]
@@ -292,6 +292,8 @@ def _mark_of(marks: dict[int, fx.Node], value: fx.Node) -> fx.Node | None:
 
 
 def _object_leaves(capture: Capture) -> dict[fx.Node, int]:
+    for held in capture.objects:
+        held.leaves = [now(leaf) if isinstance(leaf, fx.Node) else leaf for leaf in held.leaves]
     return {leaf: o.number for o in capture.objects if o.inside is None
             for leaf in o.leaves if isinstance(leaf, fx.Node)}  # fmt: skip
 

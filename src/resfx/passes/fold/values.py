@@ -47,7 +47,9 @@ def _inside(template: Template, text: str) -> Iterator[tuple[Template, str]]:
             yield inner, f"{text}[{template[1][i]!r}]"
         else:
             name = template[2][i] if isinstance(template[2], (list, tuple)) and len(template[2]) > i else None
+            # What a node of torch's pytree keeps may be its keys, or anything else.
             known = isinstance(name, str) and name.isidentifier()
+            known = known and (kind == "object" or name in getattr(template[1], "__dataclass_fields__", ()))
             yield inner, f"{text}.{name}" if known else f"part({text}, {i})"
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from resfx._torch import OpOverload, overload_name, schema_of
-from resfx.passes.find.mark import KEY, Mark
+from resfx.passes.find.mark import KEY, NOW, Mark
 from resfx.passes.find.operators import is_inplace
 
 
@@ -41,6 +41,12 @@ def dress(node: fx.Node, like: fx.Node, mark: Mark, *dropped: str) -> None:
     Only a call of a module has a role."""
     node.meta = {k: v for k, v in like.meta.items() if k != "from_node" and k not in dropped}
     node.meta[KEY] = mark if node.op == "call_module" else dataclasses.replace(mark, role="")
+
+
+def take_over(old: fx.Node, new: fx.Node, *keep: fx.Node) -> None:
+    """Let ``new`` stand for ``old`` wherever it is read but in ``keep``, and where objects of the host hold it."""
+    old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in keep)
+    old.meta[NOW] = new
 
 
 def out_of_place(node: fx.Node) -> None:

@@ -13,7 +13,7 @@ from resfx.passes.find.graph import hint
 from resfx.passes.find.mark import Mark
 from resfx.passes.find.site import Site
 
-from .insert import dress, inserting_behind, out_of_place
+from .insert import dress, inserting_behind, out_of_place, take_over
 from .places import place_at
 from .surgery import Turn
 
@@ -50,7 +50,7 @@ def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, mark
         result = _from_rows(graph, site, call)
     for node in created:
         dress(node, site.node, mark)
-    site.node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in created)
+    take_over(site.node, result, *created)
     for node in (site.node, *site.joins):
         if not node.users:
             graph.erase_node(node)

@@ -24,8 +24,9 @@ from resfx._torch import is_mark, pytree, traced_mark
 from resfx.passes.capture.objects import fields_of, fill
 from resfx.passes.capture.structure import Flattener, Template, innermost
 
-from .record import CallRecord, MethodOf, Passed, enter, leave
+from .record import CallRecord, MethodOf, Passed, enter, keep, leave
 from .watch import Watch, below, kept, plain
+from .writes import Written
 
 
 @dataclass(eq=False)
@@ -46,6 +47,7 @@ class Recorder:
     _watch: Watch | None = None
     _values: list[Any] = field(default_factory=list)
     _open: list[CallRecord] = field(default_factory=list)
+    _written: list[Written] = field(default_factory=list)
     _events: list[tuple[str, Any, int, bool]] = field(default_factory=list)
     _fence: torch.Tensor | None = None
     _quiet: bool = False
@@ -67,15 +69,31 @@ class Recorder:
         call = CallRecord(len(self.calls), target, self.current)
         self.calls.append(call)
         self._open.append(call)
+        self._written.append(Written())
         (args, kwargs), call.given = self._mark("enter", call, (args, kwargs))
         return args, kwargs
 
     def end(self, result: Any) -> Any:
         """The innermost call ends; returns its result, marked."""
-        call = self._open.pop()
+        call, written = self._open.pop(), self._written.pop()
+        self._keep(call, written)
         result, call.result = self._mark("leave", call, result)
         call.done = True
         return result
+
+    def _keep(self, call: CallRecord, written: Written) -> None:
+        """Mark what a call did beside its result."""
+        flat = _Meeting(self, call)
+        self._quiet = True
+        try:
+            call.writes = written.writes(flat)
+        finally:
+            self._quiet = False
+        for around in self._written:
+            around.settle(written)
+        if flat.leaves:
+            marked = self._note("keep", call, flat.leaves)
+            self.kept += [x for x in marked if isinstance(x, torch.Tensor)]
 
     def meet(self, value: Any, call: CallRecord) -> int:
         """The number of an object; its state is kept when it is met for the first time."""
@@ -101,10 +119,16 @@ class Recorder:
         """The model's own Python read an attribute: of a module, of a config, or of an object that passes through."""
         if (call := self.current) is None or self._quiet:
             return
+        written = self._written[-1]
+        written.read(_place(key), name, value)
         if isinstance(key, Passed):
             call.looked_into.add(key.number)
-        elif plain(value):
+        elif plain(value) and not written.has(_place(key), name):
             call.reads.setdefault((*key, name), kept(value))
+
+    def _wrote(self, value: Any, key: Any, name: str, before: Any) -> None:
+        if self.current is not None and not self._quiet and not self._inside:
+            self._written[-1].set(value, _place(key), name, before)
 
     def _method(self, key: Any, bound: MethodType) -> Any:
         """A method of an object that passes through is kept whole where it is handed tensors: a cache takes keys in."""
@@ -144,7 +168,7 @@ class Recorder:
 
     def _note(self, side: str, subject: Any, leaves: Sequence[Any]) -> list[Any]:
         """Leave a mark for each leaf in the graph, or a fence where there is none; returns what to go on with."""
-        fenced = self._fence is not None and not leaves and side != "hold"
+        fenced = self._fence is not None and not leaves and side not in ("hold", "keep")
         if fenced:
             self.kept.append(traced_mark(self._fence))
         marked = []
@@ -165,7 +189,7 @@ class Recorder:
     @contextlib.contextmanager
     def listening(self, clone: nn.Module, functions: Sequence[tuple[Any, str]]) -> Iterator[None]:
         """Inside, calls of the clone's submodules and of ``functions`` (owner, name) are recorded."""
-        self._watch = Watch(self._read, self._method)
+        self._watch = Watch(self._read, self._method, self._wrote)
         with contextlib.ExitStack() as stack:
             stack.callback(self.stop_watching)
             for value, way in below(clone):
@@ -198,7 +222,7 @@ class Recorder:
             try:
                 return self.end(function(*args, **kwargs))
             except BaseException:
-                del self._open[depth:]
+                del self._open[depth:], self._written[depth:]
                 raise
 
         return call
@@ -224,11 +248,12 @@ class Recorder:
                 subject.leaves = [_unmarked(graph, n) for n in found]
             else:
                 first = fence if fence is not None else found[0] if found else None
-                borders.append((order[first] - 0.5 if first is not None else 0, side, subject))
+                if side != "keep":
+                    borders.append((order[first] - 0.5 if first is not None else 0, side, subject))
                 for slot, node in enumerate(found):
                     value = _carried(node)
                     node.meta["val"] = value.meta["val"] if isinstance(value, fx.Node) else value
-                    node.target, node.args = enter if side == "enter" else leave, (value, subject.number, slot)
+                    node.target, node.args = _MARKS[side], (value, subject.number, slot)
             if fence is not None:
                 graph.erase_node(fence)
         assert next(marks, None) is None, "marks of calls and nodes of the graph do not agree"
@@ -245,6 +270,14 @@ class Recorder:
                 elif call in stack[1:]:
                     del stack[stack.index(call) :]
             node.meta["call"] = stack[-1]
+
+
+_MARKS = {"enter": enter, "leave": leave, "keep": keep}
+
+
+def _place(key: Any) -> Template:
+    """What a watched object is in templates."""
+    return ("known", key.number) if isinstance(key, Passed) else ("owned", (".".join(key),))
 
 
 class _Meeting(Flattener):

@@ -21,6 +21,11 @@ def leave(x: Any, call: int, slot: int) -> Any:
     return x
 
 
+def keep(x: Any, call: int, slot: int) -> Any:
+    """Leaf ``slot`` of what a call sets beside its result: an attribute, an item of a list or dict."""
+    return x
+
+
 def unmarked(node: fx.Node) -> fx.Node:
     """The value that marks carry."""
     while node.target in (enter, leave) and isinstance(node.args[0], fx.Node):
@@ -42,6 +47,24 @@ class MethodOf:
         return getattr(value, self.name)(*args, **kwargs)
 
 
+@dataclass(frozen=True)
+class Write:
+    """What a call's own code does to an attribute of a module, a config or an object that passes through.
+
+    Attributes:
+        owner: template of what has the attribute, ``owned`` or ``known``.
+        name: the attribute.
+        how: ``""`` where it is set; the method of a list or dict that adds to it, ``extend`` or ``update``.
+        value: template of what it is set to, or what is added; its leaves are numbered as the ``keep`` marks are.
+            ``None`` where it cannot be told.
+    """
+
+    owner: Template
+    name: str
+    how: str
+    value: Template | None
+
+
 @dataclass(eq=False)
 class CallRecord:
     """One call of a module, or of a function that is kept whole.
@@ -55,6 +78,7 @@ class CallRecord:
         done: whether the call returned.
         reads: attributes that its own code read, by the way from the root of the tree.
         looked_into: numbers of objects whose attributes its own code read.
+        writes: what its own code does beside its result.
     """
 
     number: int
@@ -65,6 +89,7 @@ class CallRecord:
     done: bool = False
     reads: dict[tuple[str, ...], Any] = field(default_factory=dict)
     looked_into: set[int] = field(default_factory=set)
+    writes: list[Write] = field(default_factory=list)
 
     @property
     def name(self) -> str:

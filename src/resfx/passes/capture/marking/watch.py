@@ -19,6 +19,8 @@ from torch import nn
 
 from resfx.passes.capture.objects import WATCH
 
+MISSING: Any = object()
+_OWN = frozenset(vars(nn.Module())) | {WATCH}  # what a module has of torch: the rest is its author's
 _PLAIN = (bool, int, float, str, type(None), enum.Enum)
 Tell = Callable[[Any, str, Any], None]
 
@@ -29,10 +31,13 @@ class Watch:
     Args:
         tell: called with what was registered with the object, the attribute and its value.
         wrap: called with what was registered and a bound method that is looked up; returns what to call instead.
+        wrote: called with an object, what was registered with it, an attribute that was set, and what it was before.
     """
 
-    def __init__(self, tell: Tell, wrap: Callable[[Any, types.MethodType], Any]) -> None:
-        self.tell, self.wrap = tell, wrap
+    def __init__(
+        self, tell: Tell, wrap: Callable[[Any, types.MethodType], Any], wrote: Callable[[Any, Any, str, Any], None]
+    ) -> None:
+        self.tell, self.wrap, self._wrote = tell, wrap, wrote
         self._thread = threading.get_ident()
         self._watched: dict[int, tuple[Any, type, Any]] = {}
 
@@ -61,6 +66,11 @@ class Watch:
         if threading.get_ident() == self._thread:
             self.tell(key, name, value)
 
+    def wrote(self, value: Any, key: Any, name: str, before: Any) -> None:
+        """An attribute was set."""
+        if threading.get_ident() == self._thread:
+            self._wrote(value, key, name, before)
+
     def method(self, key: Any, bound: types.MethodType) -> Any:
         """A method was looked up."""
         return self.wrap(key, bound) if threading.get_ident() == self._thread else bound
@@ -70,7 +80,7 @@ class Watch:
 def _telling(cls: Hashable) -> type:
     def __getattribute__(self: Any, name: str) -> Any:
         value = super(told, self).__getattribute__(name)  # type: ignore[arg-type, misc]
-        if not name.startswith("_"):
+        if name[:1] != "_" or (name[:2] != "__" and name not in _OWN):
             held = object.__getattribute__(self, "__dict__")
             if (watch := held.get(WATCH)) is not None:
                 if name in held:
@@ -78,6 +88,13 @@ def _telling(cls: Hashable) -> type:
                 elif isinstance(value, types.MethodType):
                     return watch[0].method(watch[1], value)
         return value
+
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        held = object.__getattribute__(self, "__dict__")
+        watch, before = held.get(WATCH), held.get(name, MISSING)
+        super(told, self).__setattr__(name, value)  # type: ignore[arg-type, misc]
+        if watch is not None and name in held and (name not in _OWN or name == "training"):
+            watch[0].wrote(self, watch[1], name, before)
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:  # a model may copy its config: the copy is not watched
         watch, key = object.__getattribute__(self, "__dict__")[WATCH]
@@ -94,7 +111,7 @@ def _telling(cls: Hashable) -> type:
 
     base: Any = cls
     told = type(base.__name__, (base,), {
-        "__getattribute__": __getattribute__, "__reduce_ex__": __reduce_ex__, "__module__": base.__module__,
+        "__getattribute__": __getattribute__, "__setattr__": __setattr__, "__reduce_ex__": __reduce_ex__, "__module__": base.__module__,
         "__qualname__": base.__qualname__, "_resfx_untold": base,
     })  # fmt: skip
     return told

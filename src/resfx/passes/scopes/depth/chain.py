@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from torch import fx
 
-from resfx.passes.capture.marking.record import enter, leave
+from resfx.passes.capture.marking.record import enter, keep, leave
 from resfx.passes.find.branches.features import norm_output
 from resfx.passes.find.graph import dtype, same_shape
 from resfx.passes.find.index import Index
@@ -129,7 +129,7 @@ def returns(node: fx.Node) -> bool:
 
 def _unread(mark: fx.Node) -> bool:
     """Whether a call is handed a value of which it looks at the shape only."""
-    return mark.target in (enter, leave) and all(_unread(u) for u in mark.users)
+    return mark.target in (enter, leave, keep) and all(_unread(u) for u in mark.users)
 
 
 def is_alias(user: fx.Node, node: fx.Node, index: Index) -> bool:

@@ -19,7 +19,7 @@ from resfx.errors import NoSitesError, VariantError
 from resfx.methods.sequence.mixer import Mixer
 from resfx.methods.wide.base import WideStream
 from resfx.passes.find.site import Site, Skip
-from resfx.passes.scopes.insert import dress, inserting_behind
+from resfx.passes.scopes.insert import dress, inserting_behind, take_over
 from resfx.passes.scopes.places import place_at
 from resfx.passes.scopes.surgery import Turn, reasons_of, remedies_of
 
@@ -214,7 +214,7 @@ class Widening:
         add, result = step.site.node, None
         if add.users:
             result = self._collapse(state, add, step.site, "exit_tokens")
-            add.replace_all_uses_with(result)
+            take_over(add, result)
         for node in [add, *step.site.joins, *reversed(step.after), *reversed(step.before)]:
             if not node.users:
                 self.graph.erase_node(node)

@@ -1,0 +1,108 @@
+"""What a call does beside its result while it is traced: attributes that it sets, lists and dicts that it adds to."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, defaultdict, deque
+from typing import Any, NamedTuple
+
+import torch
+
+from resfx.errors import CaptureError
+from resfx.passes.capture.structure import Flattener, Template, innermost
+
+from .record import Write
+from .watch import MISSING, plain
+
+_SEQUENCES, _MAPPINGS = (list, deque), (dict, OrderedDict, defaultdict)
+Place = Template  # ``owned`` or ``known``: what has the attribute
+
+
+class _Set(NamedTuple):
+    value: Any
+    before: Any
+
+
+class _Held(NamedTuple):
+    container: Any
+    before: Any
+
+
+class Written:
+    """What one call has done so far. Code of calls inside it answers for itself."""
+
+    def __init__(self) -> None:
+        self._sets: dict[tuple[Place, str], _Set] = {}
+        self._held: dict[tuple[Place, str], _Held] = {}
+
+    def set(self, value: Any, place: Place, name: str, before: Any) -> None:
+        """An attribute of ``value``, which is at ``place``, was set."""
+        self._sets.setdefault((place, name), _Set(value, before))
+        self._held.pop((place, name), None)
+
+    def has(self, place: Place, name: str) -> bool:
+        """Whether an attribute was set."""
+        return (place, name) in self._sets
+
+    def read(self, place: Place, name: str, value: Any) -> None:
+        """An attribute was read: what it holds may be added to."""
+        if type(value) in (*_SEQUENCES, *_MAPPINGS, set) and (place, name) not in self._sets:
+            self._held.setdefault((place, name), _Held(value, copy.copy(value)))
+
+    def settle(self, inner: Written) -> None:
+        """A call inside has ended: what it did is not done again."""
+        for key, (container, _) in inner._held.items():
+            if key in self._held:
+                self._held[key] = _Held(container, copy.copy(container))
+
+    def writes(self, flat: Flattener) -> list[Write]:
+        """What the call did; tensors in it are appended to the leaves of ``flat``."""
+        found = []
+        for (place, name), (value, before) in self._sets.items():
+            now = vars(value).get(name, MISSING)
+            same = now is before or (plain(now) and type(now) is type(before) and now == before)
+            if now is not MISSING and not same:
+                found.append(Write(place, name, "", _taken(flat, now)))
+        for (place, name), (container, before) in self._held.items():
+            if not _alike(container, before):
+                how, added = _added(container, before)
+                found.append(Write(place, name, how, _taken(flat, added) if how else None))
+        return found
+
+
+def _alike(now: Any, before: Any) -> bool:
+    if isinstance(now, set):
+        return now == before
+    if len(now) != len(before):
+        return False
+    if isinstance(now, dict):
+        return all(k in before and now[k] is before[k] for k in now)
+    return all(a is b for a, b in zip(now, before, strict=True))
+
+
+def _added(now: Any, before: Any) -> tuple[str, Any]:
+    """The method and its argument that make of a container what it is now; no method where none does."""
+    if isinstance(now, dict):
+        whole = all(k in now for k in before)
+        return "update" if whole else "", {k: v for k, v in now.items() if k not in before or before[k] is not v}
+    if isinstance(now, (list, deque)):
+        items = list(now)
+        whole = len(items) >= len(before) and all(a is b for a, b in zip(before, items, strict=False))
+        return "extend" if whole else "", items[len(before) :]
+    return "", None
+
+
+def _taken(flat: Flattener, value: Any) -> Template | None:
+    """A value as a template; ``None`` for one that belongs to the trace and to nobody else."""
+    if not (plain(value) or isinstance(value, (torch.Tensor, torch.SymInt, list, tuple, dict))):
+        return None
+    known = len(flat.leaves)
+    try:
+        template = flat.flatten(value)
+    except CaptureError:
+        del flat.leaves[known:]
+        return None
+    if all(part[0] in ("tensor", "int", "met") or plain(part[2:]) for part in innermost(template)):
+        return template
+    del flat.leaves[known:]
+    return None
