@@ -42,6 +42,11 @@ class DeltaSite(Learned):
             self.target = Linear(width, values, normal(0.5 / math.sqrt(width)), bias, **factory)
         mixed = config.start == "preserve" and not self.erase
         self.mix = empty(d if config.mix_per_channel else 1, **factory) if mixed else None
+        top = config.target_scale if config.target_sigmoid else 0.0
+        self.settings = (
+            (self.eps2, top, config.target_constant),
+            (config.start == "preserve", self.erase, SOURCES.index(config.target)),
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -71,17 +76,12 @@ class DeltaSite(Learned):
 
     def _at_once(self, x: Tensor, f: Tensor, c: Tensor, total: Tensor | None) -> Tensor | None:
         """Gates and shortcut as one kernel; ``None`` where there is none, or a gate is not what was built here."""
-        config, parts = self.config, held_modules(self)
+        parts = held_modules(self)
         gate, target = parts["gate"], parts.get("target")
-        if not (is_bare(gate, Linear) and (target is None or is_bare(target, Linear)) and config.float32):
+        if not (is_bare(gate, Linear) and (target is None or is_bare(target, Linear)) and self.config.float32):
             return None
-        settings = (
-            self.eps2, config.target_scale if config.target_sigmoid else 0.0, config.target_constant,
-            config.start == "preserve", self.erase, SOURCES.index(config.target),
-        )  # fmt: skip
-        return delta_site(
-            x, f, c, weights_of(gate), weights_of(target), held_parameters(self).get("mix"), total, settings
-        )
+        mix = held_parameters(self).get("mix")
+        return delta_site(x, f, c, weights_of(gate), weights_of(target), mix, total, *self.settings)
 
     def observe(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Observations:
         """The gate, and what it does along ``k = f / |f|``, per row: :meth:`along`."""

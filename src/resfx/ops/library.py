@@ -113,7 +113,8 @@ def joined_form(record: Operator) -> Joined:
 def _line(kernel: Joined, node: str) -> str:
     """What the library is to know of a kernel."""
     reals, wholes = ("{" + ", ".join(f'"{name}"' for name in names) + "}" for names in (kernel.reals, kernel.wholes))
-    return f'  to.push_back(record("{kernel.name}", t, "{kernel.inputs}", {reals}, {wholes}, {kernel.kernel}<T>, {node}));\n'
+    given = f'"{kernel.name}", t, "{kernel.inputs}", {reals}, {wholes}, {kernel.kernel}<T>, {node}'
+    return f"  to.push_back(record({given}));\n"
 
 
 def _letter(port: Port) -> str:

@@ -12,10 +12,10 @@ namespace {
 constexpr size_t kLanes = 32;
 
 template <class A>
-A total(const A* lanes) {
-  A sum = 0;
-  for (size_t l = 0; l < kLanes; ++l) sum += lanes[l];
-  return sum;
+A total(A* lanes) {
+  for (size_t half = kLanes / 2; half; half /= 2)
+    for (size_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
 }
 
 // (a . a, a . b)

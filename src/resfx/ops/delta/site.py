@@ -22,7 +22,8 @@ def delta_site(
     target: Weights,
     mix: Tensor | None,
     total: Tensor | None,
-    settings: tuple[float, float, float, bool, bool, int],
+    reals: tuple[float, float, float],
+    wholes: tuple[bool, bool, int],
 ) -> Tensor | None:
     """:func:`resfx.ops.delta.formula.delta_shortcut` with its gates, which are read from the tensors at hand:
     ``beta = 2 sigmoid(gate(context))``, or ``2 tanh(...)`` with ``erase``, and ``v = target(source)``, squashed to
@@ -32,13 +33,13 @@ def delta_site(
         x, f, mix, total: as of :func:`resfx.ops.delta.formula.delta_shortcut`.
         context: ``(..., c)``.
         gate, target: of the two maps.
-        settings: ``eps2``, ``scale``, the target where it is a constant, ``add``, ``erase``, and the number of its
-            source in :data:`SOURCES`.
+        reals: ``eps2``, ``scale``, and the target where it is a constant.
+        wholes: ``add``, ``erase``, and the number of the target's source in :data:`SOURCES`.
 
     Returns:
         The new stream ``(..., d)``; ``None`` where there is no kernel for this, or gradients are recorded.
     """
     if (library := small_calls()) is None or torch.is_autocast_enabled("cpu"):
         return None
-    found = library.run("DeltaSite", (x, f, context, *gate, *target, mix, total), settings[:3], settings[3:])
+    found = library.run("DeltaSite", (x, f, context, *gate, *target, mix, total), reals, wholes)
     return found[0] if found else None
