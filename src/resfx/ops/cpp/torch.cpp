@@ -40,13 +40,14 @@ void* make(DirectResults* self, int64_t type, const int64_t* dims, size_t rank) 
   return static_cast<Made*>(self)->tensors.emplace_back(handle).data_ptr();
 }
 
-// What a kernel is to know of a tensor in one piece on the CPU; of another, nothing.
-bool describe(const Tensor& t, DirectTensor& to) {
+// What a kernel is to know of a tensor, which is brought into one piece; false for one that no kernel can read.
+bool describe(Tensor& t, DirectTensor& to) {
   int32_t dtype = 0, layout = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(t.get(), &layout));
-  int64_t* dims = nullptr;
   if (!t.is_cpu() || layout != aoti_torch_layout_strided()) return false;
+  if (!t.is_contiguous()) t = torch::stable::contiguous(t);
+  int64_t* dims = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &dims));
   for (auto [there, here] : kPairs)
     if (there == dtype) {
@@ -60,11 +61,8 @@ bool describe(const Tensor& t, DirectTensor& to) {
 std::vector<Tensor> run(int64_t function, int64_t number, std::vector<std::optional<Tensor>> given,
                         std::vector<double> reals, std::vector<int64_t> wholes, int64_t limit) {
   std::vector<DirectTensor> inputs(given.size(), DirectTensor{});
-  for (size_t i = 0; i < given.size(); ++i) {
-    if (!given[i]) continue;
-    if (!given[i]->is_contiguous()) given[i] = torch::stable::contiguous(*given[i]);
-    if (!describe(*given[i], inputs[i])) return {};
-  }
+  for (size_t i = 0; i < given.size(); ++i)
+    if (given[i] && !describe(*given[i], inputs[i])) return {};
   Made made;
   made.make = make;
   auto call = reinterpret_cast<DirectFunction>(function);
@@ -79,4 +77,5 @@ STABLE_TORCH_LIBRARY(resfx_native, m) {
   m.def("run(int function, int number, Tensor?[] given, float[] reals, int[] wholes, int limit) -> Tensor[]");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(resfx_native, CPU, m) { m.impl("run", TORCH_BOX(&run)); }
+// For any device: tensors of others are refused as those of other types are.
+STABLE_TORCH_LIBRARY_IMPL(resfx_native, CompositeExplicitAutograd, m) { m.impl("run", TORCH_BOX(&run)); }
