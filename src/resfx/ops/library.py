@@ -72,7 +72,9 @@ def build_kernels(path: str | os.PathLike[str] | None = None, *, native: bool = 
         (Path(folder) / "operators.h").write_text(_operators_header(*operator_sources()), encoding="utf-8")
         where = [f"-I{folder}", f"-I{SOURCE.parent}", *(["-march=native"] if native else [])]
         links = [f"-I{torch_at / 'include'}", f"-L{torch_at / 'lib'}", "-ltorch_cpu", "-lc10"]
-        parts = ((SOURCE, target, where, []), (BINDING, binding_of(target), links[:1], links[1:]))
+        parts: tuple[tuple[Path, Path, list[str], list[str]], ...] = (
+            (SOURCE, target, where, []), (BINDING, binding_of(target), links[:1], links[1:]),
+        )  # fmt: skip
         for source, built, before, behind in parts:
             draft = Path(folder) / built.name
             command = [*compiler.split(), *FLAGS, *before, str(source), "-o", str(draft), *behind]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -104,7 +104,7 @@ class AttnResRead(Read):
     def read(self, sources: list[Tensor], x: Tensor, ahead: Ahead | None = None) -> Tensor:
         base = x if self.preserve else None
         if ahead is None:
-            own = held_parameters(self)
+            own: Any = held_parameters(self)
             done = gained_read(sources, own["query"], own["gain"], base, self.eps, self.preserve)
             if done is not None:
                 return done

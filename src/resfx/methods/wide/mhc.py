@@ -192,11 +192,11 @@ class ManifoldRead(Learned):
         return torch.sigmoid(pre), half + half, res, unit
 
     def forward(self, state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
-        if self.mixing is None or self.mixing.rounds is not None:
-            own = held_parameters(self)
+        if (rounds := self.mixing.rounds if self.mixing else (0, 0)) is not None:
+            own: Any = held_parameters(self)
             done = manifold_read(
                 state, own["projection"], own["alpha"], own["pre"], own["post"], own.get("res"),
-                held_buffers(self)["origin"], self.eps, (0, 0) if self.mixing is None else self.mixing.rounds,
+                held_buffers(self)["origin"], self.eps, rounds,
             )  # fmt: skip
             if done is not None:
                 return done

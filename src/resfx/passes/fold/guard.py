@@ -161,7 +161,7 @@ class Guard:
             children = fields.values()
         if len(children) != len(parts):
             return False
-        for t, v in zip(parts, children, strict=True):  # a loop: every call of every model comes by here
+        for t, v in zip(parts, children, strict=True):  # noqa: SIM110 - every call comes by here
             if not self._like(t, v, found):
                 return False
         return True
