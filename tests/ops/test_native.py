@@ -21,12 +21,18 @@ from resfx.ops.window.formula import windowed_attention, windowed_attention_refe
 
 @pytest.fixture
 def calls(library, monkeypatch):
-    """How often the built library is called."""
+    """The kernels that gave results, by name."""
     monkeypatch.setenv("RESFX_NATIVE", "1")
     monkeypatch.setattr(native, "built_kernels", lambda: library)
     native._library.cache_clear()
-    found, run = [], native._Packing.numbers
-    monkeypatch.setattr(native._Packing, "numbers", lambda *a: found.append(a[0].record.name) or run(*a))
+    found, run = [], native.Library.run
+
+    def watched(self, name, *given):
+        done = run(self, name, *given)
+        found.extend([name] if done else [])
+        return done
+
+    monkeypatch.setattr(native.Library, "run", watched)
     yield found
     native._library.cache_clear()
 

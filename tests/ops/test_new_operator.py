@@ -26,7 +26,7 @@ from resfx.ops.register import fused
 def toy_formula(x: Tensor, y: Tensor | None, factor: float) -> Tensor:
     return x if y is None else x + factor * y
 
-toy = fused("toy", toy_formula, node=Native("toy", lambda x, *_: x.new_empty(x.shape)))
+toy = fused("toy", toy_formula, node=Native("toy"))
 """,
     "onnx.py": """
 def body(op, x, y, *, factor, stash_type):
@@ -104,9 +104,9 @@ def test_a_folder_is_an_operator(toy, tmp_path, monkeypatch):
 
     headers, lines = operator_sources()
     assert [h.parent.name for h in headers].count("toy") == 1 and not any("no_operator" in str(h) for h in headers)
-    assert '  to.push_back(record("Toy", t, "TT?", {"factor"}, {}, toy<T>));\n' in lines
+    assert '  to.push_back(record("Toy", t, "TT?", {"factor"}, {}, toy<T>, true));\n' in lines
     if any(map(shutil.which, COMPILERS)):
-        monkeypatch.setattr("resfx.ops.library.FLAGS", ("-std=c++17", "-O0", "-fPIC", "-shared"))
+        monkeypatch.setattr("resfx.ops.library.FLAGS", ("-std=c++20", "-O0", "-fPIC", "-shared"))
         # The toy alone: every operator's kernels take a minute.
         monkeypatch.setattr("resfx.ops.library.folders", lambda: ("resfx.ops.toy",))
         library = build_kernels(tmp_path / "kernels.so", native=False)

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resfx._torch import held_modules, held_parameters
 from resfx.ops.delta.formula import delta_shortcut
+from resfx.ops.delta.site import SOURCES, delta_site
 from resfx.ops.inductor import per_row
 from resfx.ops.register import accumulator, in_type
 
 from .base import Place, factory_of
-from .learned import Draw, Learned, Linear, constant, empty, normal, uniform, zeros
+from .learned import Draw, Learned, Linear, constant, empty, is_bare, normal, uniform, weights_of, zeros
 from .observe import Observations, Observed
 
 
@@ -40,6 +42,11 @@ class DeltaSite(Learned):
             self.target = Linear(width, values, normal(0.5 / math.sqrt(width)), bias, **factory)
         mixed = config.start == "preserve" and not self.erase
         self.mix = empty(d if config.mix_per_channel else 1, **factory) if mixed else None
+        top = config.target_scale if config.target_sigmoid else 0.0
+        self.settings = (
+            (self.eps2, top, config.target_constant),
+            (config.start == "preserve", self.erase, SOURCES.index(config.target)),
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -62,8 +69,19 @@ class DeltaSite(Learned):
         return beta, config.target_scale * torch.sigmoid(v) if config.target_sigmoid else v
 
     def forward(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Tensor:
+        if c is not None and (done := self._at_once(x, f, c, total)) is not None:
+            return done
         beta, v = self.gates(x, f, c)
         return delta_shortcut(x, f, beta, v, self.mix, total, eps2=self.eps2, add=self.config.start == "preserve")
+
+    def _at_once(self, x: Tensor, f: Tensor, c: Tensor, total: Tensor | None) -> Tensor | None:
+        """Gates and shortcut as one kernel; ``None`` where there is none, or a gate is not what was built here."""
+        parts = held_modules(self)
+        gate, target = parts["gate"], parts.get("target")
+        if not (is_bare(gate, Linear) and (target is None or is_bare(target, Linear)) and self.config.float32):
+            return None
+        mix = held_parameters(self).get("mix")
+        return delta_site(x, f, c, weights_of(gate), weights_of(target), mix, total, *self.settings)
 
     def observe(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Observations:
         """The gate, and what it does along ``k = f / |f|``, per row: :meth:`along`."""

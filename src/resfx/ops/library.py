@@ -13,12 +13,15 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
+
 from resfx.errors import ExportError
-from resfx.ops.record import Operator, Port, folders, kernel_of, records_of
+from resfx.ops.record import Joined, Operator, Port, folders, joined_of, kernel_of, records_of
 
 SOURCE = Path(__file__).with_name("cpp") / "kernels.cpp"
+BINDING = SOURCE.with_name("torch.cpp")
 # No flag here changes arithmetic: -ffast-math, linked into a library, would flush denormals in the whole process.
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
 COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -64,18 +67,31 @@ def build_kernels(path: str | os.PathLike[str] | None = None, *, native: bool = 
         )  # fmt: skip
     target = kernels_path(native) if path is None else Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    torch_at = Path(torch.__file__).parent
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".kernels") as folder:
-        draft = Path(folder) / "kernels.so"
         (Path(folder) / "operators.h").write_text(_operators_header(*operator_sources()), encoding="utf-8")
         where = [f"-I{folder}", f"-I{SOURCE.parent}", *(["-march=native"] if native else [])]
-        command = [*compiler.split(), *FLAGS, *where, str(SOURCE), "-o", str(draft)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ExportError(
-                asked, f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}", "native=False, or another CXX"
-            )
-        os.replace(draft, target)
+        links = [f"-I{torch_at / 'include'}", f"-L{torch_at / 'lib'}", "-ltorch_cpu", "-lc10"]
+        parts: tuple[tuple[Path, Path, list[str], list[str]], ...] = (
+            (SOURCE, target, where, []), (BINDING, binding_of(target), links[:1], links[1:]),
+        )  # fmt: skip
+        for source, built, before, behind in parts:
+            draft = Path(folder) / built.name
+            command = [*compiler.split(), *FLAGS, *before, str(source), "-o", str(draft), *behind]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ExportError(
+                    asked, f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}",
+                    "native=False, or another CXX",
+                )  # fmt: skip
+        for _, built, *_ in parts:
+            os.replace(Path(folder) / built.name, built)
     return target
+
+
+def binding_of(library: Path) -> Path:
+    """Where the operator of torch lies that calls the kernels of a library."""
+    return library.with_suffix(".torch.so")
 
 
 def operator_sources() -> tuple[list[Path], list[str]]:
@@ -84,17 +100,23 @@ def operator_sources() -> tuple[list[Path], list[str]]:
     for folder in folders():
         found = [record for record in records_of(folder) if record.kernel]
         headers += [kernel_of(folder)] if found else []
-        lines += [_line(record) for record in found]
+        lines += [_line(joined_form(record), "true") for record in found]
+        lines += [_line(joined, "false") for joined in joined_of(folder)]
     return headers, lines
 
 
-def _line(record: Operator) -> str:
-    """What the runtime is to know of a kernel, from its record."""
-    names = {kind: [f'"{a.name}"' for a in record.attributes if a.type is kind and a.name != "stash_type"]
-             for kind in (float, int)}  # fmt: skip
-    letters = "".join(_letter(port) for port in record.inputs)
-    reals, wholes = (f"{{{', '.join(names[kind])}}}" for kind in (float, int))
-    return f'  to.push_back(record("{record.name}", t, "{letters}", {reals}, {wholes}, {record.kernel}<T>));\n'
+def joined_form(record: Operator) -> Joined:
+    """A node's kernel by what it takes, as kernels that are no nodes say it."""
+    reals, wholes = (tuple(a.name for a in record.attributes if a.type is kind and a.name != "stash_type")
+                     for kind in (float, int))  # fmt: skip
+    return Joined(record.name, "".join(_letter(port) for port in record.inputs), reals, wholes, record.kernel)
+
+
+def _line(kernel: Joined, node: str) -> str:
+    """What the library is to know of a kernel."""
+    reals, wholes = ("{" + ", ".join(f'"{name}"' for name in names) + "}" for names in (kernel.reals, kernel.wholes))
+    given = f'"{kernel.name}", t, "{kernel.inputs}", {reals}, {wholes}, {kernel.kernel}<T>, {node}'
+    return f"  to.push_back(record({given}));\n"
 
 
 def _letter(port: Port) -> str:

@@ -124,6 +124,25 @@ class Operator:
         return self.inputs[min(i, len(self.inputs) - 1)]
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Several operators in one kernel, for small calls in eager mode (:mod:`.native`); no node of any graph.
+
+    Attributes:
+        name: of the kernel in the library.
+        inputs: a letter each: ``T`` tensors of one type, ``n`` numbers of any floating type; ``?`` behind what may be
+            absent.
+        reals, wholes: names of its numbers, in order.
+        kernel: as of :class:`Operator`.
+    """
+
+    name: str
+    inputs: str
+    reals: tuple[str, ...]
+    wholes: tuple[str, ...]
+    kernel: str
+
+
 def stash_type(doc: str = "computation runs") -> Attribute:
     """The attribute that says which type a node computes in."""
     return Attribute("stash_type", int, f"type that the {doc} in: float for half types")
@@ -149,6 +168,11 @@ def records_of(folder: str) -> tuple[Operator, ...]:
     """The records of one package; its torch operators are registered by then."""
     importlib.import_module(f"{folder}.formula")
     return importlib.import_module(f"{folder}.record").RECORDS
+
+
+def joined_of(folder: str) -> tuple[Joined, ...]:
+    """The kernels of one package that are no nodes."""
+    return getattr(importlib.import_module(f"{folder}.record"), "JOINED", ())
 
 
 def kernel_of(folder: str) -> Path:

@@ -53,8 +53,8 @@ class Node:
         native: its kernel for small calls.
     """
 
-    def __init__(self, name: str, operator: Callable[..., Tensor], result: Callable[..., Tensor]) -> None:
-        self.operator, self.native = operator, Native(name, result)
+    def __init__(self, name: str, operator: Callable[..., Tensor]) -> None:
+        self.operator, self.native = operator, Native(name)
 
     def __call__(self, *args: Any) -> Tensor:
         return self.operator(*args)
@@ -74,7 +74,7 @@ def one_node(name: str, formula: Callable[..., Tensor], result: Callable[..., Te
         f"resfx::{name}", lambda *args: formula(*args).contiguous(), mutates_args=(), schema=schema
     )
     operator.register_fake(result)
-    return Node(name, operator, result)
+    return Node(name, operator)
 
 
 def at_kernels(x: Tensor) -> bool:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from resfx._torch import held_parameters
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import empty
 from resfx.methods.observe import Observations, attention_map
 from resfx.ops.attention_read.formula import attention_read
+from resfx.ops.attention_read.gained import gained_read
 from resfx.ops.attention_read.two_phase import Ahead, inter_block, intra_block
 from resfx.ops.scores import relative_softmax, rms_scales, rms_scores
 from resfx.ops.weighted_sum.formula import weighted_sum
@@ -100,7 +102,13 @@ class AttnResRead(Read):
         nn.init.ones_(self.gain)
 
     def read(self, sources: list[Tensor], x: Tensor, ahead: Ahead | None = None) -> Tensor:
-        query, base = self.query * self.gain, x if self.preserve else None
+        base = x if self.preserve else None
+        if ahead is None:
+            own: Any = held_parameters(self)
+            done = gained_read(sources, own["query"], own["gain"], base, self.eps, self.preserve)
+            if done is not None:
+                return done
+        query = self.query * self.gain
         if ahead is None:
             return attention_read(sources, query, base, eps=self.eps, relative=self.preserve)
         return intra_block(ahead, sources[0] if sources else None, query, base, self.eps).to(x.dtype)

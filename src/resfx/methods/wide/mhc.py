@@ -10,10 +10,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from resfx._torch import held_buffers, held_parameters
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, empty, normal, set_values
 from resfx.methods.observe import Observations
 from resfx.ops.channels.formula import combine, inverse_deviation, mix, total
+from resfx.ops.channels.manifold import manifold_read
 from resfx.ops.register import accumulator, in_type
 
 from .base import Expand, Readout, WideStream
@@ -190,6 +192,14 @@ class ManifoldRead(Learned):
         return torch.sigmoid(pre), half + half, res, unit
 
     def forward(self, state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
+        if (rounds := self.mixing.rounds if self.mixing else (0, 0)) is not None:
+            own: Any = held_parameters(self)
+            done = manifold_read(
+                state, own["projection"], own["alpha"], own["pre"], own["post"], own.get("res"),
+                held_buffers(self)["origin"], self.eps, rounds,
+            )  # fmt: skip
+            if done is not None:
+                return done
         weights, post, res, unit = self.coefficients(state)
         return combine(state, weights.unsqueeze(-1), unit), (post, res)
 

@@ -21,9 +21,11 @@ class Mixing:
     Attributes:
         shape: of the numbers ``z``.
         factors: orders of the matrices that a product is made of, each with a table.
+        rounds: of Sinkhorn's scaling, and Newton steps behind them; ``None`` where there are none.
     """
 
     factors: Sequence[int] = ()
+    rounds: tuple[int, int] | None = None
 
     def __init__(self, n: int, rounds: tuple[int, int]) -> None:
         self.n, self.rounds = n, rounds
@@ -39,6 +41,7 @@ class Mixing:
 
     def matrix(self, z: Tensor, tables: Sequence[Tensor]) -> Tensor:
         """``(..., *shape)`` to ``(..., n, n)``, row: to, column: from."""
+        assert self.rounds is not None
         return sinkhorn(z, *self.rounds)
 
 

@@ -6,14 +6,11 @@
 
 namespace {
 
-// inputs query, base?, gate?, sources...
-template <class T>
-void attention_read(const Call& c) {
-  using A = Wide<T>;
+template <class T, class A = Wide<T>>
+void read_sources(const Call& c, const std::vector<A>& query, const std::vector<A>& gate) {
   Tensor base = c.in(1);
   std::vector<Tensor> given = c.rest(3);
   std::vector<const T*> sources = rows_of<T>(given);
-  std::vector<A> query = numbers<A>(c.in(0)), gate = numbers<A>(c.in(2));
   const Shape& shape = given.at(0).shape;
   size_t d = given[0].dim(1), rows = d ? given[0].count() / d : 0, n = sources.size();
   require(query.size() == d && gate.size() <= 1, "query must have one number per feature, gate one");
@@ -37,6 +34,23 @@ void attention_read(const Call& c) {
       store(ys + row * d, sum, bases ? bases + row * d : nullptr, d);
     }
   });
+}
+
+// inputs query, base?, gate?, sources...
+template <class T>
+void attention_read(const Call& c) {
+  using A = Wide<T>;
+  read_sources<T>(c, numbers<A>(c.in(0)), numbers<A>(c.in(2)));
+}
+
+// inputs query, base?, gain, sources...
+template <class T>
+void gained_read(const Call& c) {
+  using A = Wide<T>;
+  std::vector<A> query = numbers<A>(c.in(0)), gain = numbers<A>(c.in(2));
+  require(query.size() == gain.size(), "query and gain must have one size");
+  for (size_t i = 0; i < query.size(); ++i) query[i] *= gain[i];
+  read_sources<T>(c, query, std::vector<A>());
 }
 
 }  // namespace

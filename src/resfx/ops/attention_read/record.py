@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resfx.ops.record import Attribute, Operator, Port, stash_type
+from resfx.ops.record import Attribute, Joined, Operator, Port, stash_type
 
 from .onnx import body
 
@@ -29,3 +29,6 @@ RECORDS = (
         kernel="attention_read",
     ),
 )
+
+JOINED = (Joined("GainedRead", "nT?nT*", ("eps",), ("relative",), "gained_read"),)
+"""With the gain of the norm, see :func:`resfx.ops.attention_read.gained.gained_read`."""

@@ -1,6 +1,7 @@
 // Operators on a state of n channels. What it computes is in record.py beside this file.
 #pragma once
 
+#include "../sinkhorn/kernel.h"
 #include "arithmetic.h"
 #include "runtime.h"
 
@@ -114,6 +115,57 @@ void delta_write(const Call& c) {
           for (size_t i = 0; i < d; ++i) narrow(x[i] + add * fw[i] + weight * fw[i], y[i]);
         }
       }
+    }
+  });
+}
+
+// inputs state (..., n, d), projection (2n + m, n d), alpha, pre (n,), post (n,), res? (n, n), origin? (n,)
+template <class T>
+void manifold_read(const Call& c) {
+  using A = Wide<T>;
+  Tensor state = c.in(0), projection = c.in(1), mixing = c.in(5);
+  size_t d = state.dim(1), n = state.dim(2), all = n * d, rows = all ? state.count() / all : 0;
+  size_t each = mixing ? n * n : 0, seen = 2 * n + each;
+  std::vector<A> alpha = numbers<A>(c.in(2)), pre = numbers<A>(c.in(3)), post = numbers<A>(c.in(4));
+  std::vector<A> res = numbers<A>(mixing), start = numbers<A>(c.in(6));
+  require(projection.dim(1) == all && projection.dim(2) == seen, "projection must give 2n numbers and those of res");
+  require(pre.size() == n && post.size() == n && res.size() == each && alpha.size() == (each ? 3 : 2), "not for n");
+  A eps = c.kernel.real[0];
+  int64_t iterations = c.kernel.whole[0], newton = c.kernel.whole[1];
+  for (A& x : start) x = sigmoid(x);
+  A unit = start.empty() ? A(1) : pairs(start.data(), n, 1);
+  Shape shape = state.shape;
+  shape.erase(shape.end() - 2);
+  T* ys = c.out<T>(shape);
+  shape.back() = int64_t(n);
+  A* posts = c.out<A>(shape, 1);
+  shape.push_back(int64_t(n));
+  A* matrices = each ? c.out<A>(shape, 2) : nullptr;
+  const T* weights = rows_of<T>(projection);
+  over_rows<A>(c, rows, (seen + 2) * all, 2 * all + d + seen + each + 2 * n, [&](size_t row, size_t end, A* room) {
+    A *line = room + all, *sum = line + all, *z = sum + d, *table = z + seen, *step = table + each, *w = step + n;
+    for (; row < end; ++row) {
+      const A* x = widened(rows_of<T>(state) + row * all, all, room);
+      A scale = 1 / std::sqrt(dot_of(x, x, all) / A(all) + eps);
+      for (size_t k = 0; k < seen; ++k) {
+        T near;  // as torch rounds a product of matrices
+        narrow(dot_of(x, widened(weights + k * all, all, line), all), near);
+        z[k] = widen(near) * scale;
+      }
+      for (size_t i = 0; i < n; ++i) {
+        w[i] = sigmoid(pre[i] + alpha[0] * z[i]);
+        A half = sigmoid(post[i] + alpha[1] * z[n + i]);
+        posts[row * n + i] = half + half;
+      }
+      A excess = pairs(w, n, 1) - unit;
+      for (size_t i = 0; i < d; ++i) sum[i] = x[i] + excess * x[i];
+      for (size_t j = 1; j < n; ++j)
+        for (size_t i = 0; i < d; ++i) sum[i] += w[j] * (x[j * d + i] - x[i]);
+      store<T, A>(ys + row * d, sum, nullptr, d);
+      if (!each) continue;
+      A* m = matrices + row * each;
+      for (size_t e = 0; e < each; ++e) m[e] = res[e] + alpha[2] * z[2 * n + e];
+      doubly_stochastic(m, table, step, n, iterations, newton);
     }
   });
 }

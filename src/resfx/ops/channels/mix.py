@@ -29,6 +29,8 @@ def mix(state: Tensor, f: Tensor, write: Tensor, matrix: Tensor | None, unit: bo
     """
     if keeps_one_node():
         return _node(state, f, write, matrix, unit)
+    if matrix is not None and (done := _node.native(state, f, write, matrix, unit)) is not None:
+        return done
     if is_open():
         return mix_formula(state, f, write, matrix, unit)
     return _operator(state, f, write, matrix, unit)

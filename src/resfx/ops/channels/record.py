@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resfx.ops.onnx import ALL
-from resfx.ops.record import Attribute, Builtin, Operator, Port, stash_type
+from resfx.ops.record import Attribute, Builtin, Joined, Operator, Port, stash_type
 
 from .onnx import combine_body, delta_body, matrix_rank, mix_body, post_mix, pre_mix
 
@@ -68,3 +68,6 @@ RECORDS = (
         kernel="delta_write",
     ),
 )
+
+JOINED = (Joined("ManifoldRead", "TTnnnn?n?", ("eps",), ("iterations", "newton"), "manifold_read"),)
+"""The coefficients of an add and its read at once, see :func:`resfx.ops.channels.manifold.manifold_read`."""

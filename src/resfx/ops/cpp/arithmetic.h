@@ -12,10 +12,10 @@ namespace {
 constexpr size_t kLanes = 32;
 
 template <class A>
-A total(const A* lanes) {
-  A sum = 0;
-  for (size_t l = 0; l < kLanes; ++l) sum += lanes[l];
-  return sum;
+A total(A* lanes) {
+  for (size_t half = kLanes / 2; half; half /= 2)
+    for (size_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
 }
 
 // (a . a, a . b)
@@ -62,6 +62,12 @@ inline float exponential(float x) {
   return x < -87.f ? 0.f : x == x ? y : x;
 }
 inline double exponential(double x) { return std::exp(x); }
+
+// The same result for the same number wherever it is called: no loop is vectorised around it.
+template <class A>
+__attribute__((noinline)) A sigmoid(A x) {
+  return 1 / (1 + std::exp(-x));
+}
 
 // `factor` softmax: exactly 1 where all are equal and `factor` is their number.
 template <class A>

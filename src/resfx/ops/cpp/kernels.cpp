@@ -49,6 +49,7 @@ struct Op : CustomOp {
   const char* inputs;  // a letter each: T main, n numbers, b flags; with ? after it optional, with * any number
   std::vector<const char*> reals, wholes;
   void (*run)(const Call&);
+  bool node;  // of ONNX Runtime's graphs; others are called directly alone
 };
 
 // The i-th input of a description such as "TTnnn?T?": its letter and what follows it.
@@ -64,7 +65,7 @@ std::pair<char, Presence> input_of(const char* inputs, size_t i) {
 Status* failed(Api api, const std::exception& error) { return call<Status*>(api, kCreateStatus, 1, error.what()); }
 
 Op record(const char* label, Type type, const char* inputs, std::vector<const char*> reals,
-          std::vector<const char*> wholes, void (*run)(const Call&)) {
+          std::vector<const char*> wholes, void (*run)(const Call&), bool node) {
   Op op{};
   op.version = kVersion;
   op.name = [](const Op* o) { return o->label; };
@@ -106,17 +107,20 @@ Op record(const char* label, Type type, const char* inputs, std::vector<const ch
     }
   };
   op.label = label, op.type = type, op.inputs = inputs, op.reals = std::move(reals), op.wholes = std::move(wholes);
-  op.run = run;
+  op.run = run, op.node = node;
   return op;
 }
 
 }  // namespace
 
-#include "direct.h"
+#include "caller.h"
 #include "operators.h"  // template <class T> void add_records(std::vector<Op>& to)
 
 namespace {
 
+constexpr size_t kTypes = 4;
+
+// All kernels of one type, then all of the next.
 const std::vector<Op>& records() {
   static const std::vector<Op>& all = *[] {
     auto* made = new std::vector<Op>;
@@ -136,18 +140,28 @@ RESFX_EXPORT Status* RegisterCustomOps(Options* options, const ApiBase* base) {
   Domain* domain = nullptr;
   Status* status = call<Status*>(api, kCreateCustomOpDomain, "resfx", &domain);
   for (const Op& op : records())
-    if (!status) status = call<Status*>(api, kCustomOpDomainAdd, domain, static_cast<const CustomOp*>(&op));
+    if (op.node && !status) status = call<Status*>(api, kCustomOpDomainAdd, domain, static_cast<const CustomOp*>(&op));
   return status ? status : call<Status*>(api, kAddCustomOpDomain, options, domain);
 }
 
-// The number of the record for an operator and the type of its main tensors; -1 where there is none.
-RESFX_EXPORT int64_t resfx_find(const char* label, int64_t type) {
-  for (size_t i = 0; i < records().size(); ++i)
-    if (!std::strcmp(records()[i].label, label) && records()[i].type == type) return int64_t(i);
+// The number of a kernel among those of one type; -1 where there is none of that name.
+RESFX_EXPORT int64_t resfx_find(const char* label) {
+  size_t each = records().size() / kTypes;
+  for (size_t i = 0; i < each; ++i)
+    if (!std::strcmp(records()[i].label, label)) return int64_t(i);
   return -1;
 }
 
-// Runs it; null, or why it did not.
-RESFX_EXPORT const char* resfx_call(int64_t i, const int64_t* words, const float* reals, const int64_t* wholes) {
-  return call_directly(records()[size_t(i)], words, reals, wholes);
+RESFX_EXPORT const char* resfx_call(int64_t number, const DirectTensor* inputs, size_t count, const double* reals,
+                                    const int64_t* wholes, size_t limit, DirectResults* results) {
+  const Op* first = &records()[size_t(number)];
+  Type type = main_type(*first, inputs, count, limit);
+  size_t each = records().size() / kTypes;
+  for (size_t i = 0; i < kTypes; ++i, first += each)
+    if (first->type == type) {
+      DirectCall call{inputs, count, type, results, {}};
+      return call_directly(*first, call, reals, wholes);
+    }
+  return "its inputs are not this kernel's";
 }
+static_assert(std::is_same_v<DirectFunction, decltype(&resfx_call)>);

@@ -104,11 +104,12 @@ struct Call {
     for (size_t i = first; i < inputs(); ++i) all.push_back(in(i));
     return all;
   }
+  // The i-th result. Only kernels that are called directly have several; those behind the first are of the wide type.
   template <class T>
-  T* out(const Shape& shape) const {
+  T* out(const Shape& shape, size_t i = 0) const {
     Value* value = nullptr;
     void* data = nullptr;
-    check(kGetOutput, context, size_t(0), shape.data(), shape.size(), &value);
+    check(kGetOutput, context, i, shape.data(), shape.size(), &value);
     check(kGetTensorMutableData, value, &data);
     return static_cast<T*>(data);
   }

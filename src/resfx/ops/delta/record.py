@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resfx.ops.onnx import ALL
-from resfx.ops.record import Attribute, Builtin, Operator, Port, stash_type
+from resfx.ops.record import Attribute, Builtin, Joined, Operator, Port, stash_type
 
 from .onnx import body, gated_add, one_mix
 
@@ -34,3 +34,8 @@ RECORDS = (
         kernel="delta_shortcut",
     ),
 )
+
+JOINED = (
+    Joined("DeltaSite", "TTTnn?n?n?n?T?", ("eps2", "scale", "constant"), ("add", "erase", "source"), "delta_site"),
+)
+"""Gates and shortcut at once, see :func:`resfx.ops.delta.site.delta_site`."""

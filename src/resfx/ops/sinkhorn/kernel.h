@@ -78,6 +78,18 @@ void balance(A* m, A* table, A* step, Size n, int64_t iterations, int64_t newton
   }
 }
 
+// One matrix of logits, in its place; room for one matrix and one row.
+template <class A>
+void doubly_stochastic(A* m, A* table, A* step, size_t n, int64_t iterations, int64_t newton) {
+  size_t each = n * n;
+  A top = *std::max_element(m, m + each);
+  for (size_t e = 0; e < each; ++e) m[e] = exponential(std::max(m[e] - top, A(-40)));
+  if (n == 4)
+    balance(m, table, step, std::integral_constant<size_t, 4>{}, iterations, newton);
+  else
+    balance(m, table, step, n, iterations, newton);
+}
+
 // inputs logits (..., n, n)
 template <class T>
 void sinkhorn(const Call& c) {
@@ -92,12 +104,7 @@ void sinkhorn(const Call& c) {
     for (; i < end; ++i) {
       const T* x = rows_of<T>(logits) + i * each;
       for (size_t e = 0; e < each; ++e) m[e] = widen(x[e]);
-      A top = *std::max_element(m, m + each);
-      for (size_t e = 0; e < each; ++e) m[e] = exponential(std::max(m[e] - top, A(-40)));
-      if (n == 4)
-        balance(m, table, step, std::integral_constant<size_t, 4>{}, iterations, newton);
-      else
-        balance(m, table, step, n, iterations, newton);
+      doubly_stochastic(m, table, step, n, iterations, newton);
       store<T, A>(ys + i * each, m, nullptr, each);
     }
   });

@@ -53,5 +53,5 @@ def stacked_sum(stacked: Tensor, weights: Tensor, base: Tensor | None, dtype: to
     return total if base is None else base + total
 
 
-_native = Native("weighted_sum", lambda sources, *_: sources[0].new_empty(sources[0].shape))
+_native = Native("weighted_sum")
 _operator = fused("weighted_sum", weighted_sum_formula, node=_native)

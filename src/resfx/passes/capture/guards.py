@@ -77,9 +77,10 @@ def shape_guard(values: Sequence[Any], known: Assumed) -> Accepts:
     names: dict[Any, str] = {}
     printer = PythonPrinter()
     for i, value in enumerate(values):
-        lines.append(f"if leaves[{i}].dim() != {value.dim()}: return False")
+        lines.append(f"shape{i} = leaves[{i}].shape")  # each look at a shape makes a tuple
+        lines.append(f"if len(shape{i}) != {value.dim()}: return False")
         for j, size in enumerate(value.shape):
-            here = f"leaves[{i}].shape[{j}]"
+            here = f"shape{i}[{j}]"
             if isinstance(size, int):
                 lines.append(f"if {here} != {size}: return False")
                 continue

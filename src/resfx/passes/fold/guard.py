@@ -95,12 +95,13 @@ class Guard:
         if not self.grad and torch.is_grad_enabled():
             return "gradients"
         found: dict[Any, Any] = {}
+        like = self._like
         for name, template in self.arguments.items():
-            if not self._like(template, given[name], found):
+            if not like(template, given[name], found):
                 return f"argument {name!r}"
         tensors = [found[i] for i in self.used]
-        for tensor, kind in zip(tensors, self.kinds, strict=True):
-            if (tensor.dtype, tensor.device) != kind:
+        for tensor, (dtype, device) in zip(tensors, self.kinds, strict=True):
+            if tensor.dtype != dtype or tensor.device != device:
                 return "types"
         if not self.shapes(tensors):
             return "sizes"
@@ -114,19 +115,20 @@ class Guard:
         return ""
 
     def _like(self, template: Any, value: Any, found: dict[Any, Any]) -> bool:
-        if isinstance(template, dict):
+        if type(template) is dict:
             return isinstance(value, dict) and value.keys() == template.keys() and all(
                 self._like(t, value[k], found) for k, t in template.items()
             )  # fmt: skip
-        if isinstance(template, list):
+        if type(template) is list:
             return len(value) == len(template) and all(
                 self._like(t, v, found) for t, v in zip(template, value, strict=True)
             )
         kind = template[0]
         if kind == "tensor":
-            if template[1] in self.free:
+            slot = template[1]
+            if slot in self.free:
                 return True
-            found[template[1]] = value
+            found[slot] = value
             return isinstance(value, torch.Tensor)
         if kind == "const":
             return type(value) is template[1] and bool(value is template[2] or value == template[2])
@@ -157,9 +159,12 @@ class Guard:
             if tuple(fields) != template[2]:
                 return False
             children = fields.values()
-        return len(children) == len(parts) and all(
-            self._like(t, v, found) for t, v in zip(parts, children, strict=True)
-        )
+        if len(children) != len(parts):
+            return False
+        for t, v in zip(parts, children, strict=True):  # noqa: SIM110 - every call comes by here
+            if not self._like(t, v, found):
+                return False
+        return True
 
     def _state_is(self, number: int, value: Any, state: Template, found: dict[Any, Any]) -> bool:
         flat = Flattener(varying=self.varying)
