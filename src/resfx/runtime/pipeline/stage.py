@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ class Stage(Holder):
         for path in stage.new:
             _place(self, f"resfx.{path}", bank.get_submodule(path))
         self._levels: dict[str, nn.Module] = levels_of(getattr(self, "resfx", nn.Module()), "")
+        self._known = frozenset(signature(class_before(tree).forward).parameters)
         self._run, self._sends = stage.code, len(stage.gives)
         self.keeps, self.recalls = [n.name for n in stage.keeps], [n.name for n in stage.recalls]
         self._drops = [n.name for n in stage.drops]
@@ -89,6 +91,9 @@ class Stage(Holder):
         kwargs = {**self._presets, **kwargs}
         if not is_compiling():
             self._refuse(args, kwargs)
+        if self.number:
+            args = _Received.apply(*args)
+            kwargs = {name: value for name, value in kwargs.items() if name in self.inputs or name not in self._known}
         if self.recalls and self.store is not None:
             args = (*args, *self.store.recall(self.recalls, self._drops))
         new = [look_below(self._levels, way) for way in self._run.new]
@@ -124,6 +129,19 @@ class Stage(Holder):
             raise VariantError(asked, "a tensor has another type or device", remedy)
         if not self._fits(given):
             raise VariantError(asked, f"sizes {', '.join(str(tuple(g.shape)) for g in given)}", remedy)
+
+
+class _Received(torch.autograd.Function):
+    """What came over the wire, unchanged; its gradients are laid out as what is sent has to be."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return tensors
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        return tuple(None if g is None else g.contiguous() for g in gradients)
 
 
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:
