@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import torch
 import torch.distributed as dist
+from benchmarks.systems.processes import in_processes, join
 from hosts import tokens
 from hosts.made import randomise
 from matrix import configs
@@ -75,8 +74,7 @@ def by_schedule(mine: list[Any], schedule: Callable[..., Any]) -> tuple[Gradient
 
 def in_group(rank: int, count: int, split: dict[str, resfx.Stages], folder: str) -> None:
     """One process of a pipeline: a step by every schedule, left in a file."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet{count}", rank=rank, world_size=count)
+    join(rank, count, folder)
     found = {}
     for name, stages in split.items():
         mine = stages.pipeline_stages("cpu")
@@ -96,28 +94,6 @@ def alone(whole: nn.Module, folder: str) -> None:
         (loss / MICRO).backward()
         losses.append(loss.item())
     torch.save(({n: p.grad for n, p in whole.named_parameters() if p.grad is not None}, losses), f"{folder}/alone")
-
-
-def in_processes(target: Callable[..., None], arguments: list[tuple[Any, ...]]) -> None:
-    """Run and wait; forked, so that models are made once.
-
-    Raises:
-        RuntimeError: if one ends otherwise than well, or not after five minutes.
-    """
-    children = [multiprocessing.get_context("fork").Process(target=target, args=args) for args in arguments]
-    for child in children:
-        child.start()
-    until = time.monotonic() + 300
-    while any(child.is_alive() for child in children) and time.monotonic() < until:
-        time.sleep(0.05)
-        if any(child.exitcode for child in children):
-            break
-    ended = [child.exitcode for child in children]
-    for child in children:
-        child.kill()
-        child.join()
-    if any(ended) or None in ended:
-        raise RuntimeError(f"processes ended with {ended}")
 
 
 def row(label: str, counts: tuple[int, ...] = (2, 4)) -> dict[str, Any]:
