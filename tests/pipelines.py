@@ -2,7 +2,7 @@
 
 Losses and gradients of a step by GPipe, by 1F1B, and by interleaved 1F1B with two stages in every process, once as
 stages send all that is read behind them and once with what processes keep, in 2 and in 4 processes over gloo. Written
-to ``docs/systems/equal.json``, from which ``docs/systems.md`` is made. Nothing is asserted here beyond what is written.
+to ``docs/systems/equal.json``, from which ``make systems`` makes ``docs/systems.md``. Nothing is asserted here beyond what is written.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ STEP = 4 * WIDTH * ROWS * LENGTH
 """Bytes of a vector of the stream's width for every token of a step."""
 
 
-def counted(names: Sequence[str]) -> dict[str, Any]:
+def counted(names: Sequence[str] = tuple(METHODS)) -> dict[str, Any]:
     """For every method: vectors at every border, sent anew and with what two processes keep, by formula and by split;
     and bytes of a step, by formula and sent: in two stages, and in four that two processes take in turns."""
     return {name: _row(name) for name in names}

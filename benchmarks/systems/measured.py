@@ -31,6 +31,8 @@ SETUPS: dict[str, tuple[int, int, bool]] = {
     "2 processes, 2 stages each": (2, 4, False), "the same, kept": (2, 4, True),
 }  # fmt: skip
 """Processes, stages, and whether a process keeps what it has."""
+NAMES = ("(plain)", "ddl", "mhc", "short_swa", "attnres", "attnres, blocks of 8", "denseformer", "mudd", "depth_read")
+"""Methods of every kind; all of them would keep a machine of two cores busy for half an hour."""
 Costs = tuple[list[float], list[float]]
 
 
@@ -154,7 +156,7 @@ def link(count: int) -> tuple[float, float]:
 # -- both -------------------------------------------------------------------------------------------------------------
 
 
-def measured(names: Sequence[str]) -> dict[str, Any]:
+def measured(names: Sequence[str] = NAMES) -> dict[str, Any]:
     """For every method and setup: the step over the plain pipeline's, measured (median, quartiles) and simulated."""
     made = {name: splits(name) for name in names}
     cores = len(os.sched_getaffinity(0))
@@ -177,7 +179,7 @@ def measured(names: Sequence[str]) -> dict[str, Any]:
             rows[name][setup] = {"measured": middle, "quartiles": [low, high], "simulated": said[name] / said["(plain)"],
                                  "seconds": statistics.median(times[name, setup]),
                                  "simulated_seconds": said[name]}  # fmt: skip
-    at = {"cores": cores, "bandwidth": link_here.bandwidth, "latency": link_here.latency}
+    at = {"cores": cores, "rounds": ROUNDS, "bandwidth": link_here.bandwidth, "latency": link_here.latency}
     return {**at, "rows": rows}
 
 

@@ -42,6 +42,13 @@ class Decoder(nn.Module):
         return self.head(x)
 
 
+class Turns(nn.Module):
+    """A block whose gradient is laid out the other way round."""
+
+    def forward(self, x):
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 def made(method: str) -> nn.Module:
     torch.manual_seed(0)
     new = resfx.rewrite(Decoder().eval(), method, args=(IDS[:2],))
@@ -133,6 +140,15 @@ def test_states_over_depth_cross_every_border_behind_them():
     stages = resfx.split(made("attnres"), 4, args=(IDS,))
     assert [len(border) for border in stages.borders] == [4, 6, 8]
     assert "stage 2 from blocks.2: 6 tensors, 384 bytes per token forward, 384 back" in str(stages)
+
+
+def test_gradients_go_back_as_what_is_sent_has_to_be():
+    """A process group refuses to send what is not contiguous."""
+    model = nn.Sequential(Block(16, 2), Turns(), Block(16, 2))
+    second = resfx.split(model.eval(), at=["1"], args=(torch.randn(2, 8, 16),))[1]
+    sent = torch.randn(2, 8, 16, requires_grad=True)
+    assert torch.autograd.grad(second(sent).square().sum(), sent)[0].is_contiguous()
+    assert not torch.autograd.grad(model[2](model[1](sent)).square().sum(), sent)[0].is_contiguous()
 
 
 def test_what_a_process_has_crosses_no_more():
