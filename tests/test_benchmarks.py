@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import pytest
 from benchmarks import common
-from benchmarks.pipeline import Link, order, step_time
+from benchmarks.systems.simulate import Link, one_f_one_b, step_time
 
 
 def test_every_page_has_its_figures():
@@ -26,9 +27,22 @@ def test_a_page_and_its_figures_are_written(tmp_path, monkeypatch, capsys):
     assert str(tmp_path / "toys.md") in capsys.readouterr().err
 
 
+FREE, SLOW = Link("free", 1e30, 0.0), Link("slow", 1.0, 0.0)
+
+
 def test_a_simulated_pipeline_takes_what_1f1b_takes():
     """Without transfers ``(M + S - 1)`` forwards and backwards; a late transfer delays whoever waits for it."""
-    free, slow = Link("free", 1e30, 0.0), Link("slow", 1.0, 0.0)
-    assert step_time(4, 8, 1.0, [1.0] * 3, free) == (8 + 3) * 3
-    assert step_time(2, 1, 1.0, [0.5], slow) == 6 + 2 * 0.5
-    assert [kind for kind, _ in order(0, 2, 3)] == ["forward", "forward", "backward", "forward", "backward", "backward"]
+    assert step_time(4, 8, [1.0] * 4, [2.0] * 4, [1.0] * 3, FREE) == (8 + 3) * 3
+    assert step_time(2, 1, [1.0] * 2, [2.0] * 2, [0.5], SLOW) == 6 + 2 * 0.5
+    kinds = [kind for kind, _, _ in one_f_one_b(0, 2, 2, 3)]
+    assert kinds == ["forward", "forward", "backward", "forward", "backward", "backward"]
+
+
+def test_interleaved_stages_wait_less():
+    """The bubble is that of ``ranks - 1`` stages, each a part of what a process computes (arXiv 2104.04473)."""
+    assert step_time(4, 16, [1.0] * 16, [2.0] * 16, [0.0] * 15, FREE) == (16 * 4 + 3) * 3
+
+
+def test_processes_share_cores():
+    assert step_time(2, 1, [1.0] * 2, [2.0] * 2, [0.0], FREE, cores=1) == 6, "one works at a time anyway"
+    assert step_time(4, 64, [1.0] * 4, [2.0] * 4, [0.0] * 3, FREE, cores=2) == pytest.approx(64 * 4 * 3 / 2, rel=0.02)

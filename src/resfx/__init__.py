@@ -35,7 +35,7 @@ from resfx.report.page.page import page
 from resfx.report.report import Report
 from resfx.runtime.blocks import checkpoint_blocks, compile_blocks
 from resfx.runtime.module import of
-from resfx.runtime.pipeline import Stages, split
+from resfx.runtime.pipeline.split import Stages, split
 from resfx.runtime.saved.saving import load, save
 from resfx.runtime.switch import disabled, freeze_original, original, trainable
 

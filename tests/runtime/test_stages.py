@@ -75,8 +75,13 @@ def test_masks_are_made_again_from_arguments_given_by_name():
     stages = resfx.split(model, at=["model.layers.1", "model.layers.3"], args=(IDS,), kwargs={"attention_mask": mask})
     assert [s.inputs for s in stages[1:]] == [["attention_mask"], ["attention_mask"]]
     hold(model, stages, IDS, attention_mask=mask, use_cache=False)
+    sent = stages[0](IDS, attention_mask=mask)
+    given = {"attention_mask": mask, "input_ids": IDS}  # a schedule gives all named arguments to all stages
+    assert torch.equal(stages[1](sent, **given), stages[1](sent, attention_mask=mask))
     with pytest.raises(VariantError, match="by name attention_mask"):
-        stages[1](stages[0](IDS, attention_mask=mask))
+        stages[1](sent)
+    with pytest.raises(TypeError, match="attention_maks"):
+        stages[1](sent, attention_mask=mask, attention_maks=mask)
     with pytest.raises(VariantError, match="another argument 'use_cache'"):
         stages[0](IDS, attention_mask=mask, use_cache=True)
 

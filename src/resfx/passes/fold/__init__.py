@@ -46,10 +46,14 @@ def fold(capture: Capture, tree: nn.Module, prefix: str, shared: Shared) -> tupl
 
 
 def fold_in_stages(
-    capture: Capture, tree: nn.Module, starts: Sequence[str], shared: Shared
+    capture: Capture, tree: nn.Module, starts: Sequence[str], ranks: int | None, shared: Shared
 ) -> tuple[Plan, dict[Region, Code], list[StageCode]]:
     """The code of a whole call in stages, each but the first beginning with the call of one of ``starts``, and that of
     the calls inside that need some.
+
+    Args:
+        ranks: how many processes take the stages in turns, each keeping what it has for its later ones; without, every
+            stage has a process of its own.
 
     Raises:
         VariantError: where a stage cannot begin there, or its code cannot be written.
@@ -58,7 +62,7 @@ def fold_in_stages(
     while True:
         region = plan.root
         try:
-            cut = Cut(plan, tree, starts)
+            cut = Cut(plan, tree, starts, ranks)
             codes: dict[Region, Code] = {}
             for region in [r for r in plan.root.below() if r.generated and r is not plan.root][::-1]:
                 codes[region] = Writer(plan, region, tree, "", codes).write(shared)

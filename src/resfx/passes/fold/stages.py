@@ -22,6 +22,7 @@ from resfx.passes.find.mark import mark_of
 from resfx.passes.find.operators import is_inplace
 
 from . import values
+from .borders import Borders, borders
 from .code import Writer
 from .function import Code, NotExpressible, Shared
 from .plan import Plan, is_new, is_size
@@ -38,6 +39,9 @@ class StageCode:
         code: its function: ``forward(self, new, None, *takes, **inputs)``, or the model's own signature for the first.
         fixed: templates of the arguments that are no tensors, by name, for the first.
         takes, gives: what crosses from the stage before and to the one behind, as values of the graph.
+        recalls, drops, keeps: what earlier stages of its process have kept for it, those of them that no later one
+            reads, and what it keeps for later ones. It is called with ``*takes, *recalls`` and returns
+            ``*gives, *keeps``.
         names: what the values that it gives are called.
         inputs: the model's own tensor arguments that it reads, by name.
         modules, tensors, new: paths of the modules that it calls, of the parameters and buffers that its own code
@@ -48,6 +52,9 @@ class StageCode:
     fixed: dict[str, Any]
     takes: list[fx.Node]
     gives: list[fx.Node]
+    recalls: list[fx.Node]
+    drops: list[fx.Node]
+    keeps: list[fx.Node]
     names: list[str]
     inputs: dict[str, fx.Node]
     modules: list[str]
@@ -61,10 +68,10 @@ class Cut:
     Attributes:
         stage: which stage each operator and call belongs to, in order.
         anywhere: values that any stage can compute by itself.
-        borders: the values that cross from each stage to the next, in the order in which they are made.
+        borders: the values that cross from each stage to the next, and those that are kept.
     """
 
-    def __init__(self, plan: Plan, tree: nn.Module, starts: Sequence[str]) -> None:
+    def __init__(self, plan: Plan, tree: nn.Module, starts: Sequence[str], ranks: int | None = None) -> None:
         self.plan, self.tree, self.starts = plan, tree, list(starts)
         self._open()
         items = plan.items(plan.root)
@@ -75,7 +82,7 @@ class Cut:
         self.stage = {item: sum(i >= b for b in begins) for i, item in enumerate(items)}
         self.stage |= {item: stage for item in items if (stage := self._stage_of_owner(item)) is not None}
         self.anywhere = set(_without_parameters(plan, tree))
-        self.borders = self._borders()
+        self.borders = self._borders(ranks or len(starts) + 1)
 
     def _open(self) -> None:
         while True:
@@ -104,21 +111,15 @@ class Cut:
         blocks = (r for r in self.stage if isinstance(r, Region) and r.path and owner.startswith(f"{r.path}."))
         return next((self.stage[block] for block in blocks), None)
 
-    def _borders(self) -> list[list[fx.Node]]:
+    def _borders(self, ranks: int) -> Borders:
         last = len(self.starts)
-        until = {node: last for mark in self.plan.root.leaves.values() for node in mark.all_input_nodes}
+        readers = {node: {last} for mark in self.plan.root.leaves.values() for node in mark.all_input_nodes}
         for item, stage in self.stage.items():
             for node in _needed_by(item):
-                until[node] = max(until.get(node, 0), stage)
-        given = set(self.plan.root.enters.values())
-        borders: list[list[fx.Node]] = [[] for _ in range(last)]
-        for item, stage in self.stage.items():
-            for node in _made_by(item):
-                if node in self.anywhere or node in given:
-                    continue
-                for border in borders[stage : until.get(node, stage)]:
-                    border.append(node)
-        return borders
+                readers.setdefault(node, set()).add(stage)
+        elsewhere = {*self.anywhere, *self.plan.root.enters.values()}
+        made = {n: stage for item, stage in self.stage.items() for n in _made_by(item) if n not in elsewhere}
+        return borders(made, readers, last + 1, ranks)
 
     def name_of(self, node: fx.Node) -> str:
         """What a value is called: as the module that gives it."""
@@ -183,8 +184,9 @@ class StageWriter(Writer):
     def __init__(self, cut: Cut, number: int, codes: dict[Region, Code]) -> None:
         super().__init__(cut.plan, cut.plan.root, cut.tree, "", codes)
         self.cut, self.number = cut, number
-        self.takes = cut.borders[number - 1] if number else []
-        self.gives = cut.borders[number] if number < len(cut.borders) else []
+        self.takes = cut.borders.sent[number - 1] if number else []
+        self.gives = cut.borders.sent[number]
+        self.recalls, self.keeps = cut.borders.recalled[number], cut.borders.kept[number]
         self.inputs: dict[fx.Node, tuple[str, str]] = {}
         self.read: dict[str, fx.Node] = {}
         self.calls: list[str] = []
@@ -201,7 +203,8 @@ class StageWriter(Writer):
         given = {} if self.number else self.arguments
         fixed = {name: t for name, t in given.items() if not (isinstance(t, tuple) and values.has_leaves(t))}
         return StageCode(
-            code, fixed, self.takes, self.gives, names, self.read, self.calls, self.tensors, list(self.new)
+            code, fixed, self.takes, self.gives, self.recalls, self.cut.borders.dropped[self.number], self.keeps, names,
+            self.read, self.calls, self.tensors, list(self.new),
         )
 
     def _begin(self) -> None:
@@ -210,20 +213,21 @@ class StageWriter(Writer):
                      for _, text in values.leaves(t, name)}  # fmt: skip
         self.inputs = {n: (text, parameter[text]) for n, text in self.env.items() if text in parameter}
         if self.number:  # arguments of the model's own are named where they are read
-            self.env = {node: self._fresh(self.cut.name_of(node)) for node in self.takes}
+            self.env = {node: self._fresh(self.cut.name_of(node)) for node in (*self.takes, *self.recalls)}
 
     def _head(self) -> str:
         if not self.number:
             return super()._head()
         read = [f"{name}=None" for name in self.read]
-        return ", ".join(["self", "new", "handed", *(self.env[n] for n in self.takes), *(["*", *read] if read else [])])
+        given = [self.env[n] for n in (*self.takes, *self.recalls)]
+        return ", ".join(["self", "new", "handed", *given, *(["*", *read] if read else [])])
 
     def _items(self) -> list[Any]:
         return [i for i, stage in self.cut.stage.items() if stage == self.number and not self.cut.is_free(i)]
 
     def _return(self) -> str:
-        nodes = self.gives
-        if self.number == len(self.cut.borders):
+        nodes = [*self.gives, *self.keeps]
+        if self.number == len(self.cut.starts):
             nodes = [m.args[0] for _, m in sorted(self.region.leaves.items())]  # type: ignore[misc]
         texts = [self._text(node) for node in nodes]
         return f"return {texts[0] if len(texts) == 1 else '(' + ', '.join(texts) + ')'}"

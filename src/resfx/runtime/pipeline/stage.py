@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from resfx.passes.capture.guards import shape_guard
 from resfx.passes.find.graph import Capture
 from resfx.passes.fold import StageCode
 from resfx.passes.fold.guard import Guard, autocast_state
+from resfx.runtime.units import binder, levels_of, look_below
 
-from .units import binder, levels_of, look_below
+from .store import Store
 
 
 class Holder(nn.Module):
@@ -33,9 +35,14 @@ class Stage(Holder):
     later stage takes by name those of the model's own arguments that it reads (``inputs``). Parameters and buffers have
     the names that they have in the model.
 
+    Of stages that were split for ``ranks``, an earlier one keeps values for later ones of its process, in a ``store``
+    that they share and that :meth:`.Stages.pipeline_stages` gives them.
+
     Attributes:
         number: 0, 1, 2, ...
         inputs: names of the model's own tensor arguments that it reads.
+        keeps, recalls: names of the values that it keeps, and of those that it reads of others that kept them.
+        store: where.
         code: the text of its forward.
     """
 
@@ -56,7 +63,11 @@ class Stage(Holder):
         for path in stage.new:
             _place(self, f"resfx.{path}", bank.get_submodule(path))
         self._levels: dict[str, nn.Module] = levels_of(getattr(self, "resfx", nn.Module()), "")
-        self._run, self._sends = stage.code, bool(stage.gives)
+        self._known = frozenset(signature(class_before(tree).forward).parameters)
+        self._run, self._sends = stage.code, len(stage.gives)
+        self.keeps, self.recalls = [n.name for n in stage.keeps], [n.name for n in stage.recalls]
+        self._drops = [n.name for n in stage.drops]
+        self.store: Store | None = None
         values = [n.meta["val"] for n in (*stage.takes, *stage.inputs.values())]
         self._guard = Guard(
             arguments=stage.fixed, objects={}, free=frozenset(), used=(), kinds=(),
@@ -80,16 +91,29 @@ class Stage(Holder):
         kwargs = {**self._presets, **kwargs}
         if not is_compiling():
             self._refuse(args, kwargs)
+        if self.number:
+            args = _Received.apply(*args)
+            kwargs = {name: value for name, value in kwargs.items() if name in self.inputs or name not in self._known}
+        if self.recalls and self.store is not None:
+            args = (*args, *self.store.recall(self.recalls, self._drops))
         new = [look_below(self._levels, way) for way in self._run.new]
         given = self._run.function(self, new, None, *args, **kwargs)
         if not self._sends:
             return given
-        return tuple([x.contiguous() for x in given]) if isinstance(given, tuple) else given.contiguous()
+        values = given if isinstance(given, tuple) else (given,)
+        sent, kept = values[: self._sends], values[self._sends :]
+        if kept and self.store is not None:
+            sent = self.store.keep(self.keeps, kept, sent)
+        sent = tuple([x.contiguous() for x in sent])
+        return sent if len(sent) > 1 else sent[0]
 
     def _refuse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise for a call that the code was not made for."""
         asked = f"cannot run stage {self.number} on this call"
         remedy = "resfx.split the model again, with args= of such a call"
+        if self.store is None and (self.keeps or self.recalls):
+            raise VariantError(asked, "it was split for ranks, and stages of a process share what they keep",
+                               "stages.pipeline_stages(device) makes those of this process")  # fmt: skip
         named = kwargs if self._bind is None else self._bind(self, *args, **kwargs)
         if unlike := self._guard.differs(self, named):
             raise VariantError(asked, f"the model was split with another {unlike}", remedy)
@@ -105,6 +129,19 @@ class Stage(Holder):
             raise VariantError(asked, "a tensor has another type or device", remedy)
         if not self._fits(given):
             raise VariantError(asked, f"sizes {', '.join(str(tuple(g.shape)) for g in given)}", remedy)
+
+
+class _Received(torch.autograd.Function):
+    """What came over the wire, unchanged; its gradients are laid out as what is sent has to be."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return tensors
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        return tuple(None if g is None else g.contiguous() for g in gradients)
 
 
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -17,13 +17,17 @@ from resfx.passes.capture.inputs import Example, Named, Positional, example_of, 
 from resfx.passes.capture.source import Source, source_of
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import hint
-from resfx.passes.fold import Shared, StageCode, fold_in_stages
+from resfx.passes.fold import Shared, fold_in_stages
 from resfx.passes.scopes.application import Application
+from resfx.runtime.blocks import block_names, outermost
+from resfx.runtime.module import Rewritten, rewriting_of
+from resfx.runtime.rewriting import rewrite_capture
 
-from .blocks import block_names, outermost
-from .module import Rewritten, rewriting_of
-from .rewriting import rewrite_capture
 from .stage import Stage
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+    from torch.distributed.pipelining import PipelineStage
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,33 @@ class Stages(list[Stage]):
     Attributes:
         starts: the block that each stage but the first begins with.
         borders: what crosses from each stage to the next.
+        kept: what each keeps for later stages of its process.
+        ranks: how many processes the stages were split for; None where each may have its own.
     """
 
-    def __init__(self, stages: Sequence[Stage], starts: list[str], borders: list[list[Crossing]]) -> None:
+    def __init__(self, stages: Sequence[Stage], starts: list[str], borders: list[list[Crossing]],
+                 kept: list[list[Crossing]], ranks: int | None) -> None:  # fmt: skip
         super().__init__(stages)
-        self.starts, self.borders = starts, borders
+        self.starts, self.borders, self.kept, self.ranks = starts, borders, kept, ranks
+
+    def pipeline_stages(
+        self, device: torch.device | str, group: dist.ProcessGroup | None = None
+    ) -> list[PipelineStage]:
+        """Those of this process, for a schedule of ``torch.distributed.pipelining``: stage ``i`` in process ``i % n``.
+
+        Args:
+            device: where they run.
+            group: the processes of the pipeline; all, by default.
+
+        Raises:
+            OptionError: if the stages were split for another number of processes, and later by a schedule that
+                places them otherwise (``ScheduleZBVZeroBubble``).
+            VariantError: later, by a schedule that splits backward passes (``ScheduleInterleavedZeroBubble``), if the
+                stages were split for ``ranks``.
+        """
+        from .place import place
+
+        return place(self, self.ranks, device, group)
 
     def __str__(self) -> str:
         lines = [f"{len(self)} stages, {sum(1 for b in self.borders for _ in b)} tensors cross"]
@@ -65,12 +91,14 @@ class Stages(list[Stage]):
             lines.append(f"  stage {number} from {start}: {len(border)} tensors, {forward:g} bytes per token"
                          f" forward, {back:g} back")  # fmt: skip
             lines += [f"    {c.name} ({', '.join(c.shape)}) {str(c.dtype).removeprefix('torch.')}" for c in border]
+        lines += [f"  stage {number} keeps {len(kept)} tensors, {sum(c.bytes_per_token for c in kept):g} bytes per token,"
+                  " for later stages of its process" for number, kept in enumerate(self.kept) if kept]  # fmt: skip
         return "\n".join(lines)
 
 
 def split(
     model: Any, stages: int | None = None, args: Positional | None = None, kwargs: Named | None = None, *,
-    at: Sequence[str] = (),
+    at: Sequence[str] = (), ranks: int | None = None,
 ) -> Stages:  # fmt: skip
     """Cut a model, rewritten or not, into consecutive stages, for ``torch.distributed.pipelining.PipelineStage``.
 
@@ -85,9 +113,13 @@ def split(
         args, kwargs: one micro-batch, as ``forward`` takes it. Batch and length may vary afterwards.
         at: instead of ``stages``, the names of the blocks that stages begin with, without the first:
             ``at=["model.layers.4"]`` makes two.
+        ranks: how many processes take the stages in turns, stage ``i`` in process ``i % ranks``, as interleaved
+            schedules have it. A process then keeps what one of its stages received or made for its later ones, and only
+            what it lacks crosses (cross-stage caching, arXiv 2603.15031); gradients go back the same way. Such stages
+            run as :meth:`Stages.pipeline_stages` makes them.
 
     Raises:
-        OptionError: for a number of stages that the model has not blocks enough for.
+        OptionError: for a number of stages that the model has not blocks enough for, or that are not shared out evenly.
         InputError: without inputs.
         CaptureError: if the model cannot be captured.
         VariantError: if a stage cannot begin where ``at`` says.
@@ -107,13 +139,19 @@ def split(
         capture = source.capture(tree, source.call(*example))
     names = block_names(model) if rewritten else _blocks(capture.graph, tree)
     starts = list(at) or _even(stages, names, type(model).__name__)
+    if ranks is not None and (ranks < 2 or (len(starts) + 1) % ranks):
+        raise OptionError(f"cannot split {type(model).__name__} for {ranks} processes",
+                          f"{len(starts) + 1} stages", "ranks= from 2, of which the number of stages is a multiple")  # fmt: skip
     rewrite_capture(capture, tree, applications)
     shared = model._resfx.shared if rewritten else Shared()
-    plan, codes, parts = fold_in_stages(capture, tree, starts, shared)
+    plan, codes, parts = fold_in_stages(capture, tree, starts, ranks, shared)
     if rewritten:
         rewriting_of(tree).hand_out(plan, codes, tree, "", tree)
-    found = Stages([Stage(tree, i, part, capture, presets) for i, part in enumerate(parts)], starts,
-                   [_crossings(part) for part in parts[:-1]])  # fmt: skip
+    found = Stages(
+        [Stage(tree, i, part, capture, presets) for i, part in enumerate(parts)], starts,
+        [_crossings(part.gives, part.names) for part in parts[:-1]],
+        [_crossings(part.keeps, [node.name for node in part.keeps]) for part in parts], ranks,
+    )  # fmt: skip
     _warn_of_shared(found)
     return found
 
@@ -138,9 +176,9 @@ def _even(stages: int | None, names: list[str], model: str) -> list[str]:
     return [names[i * len(names) // stages] for i in range(1, stages)]
 
 
-def _crossings(part: StageCode) -> list[Crossing]:
+def _crossings(nodes: Sequence[fx.Node], names: Sequence[str]) -> list[Crossing]:
     found = []
-    for node, name in zip(part.gives, part.names, strict=True):
+    for node, name in zip(nodes, names, strict=True):
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             raise VariantError("cannot cut the model into stages", f"{name}, which is no tensor, would cross",

@@ -1,0 +1,1 @@
+"""A model in stages for pipeline parallelism."""
