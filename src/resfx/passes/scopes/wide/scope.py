@@ -113,7 +113,7 @@ class Widening:
         self, after: fx.Node, like: fx.Node, make: Callable[[], fx.Node], role: str = "", narrow: bool = False,
         **notes: bool,
     ) -> fx.Node:  # fmt: skip
-        """What ``make`` makes goes behind ``after``; its last node is like ``like``, in rows if ``narrow``, else wide."""
+        """What ``make`` makes goes behind ``after``; its last node is as ``like``, in rows if ``narrow``, else wide."""
         with inserting_behind(self.graph, after) as made:
             last = make()
         mark = self.turn.mark(role, **notes)
