@@ -25,6 +25,7 @@ from resfx.methods.site.depth_scaled import DepthScaled
 from resfx.methods.site.laurel import LAuReL
 from resfx.methods.site.layer_scale import LayerScale
 from resfx.methods.site.rezero import ReZero
+from resfx.methods.wide.altup import AltUp
 from resfx.methods.wide.frac_connections import FracConnections
 from resfx.methods.wide.hyper_connections import HyperConnections
 from resfx.methods.wide.mhc import MHC, mHC
@@ -50,6 +51,7 @@ __all__ = [
     "ELC",
     "MHC",
     "MUDD",
+    "AltUp",
     "AttnRes",
     "Canon",
     "Comparison",

@@ -12,7 +12,7 @@ from hosts.unrolled import HOSTS, host, unroll
 from references import wide as wide_references
 
 import resfx
-from resfx import DDL, MHC, FracConnections, HyperConnections
+from resfx import DDL, MHC, AltUp, FracConnections, HyperConnections
 
 CC = {"value_channels": 4}
 TC = {"value_channels": 4, "compress": "token"}
@@ -27,6 +27,10 @@ FORMS = {
     "mhc identity": MHC(mixing="identity"),
     "mhc permutation": MHC(n=3, mixing="permutation"),
     "mhc kronecker": MHC(mixing="kronecker"),
+    "mhc orthogonal": MHC(mixing="orthogonal"),
+    "altup": AltUp(),
+    "altup same": AltUp(n=3, choose="same", readout="learned"),
+    "altup published": AltUp(n=3, start="published"),
     "frac": FracConnections(),
     "frac static": FracConnections(m=2, dynamic=False),
     "mhc published": MHC(n=2, start="published", sinkhorn_newton=12),
@@ -42,8 +46,9 @@ FORMS = {
 DEFAULT = [
     ("hyper", "vit"), ("hyper linear", "gpt_neox"), ("hyper learned", "bert"), ("mhc", "llama"), ("mhc", "t5"),
     ("mhc rounds", "gpt2"), ("mhc permutation", "vit"), ("frac", "bert"), ("frac", "gpt_neox"),
-    ("mhc kronecker", "vit"), ("channel", "bert"), ("channel embed", "qwen3"), ("channel sublayer", "gpt_neox"),
-    ("channel write", "vit"), ("token", "llama"), ("token embed", "t5"),
+    ("mhc kronecker", "vit"), ("mhc orthogonal", "vit"), ("altup", "bert"), ("altup same", "gpt_neox"),
+    ("channel", "bert"), ("channel embed", "qwen3"), ("channel sublayer", "gpt_neox"), ("channel write", "vit"),
+    ("token", "llama"), ("token embed", "t5"),
 ]  # fmt: skip
 MATRIX = [(form, name) for form in FORMS for name in HOSTS if (form, name) not in DEFAULT]
 

@@ -28,6 +28,8 @@ FORMS = {
     "hyper static": resfx.HyperConnections(n=3, dynamic=False, readout="learned"),
     "frac static": resfx.FracConnections(m=2, dynamic=False),
     "mhc permutation": resfx.MHC(n=3, mixing="permutation"),
+    "mhc orthogonal": resfx.MHC(mixing="orthogonal"),
+    "altup same": resfx.AltUp(n=3, choose="same", readout="learned"),
     "mhc published": resfx.MHC(start="published", readout="learned"),
     "attnres published": resfx.AttnRes(start="published", block=2),
     "attnres normalized": resfx.AttnRes(normalized=True),
@@ -118,9 +120,9 @@ def test_as_many_parameters_as_the_table_says(name):
     config = FORMS[name]
     formula = re.split(r",| at | for | a block", config.parameters)[0].replace("^", "**")
     formula = re.sub(r"(?<=[\w)]) (?=[\w(])", "*", formula)
-    known = {"d": 12, "n": 4 if config.scope == "wide" else 3, "m": 4, "l": 3, "i": 2, "t": 3, "C": 4, "K": 12,
-             "heads": 3, "kernel": 4, "width": 12, "kv_width": 12, "kv_heads": 3, "vocabulary": 7,
-             "rank": 16}  # fmt: skip
+    channels = getattr(config, "n", 4) if config.scope == "wide" else 3
+    known = {"d": 12, "n": channels, "m": 4, "l": 3, "i": 2, "t": 3, "C": 4, "K": 12, "heads": 3, "kernel": 4,
+             "width": 12, "kv_width": 12, "kv_heads": 3, "vocabulary": 7, "rank": 16}  # fmt: skip
     module = built(config)
     if config.scope == "wide":
         stream = config.build_stream([Place(depth=i, **PLACE) for i in range(3)])

@@ -96,6 +96,12 @@ class ManifoldReference(HyperReference):
         H_pre = sigmoid(w["alpha"][0] * seen[..., :n] + w["pre"])
         H_post = 2 * sigmoid(w["alpha"][1] * seen[..., n : 2 * n] + w["post"])
         H_res = torch.eye(n, dtype=X.dtype).expand(*X.shape[:2], n, n)
+        if self.config.mixing == "orthogonal":
+            z = w["alpha"][2] * seen[..., 2 * n :] + w["res"]
+            A, one = torch.zeros(*z.shape[:-1], n, n, dtype=z.dtype), torch.eye(n, dtype=z.dtype)
+            for k, (i, j) in enumerate(itertools.combinations(range(n), 2)):
+                A[..., i, j], A[..., j, i] = z[..., k], -z[..., k]
+            return torch.einsum("btn,btnd->btd", H_pre, X), (H_post, torch.linalg.inv(one - A) @ (one + A))
         if not first and "res" in w:  # where the mean reads the result, no mixing shows
             if self.config.mixing != "sinkhorn":
                 z = w["alpha"][2] * seen[..., 2 * n :] + w["res"]
@@ -115,6 +121,21 @@ class ManifoldReference(HyperReference):
     def write(self, X, f, x, c, path, memo):
         H_post, H_res = memo
         return torch.einsum("btij,btjd->btid", H_res, X) + torch.einsum("btj,btd->btjd", H_post, f)
+
+
+class AltUpReference(HyperReference):
+    """AltUp, algorithm 1, with a sublayer and its shortcut as the layer."""
+
+    def read(self, X, path, first):
+        sublayer = self.sublayer = 0 if first else self.sublayer + 1
+        j = sublayer % self.config.n if self.config.choose == "alternating" else 0
+        return X[..., j, :], (j, self.weights[f"{path}.read.predict"], self.weights[f"{path}.read.correct"])
+
+    def write(self, X, f, x, c, path, memo):
+        j, p, g = memo
+        predicted = torch.stack([sum(p[i, k] * X[..., k, :] for k in range(len(g))) for i in range(len(g))], -2)
+        computed = x + f
+        return torch.stack([predicted[..., i, :] + g[i] * (computed - predicted[..., j, :]) for i in range(len(g))], -2)
 
 
 class FracReference:
@@ -214,6 +235,7 @@ class DeltaReference:
 def reference_for(config, weights):
     name = type(config).__name__
     return {
+        "AltUp": AltUpReference,
         "MHC": ManifoldReference,
         "FracConnections": FracReference,
         "HyperConnections": HyperReference,

@@ -62,7 +62,8 @@ def factory_of(place: Place) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """Base of every method's config. ``scope`` says what the built module is called with.
+    """Base of every method's config. ``scope`` says what the built module is called with. Features come last,
+    ``(..., d)``, whatever axis the host keeps them on.
 
     ``site``: ``forward(x, f, c)`` gives the new stream from the shortcut ``x (..., d)``, the branch output
     ``f (..., d)`` and the normalised context ``c (..., d_c)`` or ``None``. A ``forward`` that also takes ``total``

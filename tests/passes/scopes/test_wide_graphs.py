@@ -151,17 +151,6 @@ def test_what_stands_between_two_adds_runs_on_every_channel():
 
 
 def test_streams_that_cannot_be_widened_say_why():
-    class Conv(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
-
-        def forward(self, x):
-            return x + self.conv(self.norm(x))
-
-    model, x = nn.Sequential(Conv(), Conv()).eval(), torch.randn(2, 8, 6, 6)
-    with pytest.raises(NoSitesError, match="last axis"):
-        resfx.rewrite(model, MHC(), args=(x,))
     flat = nn.Sequential(Mlp(False), Mlp(False))
     with pytest.raises(NoSitesError, match="tokens"):
         resfx.rewrite(flat, TC, args=(torch.randn(5, WIDTH),))

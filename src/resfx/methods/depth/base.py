@@ -86,7 +86,10 @@ class DepthMethod(Method):
         return ("stream",)
 
     def refuse_stream(self, post_norm: bool) -> str | None:
-        """Why the method cannot act on a stream; ``None`` where it can."""
+        """Why the method cannot act on a stream; ``None`` where it can.
+
+        ``post_norm``: a norm or an activation follows every add, so that the stream is not the sum of what was added.
+        """
         return None
 
     def build_source(self, place: Place) -> nn.Module | None:
@@ -101,7 +104,8 @@ class DepthMethod(Method):
 
 
 NOT_A_SUM = (
-    "the published form needs a stream that is the sum of its sources; a post-norm stream is normalised after every add"
+    "the published form needs a stream that is the sum of its sources, and here a norm or an activation follows every"
+    " add"
 )
 
 

@@ -81,7 +81,7 @@ def check_wide(config: Any, least: int) -> None:
             "readout='sum' multiplies what leaves the stream by n, so it cannot keep the model's function;"
             " use readout='mean', or start='published'"
         )
-    if config.eps <= 0:
+    if getattr(config, "eps", 1) <= 0:
         raise ValueError(f"eps must be positive, not {config.eps}")
 
 

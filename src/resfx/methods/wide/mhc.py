@@ -40,9 +40,11 @@ class MHC(Method):
     identity    none, ``X' = X + H_post^T f`` (identity HC, arXiv 2607.28611): ``2 n^2 d + 2n + 2`` parameters
     permutation ``sum_p softmax(z)_p P_p`` over the ``n!`` permutations (mHC-lite, arXiv 2601.05732); no rounds
     kronecker   a Kronecker product of such mixtures, one for each prime factor of ``n`` (KromHC, arXiv 2601.21579)
+    orthogonal  ``(I - A)^-1 (I + A)`` with the ``n (n - 1) / 2`` numbers of a skew-symmetric ``A = z`` (JPmHC, arXiv
+                2602.18308): not stochastic, so every add has one; ``b_res = 0`` is the identity
     =========== =====================================================================================================
 
-    In each, ``z = a_res z W_res + b_res``, and ``diagonal`` weighs the identity at the start.
+    In each, ``z = a_res z W_res + b_res``, and ``diagonal`` weighs the identity at the start of a stochastic one.
 
     The paper states ``a = 0.01`` and neither ``W`` nor ``b``. Here ``W`` is random, ``b_post = 0``, ``b_res =
     diagonal * I`` and ``b_pre`` gives weight ``lean`` to channel ``k mod n`` at the ``k``-th add and shares the
@@ -70,7 +72,7 @@ class MHC(Method):
     crosses: ClassVar[str] = "n"
 
     n: int = 4
-    mixing: Literal["sinkhorn", "permutation", "kronecker", "identity"] = "sinkhorn"
+    mixing: Literal["sinkhorn", "permutation", "kronecker", "orthogonal", "identity"] = "sinkhorn"
     sinkhorn_iterations: int = 20
     sinkhorn_newton: int | None = None
     lean: float = 0.7
@@ -97,7 +99,7 @@ class MHC(Method):
         mixing = self.mixing_at(places)
         reads = [None if p.parallel else ManifoldRead(self, p, i in mixing) for i, p in enumerate(places)]
         return WideStream(
-            Expand(self.n), list(reads), [ManifoldWrite(p.parallel) for p in places],
+            Expand(self.n), list(reads), [ManifoldWrite(p.parallel, self.mixing != "orthogonal") for p in places],
             Readout(self.n, readout_of(self), factory_of(places[-1])),
         )  # fmt: skip
 
@@ -106,6 +108,8 @@ class MHC(Method):
         if self.mixing == "identity":
             return []
         adds = [i for i, p in enumerate(places) if not p.parallel]
+        if self.mixing == "orthogonal":  # it moves the mean of the channels, of equal ones too
+            return adds
         return adds[1:] if readout_of(self) == "learned" else adds[1:-1]
 
     @property
@@ -215,14 +219,18 @@ class ManifoldRead(Learned):
 
 
 class ManifoldWrite(nn.Module):
-    """``H_res X + H_post^T f``; for the second of two parallel branches ``X + H_post^T f``: both are one site."""
+    """``H_res X + H_post^T f``; for the second of two parallel branches ``X + H_post^T f``: both are one site.
 
-    def __init__(self, follows: bool) -> None:
+    Args:
+        stochastic: the rows of ``H_res`` sum to one.
+    """
+
+    def __init__(self, follows: bool, stochastic: bool) -> None:
         super().__init__()
-        self.follows = follows
+        self.follows, self.stochastic = follows, stochastic
 
     def forward(
         self, state: Tensor, f: Tensor, x: Tensor, c: Tensor | None, memo: tuple[Tensor, Tensor | None]
     ) -> Tensor:
         post, res = memo
-        return mix(state, f, post, None if self.follows else res, unit=True)
+        return mix(state, f, post, None if self.follows else res, unit=self.stochastic)

@@ -1,6 +1,6 @@
 """How ``H_res (..., n, n)`` of manifold-constrained Hyper-Connections is made of numbers without constraints.
 
-Every form is doubly stochastic, so that a mix keeps equal channels, their mean and their sum.
+All forms but the orthogonal one are doubly stochastic, so that a mix keeps equal channels, their mean and their sum.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ class Mixing:
 
     Attributes:
         shape: of the numbers ``z``.
-        factors: orders of the matrices that a product is made of, each with a table.
+        factors: orders of the matrices that it is a product of, each with a table.
+        stochastic: whether rows and columns sum to one.
         rounds: of Sinkhorn's scaling, and Newton steps behind them; ``None`` where there are none.
     """
 
     factors: Sequence[int] = ()
+    stochastic = True
     rounds: tuple[int, int] | None = None
 
     def __init__(self, n: int, rounds: tuple[int, int]) -> None:
@@ -81,6 +83,45 @@ class Permutations(Mixing):
         return product
 
 
+class Orthogonal(Mixing):
+    """``(I - A)^-1 (I + A)`` with ``A`` skew-symmetric (Cayley; JPmHC, arXiv 2602.18308): a rotation of the channels.
+
+    It keeps the norm of the state, which a doubly stochastic mix can only shrink, and moves the mean of the channels.
+    ``A = 0`` is the identity.
+    """
+
+    stochastic = False
+
+    def __init__(self, n: int) -> None:
+        self.n, self.factors, self.shape = n, [n], (n * (n - 1) // 2,)
+
+    def start(self, diagonal: float) -> Tensor:
+        return torch.zeros(self.shape)
+
+    def tables(self) -> list[Tensor]:
+        """Where each entry of ``A`` is among ``z``, ``-z`` and a zero, ``(n, n)``."""
+        count = self.shape[0]
+        table = torch.full((self.n, self.n), 2 * count)
+        rows, columns = torch.triu_indices(self.n, self.n, 1)
+        table[rows, columns], table[columns, rows] = torch.arange(count), torch.arange(count) + count
+        return [table]
+
+    def matrix(self, z: Tensor, tables: Sequence[Tensor]) -> Tensor:
+        return cayley(torch.cat([z, -z, torch.zeros_like(z[..., :1])], -1)[..., tables[0]])
+
+
+def cayley(skew: Tensor) -> Tensor:
+    """``(I - A)^-1 (I + A)`` of ``A (..., n, n)``, by elimination: the symmetric part of ``I - A`` is ``I``, so that no
+    pivot is ever below one."""
+    n = skew.shape[-1]
+    eye = torch.eye(n, dtype=skew.dtype, device=skew.device)
+    both = torch.cat([eye - skew, eye + skew], -1)
+    for k in range(n):
+        row = both[..., k : k + 1, :] / both[..., k : k + 1, k : k + 1]
+        both = both - (both[..., k : k + 1] - eye[:, k : k + 1]) * row
+    return both[..., n:]
+
+
 def kronecker(a: Tensor, b: Tensor) -> Tensor:
     """``(..., m, m)`` and ``(..., n, n)`` to ``(..., m n, m n)``."""
     product = a[..., :, None, :, None] * b[..., None, :, None, :]
@@ -104,4 +145,6 @@ def mixing_of(name: str, n: int, rounds: tuple[int, int]) -> Mixing | None:
         return None
     if name == "sinkhorn":
         return Mixing(n, rounds)
+    if name == "orthogonal":
+        return Orthogonal(n)
     return Permutations([n] if name == "permutation" else primes(n))

@@ -23,6 +23,8 @@ class Mark:
         scope: that method's scope.
         role: what a call of a new module is to its method: ``add``, ``read``, ``write``, ``expand``, ...
         inside: the node belongs to the block of its site, though its scope puts others between blocks.
+        carries: it hands each channel of a wide state through what the host does to its one state: the code of a module
+            in which nothing else is new is right as it is where the state is one.
         longer_keys: the attention beside it reads more positions than the call has: there is a cache.
     """
 
@@ -32,6 +34,7 @@ class Mark:
     scope: str = ""
     role: str = ""
     inside: bool = False
+    carries: bool = False
     longer_keys: bool = False
 
 

@@ -269,7 +269,7 @@ class Plan:
 
     def acts_in(self, region: Region) -> bool:
         """Whether a method made any of a generated call's code: the rest of it hands values on."""
-        return any(is_new(n) for r in region.below() for n in r.nodes)
+        return any(is_new(n) and not mark_of(n).carries for r in region.below() for n in r.nodes)
 
 
 def is_new(node: fx.Node) -> bool:

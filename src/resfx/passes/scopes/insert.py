@@ -6,6 +6,7 @@ import dataclasses
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import fx
@@ -37,9 +38,10 @@ def _never_run() -> None:
 
 
 def dress(node: fx.Node, like: fx.Node, mark: Mark, *dropped: str) -> None:
-    """Give a new node what is known of another (its module, its source line, its type), without some, and a mark.
-    Only a call of a module has a role."""
-    node.meta = {k: v for k, v in like.meta.items() if k != "from_node" and k not in dropped}
+    """Give a new node what is known of another (its module, its source line, its type unless it has its own), without
+    some, and a mark. Only a call of a module has a role."""
+    own = {k: v for k, v in node.meta.items() if k == "val"}
+    node.meta = {k: v for k, v in like.meta.items() if k != "from_node" and k not in dropped} | own
     node.meta[KEY] = mark if node.op == "call_module" else dataclasses.replace(mark, role="")
 
 
@@ -49,8 +51,12 @@ def take_over(old: fx.Node, new: fx.Node, *keep: fx.Node) -> None:
     old.meta[NOW] = new
 
 
+_OWN: dict[Any, Any] = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+                       operator.itruediv: operator.truediv}  # fmt: skip
+
+
 def out_of_place(node: fx.Node) -> None:
-    """Make an in-place add write a tensor of its own: what it overwrote is still to be read."""
+    """Make an in-place operator write a tensor of its own: what it overwrote is still to be read."""
     if not is_inplace(node):
         return
     target = node.target
@@ -60,4 +66,4 @@ def out_of_place(node: fx.Node) -> None:
     elif node.op == "call_method":
         node.target = str(target).removesuffix("_")
     else:
-        node.target = operator.add if target is operator.iadd else operator.sub
+        node.target = _OWN[target]

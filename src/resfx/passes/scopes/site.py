@@ -6,15 +6,14 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from resfx.passes.find.graph import hint
 from resfx.passes.find.mark import Mark
 from resfx.passes.find.site import Site
 
 from .insert import dress, inserting_behind, out_of_place, take_over
 from .places import place_at
+from .rows import from_rows, to_rows
 from .surgery import Turn
 
 
@@ -41,13 +40,13 @@ def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, mark
     """
     with inserting_behind(graph, site.node) as created:
         x, f = (term.emit(graph) for term in site.terms)
-        rows = [_to_rows(graph, site, n) for n in (x, f, site.context)]
+        rows = [None if n is None else to_rows(graph, n, site.axis) for n in (x, f, site.context)]
         kwargs: dict[str, Any] = {}
         if not site.is_plain and "total" in inspect.signature(module.forward).parameters:
             out_of_place(site.node)
-            kwargs["total"] = _to_rows(graph, site, site.node)
+            kwargs["total"] = to_rows(graph, site.node, site.axis)
         call = graph.call_module(path, tuple(rows), kwargs)
-        result = _from_rows(graph, site, call)
+        result = from_rows(graph, call, site.axis, like=site.node)
     for node in created:
         dress(node, site.node, mark)
     take_over(site.node, result, *created)
@@ -55,32 +54,3 @@ def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, mark
         if not node.users:
             graph.erase_node(node)
     return result
-
-
-def _to_rows(graph: fx.Graph, site: Site, node: fx.Node | None) -> fx.Node | None:
-    if node is None or site.axis == -1:
-        return node
-    return graph.call_function(torch.movedim, (node, site.axis, -1))
-
-
-def _from_rows(graph: fx.Graph, site: Site, node: fx.Node) -> fx.Node:
-    order = _memory_order(site.node)
-    moved = node if site.axis == -1 else graph.call_function(torch.movedim, (node, -1, site.axis))
-    if order == sorted(order):
-        return node if site.axis == -1 else graph.call_method("contiguous", (moved,))
-    back = [order.index(i) for i in range(len(order))]
-    dense = graph.call_method("contiguous", (graph.call_function(torch.permute, (moved, order)),))
-    return graph.call_function(torch.permute, (dense, back))
-
-
-def _memory_order(node: fx.Node) -> list[int]:
-    """Axes from the slowest to the fastest in memory. A convolution rounds otherwise on another layout."""
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return []
-    steps = [hint(s) or 0 for s in value.stride()]
-    sizes = [hint(s) for s in value.shape]
-    # The place of an axis of size one is free: it stays where it is written.
-    order = sorted((i for i, n in enumerate(sizes) if n != 1), key=lambda i: -steps[i])
-    moving = iter(order)
-    return [i if n == 1 else next(moving) for i, n in enumerate(sizes)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,9 +19,10 @@ from .features import norm_output
 
 NO_ATTENTION = "no attention in this branch"
 CROSS = "cross-attention: its keys come from another stream"
-WINDOWED = "attention over windows or pooled positions: its sequence is not the stream's"
+WINDOWED = "attention over windows or pooled positions: its projections are not the stream's sequence"
+CLASS_TOKEN = "a class token's attention: its stream is one position, and no sequence"
 UNREADABLE = "a padding mask that is not (batch, positions)"
-NOT_ROWS = "the stream is not (batch, sequence, features)"
+NOT_ROWS = "the stream is not (batch, positions, features), nor (batch, height, width, features)"
 REMEDIES = {
     UNREADABLE: "a mask of (batch, positions), one text to a row: a mask of pairs does not say what is padding",
 }
@@ -45,6 +47,8 @@ class Attention:
         padding_drops: the mask is true where a position must *not* be read.
         heads: number of query heads, if known.
         longer_keys: it reads more positions than the call has: there is a cache.
+        windowed: it attends within windows, or from pooled positions: what it projects are not the stream's positions
+            in their order. Attention of two streams together (of text and an image) is none: each projects its own.
     """
 
     core: fx.Node
@@ -57,6 +61,7 @@ class Attention:
     padding_drops: bool
     heads: int | None
     longer_keys: bool
+    windowed: bool = False
 
 
 def branch_region(site: Site, index: Index) -> set[fx.Node]:
@@ -84,10 +89,13 @@ def find_attention(site: Site, region: set[fx.Node], index: Index) -> Attention 
     if k not in region or v not in region:
         return CROSS
     stream, queries = shape(site.node), shape(q)
-    if stream is None or queries is None or len(stream) != 3 or site.axis != -1:
+    if stream is None or queries is None or len(stream) < 3 or site.axis != -1:
         return NOT_ROWS
-    if hint(queries[-2]) != hint(stream[1]) or (len(queries) == 4 and hint(queries[0]) != hint(stream[0])):
-        return WINDOWED
+    projections = _projections(q, k, v, region, index)
+    if stream[1:-1] == (1,) and _reads_more(projections.get("k"), index):
+        return CLASS_TOKEN
+    positions, rows = math.prod(hint(n) or 0 for n in stream[1:-1]), hint(queries[-2]) or 0
+    apart = len(queries) != 4 or hint(queries[0]) == hint(stream[0])  # each row of the batch is one of the stream's
     ancestors = _mask_ancestors(masks, index)
     padding, drops = _padding(ancestors)
     if padding is None and any(_is_user_mask(n) for n in ancestors):
@@ -96,8 +104,15 @@ def find_attention(site: Site, region: set[fx.Node], index: Index) -> Attention 
     causal = flag is True or any(_orders_positions(n, index) for n in ancestors)
     heads = hint(queries[1]) if len(queries) == 4 else None
     keys = shape(k)
-    longer = keys is not None and hint(keys[-2]) != hint(queries[-2])
-    return Attention(core, q, k, v, _projections(q, k, v, region, index), causal, padding, drops, heads, longer)
+    longer = keys is not None and (hint(keys[-2]) or 0) > rows
+    windowed = not (apart and (rows == positions or (len(queries) == 4 and rows > positions)))
+    return Attention(core, q, k, v, projections, causal, padding, drops, heads, longer, windowed)
+
+
+def _reads_more(projection: fx.Node | None, index: Index) -> bool:
+    """Whether keys are projected from several positions, though the stream has one: it is joined with others before."""
+    sizes = shape(index.data[projection][0]) if projection is not None else None
+    return sizes is not None and len(sizes) == 3 and hint(sizes[1]) != 1
 
 
 def attention_operands(
@@ -122,7 +137,8 @@ def _written_out(
     while index.role[node] != "matmul" and index.name[node] != "baddbmm":
         inputs = [x for x in index.data[node] if x in region]
         onward = [x for x in inputs if index.name[x] not in _COMPARISONS]
-        if (index.name[node] not in _SCORE_STEPS and index.role[node] != "pass") or len(onward) != 1:
+        steps = index.name[node] in _SCORE_STEPS or index.role[node] == "pass" or _mixes_heads(node, index)
+        if not steps or len(onward) != 1:
             return None
         masks += [x for x in index.data[node] if x is not onward[0]]
         node = onward[0]
@@ -130,9 +146,8 @@ def _written_out(
     masks += [x for x in index.data[node] if x not in factors]
     scores = [x for x in factors if isinstance(x, fx.Node) and x in region]
     weights = softmax
-    while (users := [u for u in weights.users if u in region and index.role[u] in ("pass", "matmul")]) and len(
-        users
-    ) == 1:
+    onto = lambda u: u in region and (index.role[u] in ("pass", "matmul") or _mixes_heads(u, index))
+    while len(users := [u for u in weights.users if onto(u)]) == 1:
         weights, last = users[0], weights
         if index.role[weights] == "matmul":
             values = [x for x in index.data[weights] if x is not last]
@@ -142,6 +157,11 @@ def _written_out(
                 return softmax, query, key, value, masks
             return None
     return None
+
+
+def _mixes_heads(node: fx.Node, index: Index) -> bool:
+    """Whether a node is a projection of scores from heads to heads (talking heads)."""
+    return index.name[node] == "linear" and index.rank(node) == 4
 
 
 def _untransposed(key: fx.Node, index: Index) -> fx.Node:

@@ -110,12 +110,13 @@ class Branch:
         return (before | after) - entries
 
     def rows_of(self, node: fx.Node) -> fx.Node | None:
-        """A projection's output as ``(batch, positions, features)``, through at most two views."""
+        """A projection's output as the stream lies, ``(batch, positions, features)``, through at most two views."""
         stream = shape(self.site.node)
         for _ in range(3):
             sizes = shape(node)
-            if sizes is not None and stream is not None and len(sizes) == 3:
-                return outermost(node) if hint(sizes[1]) == hint(stream[1]) else None
+            if sizes is not None and stream is not None and len(sizes) == len(stream):
+                same = all(hint(a) == hint(b) for a, b in zip(sizes[1:-1], stream[1:-1], strict=True))
+                return outermost(node) if same else None
             users = [u for u in node.users if self.index.role[u] == "pass"]
             if len(users) != 1:
                 return None

@@ -119,7 +119,7 @@ def feature_axis(branch: fx.Node, index: Index, root: nn.Module | None) -> tuple
     if rank is not None:
         axis %= rank
         for step, source in reversed(trail):
-            axis = _through(step, source, axis, index)
+            axis = axis_behind(step, source, axis, index)
         sizes = shape(branch)
         assert sizes is not None
         last = axis == len(sizes) - 1
@@ -136,7 +136,8 @@ def _numel(node: fx.Node) -> int:
     return math.prod(hint(n) or 1 for n in shape(node) or ())
 
 
-def _through(node: fx.Node, source: fx.Node, axis: int, index: Index) -> int:
+def axis_behind(node: fx.Node, source: fx.Node, axis: int, index: Index) -> int:
+    """Where the features of ``source`` on an axis, counted from the front, are behind a node that reads it."""
     name, before, after = index.name[node], shape(source), shape(node)
     if before is None or after is None or not after:
         return axis
@@ -145,6 +146,9 @@ def _through(node: fx.Node, source: fx.Node, axis: int, index: Index) -> int:
     if name in ("transpose", "swapaxes", "swapdims"):
         a, b = (int(x) % len(before) for x in node.args[1:3])  # type: ignore[arg-type]
         return {a: b, b: a}.get(axis, axis)
+    if name in ("movedim", "moveaxis"):
+        numbered = torch.empty([*range(len(before))], device="meta")  # each axis is as long as its number
+        return tuple(torch.movedim(numbered, *node.args[1:3]).shape).index(axis)  # type: ignore[arg-type]
     if name == "permute":
         order = [int(x) % len(before) for x in _listed(node.args[1:])]
         return order.index(axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from resfx.passes.find.graph import hint, outermost, shape
 from resfx.passes.find.index import Index
 from resfx.passes.find.mark import mark_of
 
-from .attention import Attention, ready_to_rotate
+from .attention import WINDOWED, Attention, ready_to_rotate
 from .branch import Branch
 
 Layout = Literal["btc", "bthd", "bhtd"]
@@ -47,6 +48,8 @@ def projected(branch: Branch, name: str, behind: bool = True) -> Projected | str
     attention, index = branch.attention, branch.index
     if isinstance(attention, str):
         return attention
+    if attention.windowed:
+        return WINDOWED
     if name not in attention.projections:
         return UNPROJECTED
     ways = {n: _way(attention, n, index) for n in attention.projections}
@@ -56,11 +59,12 @@ def projected(branch: Branch, name: str, behind: bool = True) -> Projected | str
     sizes = shape(rotated)
     if sizes is None or size is None or (features := hint(sizes[-1])) is None:
         return FLAT
+    positions = size[1] if len(size) == 3 else math.prod(hint(n) or 0 for n in size[1:-1])
     placed = [n for n in own if behind and mark_of(n).method]
-    start = next((n for n in own if _layout(n, size[1]) is not None), None)
+    start = next((n for n in own if _layout(n, positions) is not None), None)
     if start is None or any(index.role[n] not in ("weight", "pass", "part") for n in own[: own.index(start)]):
         return FLAT
-    node, layout = (placed[-1], _layout(placed[-1], size[1])) if placed else _ready(branch, start, size[1])
+    node, layout = (placed[-1], _layout(placed[-1], positions)) if placed else _ready(branch, start, positions)
     if not layout:
         return FLAT if layout is None else ALIKE
     found = shape(node)

@@ -7,7 +7,7 @@ method names then read the result. Sums of sources are made once and shared.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ from resfx.methods.depth.base import DepthMethod, DepthPlace
 from resfx.passes.find.index import Index
 from resfx.passes.find.mark import Mark, note
 from resfx.passes.find.site import Site, Stream
-from resfx.passes.scopes.insert import dress, out_of_place
+from resfx.passes.scopes.insert import dress, inserting_behind, out_of_place
 from resfx.passes.scopes.places import place_at
+from resfx.passes.scopes.rows import from_rows, to_rows, value_in_rows
 from resfx.passes.scopes.surgery import Turn, reasons_of
 
 from .chain import Chain, Step, chain_of
@@ -45,11 +46,22 @@ class Cursor:
         """A new node behind the last one."""
         with self.graph.inserting_after(self.anchor):
             node = self.graph.create_node(op, target, args)
-        dress(node, self.owner.node, self.mark, "tensor_meta", "example_value")
         node.meta["val"] = self.value
+        self._made(node)
+        return node
+
+    def make(self, nodes: Callable[[], fx.Node]) -> fx.Node:
+        """What ``nodes`` makes behind the last one; each knows its own type."""
+        with inserting_behind(self.graph, self.anchor) as made:
+            last = nodes()
+        for node in made:
+            self._made(node)
+        return last
+
+    def _made(self, node: fx.Node) -> None:
+        dress(node, self.owner.node, self.mark, "tensor_meta", "example_value", "val")
         self.anchor = node
         self.created.add(node)
-        return node
 
     def call(self, role: str, path: str, *args: Any) -> fx.Node:
         """A call of the new module that has a role."""
@@ -87,6 +99,7 @@ class StreamRewriter:
     def __init__(self, turn: Turn, chain: Chain, method: DepthMethod, index: Index) -> None:
         self.turn, self.chain, self.method, self.index = turn, chain, method, index
         self.graph, self.tree = turn.surgery.graph, turn.surgery.tree
+        self.axis = chain.steps[0].sites[0].axis
         self.replaced = turn.surgery.replaced
         self.sums: dict[tuple[fx.Node, ...], fx.Node] = {}
         self.projected: dict[fx.Node, fx.Node] = {}
@@ -140,14 +153,24 @@ class StreamRewriter:
         cursor.after([self._readers(read).inner, *(n for group in sources[first:] for n in group), *ahead])
         x = self._running_sum(read.state, cursor)
         rows = [self._project(self._sum(group, cursor), cursor) for group in sources[first:]]
-        call = cursor.call(_role(read), self._module(read), rows, x, *ahead)
-        results = {targets[0]: call}
+        call = cursor.call(_role(read), self._module(read), rows, self._rows(x, cursor), *ahead)
+        parts = [call]
         if len(targets) > 1:
             parts = [cursor.emit("call_function", operator.getitem, call, i) for i in range(len(targets))]
-            named = zip(targets, parts, strict=True)
-            results = {role: part for t, part in named for role in (t if set(t) <= {*ROLES, "r"} else [t])}
             call.meta.pop("val")
-        self._hand_on(read, x, results)
+        named = zip(targets, [self._back(part, read.state, cursor) for part in parts], strict=True)
+        self._hand_on(read, x, {role: part for t, part in named for role in (t if set(t) <= {*ROLES, "r"} else [t])})
+
+    def _rows(self, node: fx.Node, cursor: Cursor) -> fx.Node:
+        """A tensor of the stream as methods see it, with its features last."""
+        return node if self.axis == -1 else cursor.make(lambda: to_rows(self.graph, node, self.axis))
+
+    def _back(self, rows: fx.Node, like: fx.Node, cursor: Cursor) -> fx.Node:
+        """What a method gave, as the host lays it out."""
+        if self.axis == -1:
+            return rows
+        rows.meta["val"] = value_in_rows(like.meta.get("val"), self.axis)
+        return cursor.make(lambda: from_rows(self.graph, rows, self.axis, like))
 
     def _readers(self, read: Planned) -> Readers:
         whole = read.last or self.method.targets(read.last) == ("stream",)
@@ -241,9 +264,9 @@ class StreamRewriter:
         site = self.chain.steps[0].sites[0]
         path = self.turn.module(site, "shared", lambda: self.method.build_source(place_at(site, self.tree)))
         if not path:
-            return source
+            return self._rows(source, cursor)
         if source not in self.projected:
-            self.projected[source] = cursor.call("shared", path, source)
+            self.projected[source] = cursor.call("shared", path, self._rows(source, cursor))
         cursor.after([self.projected[source]])
         return self.projected[source]
 
@@ -277,8 +300,6 @@ def rewrite_stream(turn: Turn, stream: Stream, wanted: Collection[Site]) -> str 
     """Put a method's reads into one stream; returns the reason where it cannot act on it, and changes nothing then."""
     surgery, method = turn.surgery, turn.application.method
     assert isinstance(method, DepthMethod)
-    if any(s.axis != -1 for s in stream.sites):
-        return "a channel-first stream: depth methods read features on the last axis"
     index = Index(surgery.graph, surgery.tree)
     chain = chain_of(stream, index, surgery.replaced)
     if isinstance(chain, str):

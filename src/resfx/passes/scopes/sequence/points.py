@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from resfx.passes.find.branches.attention import ready_to_rotate
+from resfx.passes.find.branches.attention import NOT_ROWS, WINDOWED, ready_to_rotate
 from resfx.passes.find.branches.branch import Branch
 from resfx.passes.find.branches.projected import FLAT, UNPROJECTED, projected
+from resfx.passes.find.graph import same_shape
 
 EXPERTS = "a mixture of experts: its hidden features are not a sequence"
 _ROUTERS = frozenset(
@@ -26,7 +27,8 @@ class Point:
         point: its name among a method's ``points``.
         node: what the mixer reads.
         readers: the users of ``node`` that get the mixed tensor.
-        layout: how ``node`` lies, see :class:`resfx.methods.sequence.mixer.Mixer`.
+        layout: how ``node`` lies, see :class:`resfx.methods.sequence.mixer.Mixer`. Positions on several axes, the rows
+            and columns of an image, are handed over as one.
         residual: the readers get the sum of the node and the mixer's output.
     """
 
@@ -55,6 +57,8 @@ def points_of(branch: Branch, names: Sequence[str]) -> tuple[list[Point], list[s
 def _stream(branch: Branch) -> list[Point] | str:
     if isinstance(branch.attention, str):
         return branch.attention
+    if same_shape(branch.fork, branch.site.node) is False:
+        return NOT_ROWS
     ends = [branch.site.node, *(s.node for s in branch.siblings)]
     return [Point("swa", "stream", branch.fork, branch.readers(branch.fork, ends), residual=True)]
 
@@ -69,6 +73,8 @@ def _attention(branch: Branch) -> list[Point] | str:
 def _projections(branch: Branch, wanted: list[str]) -> list[Point] | str:
     if isinstance(branch.attention, str):
         return branch.attention
+    if branch.attention.windowed:
+        return WINDOWED
     projections = branch.attention.projections
     if len(projections) < 3:
         return UNPROJECTED

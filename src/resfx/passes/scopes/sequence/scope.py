@@ -119,7 +119,7 @@ def place_for(branch: Branch, point: Point, guide: Attention, tree: nn.Module) -
     """What a method may know of a point."""
     site, sizes, value = branch.site, shape(point.node), point.node.meta["val"]
     assert sizes is not None
-    features = (sizes[1], sizes[3]) if point.layout == "bhtd" else sizes[2:]
+    features = {"bhtd": (sizes[1], sizes[-1]), "bthd": sizes[2:]}.get(point.layout, sizes[-1:])
     width = math.prod(hint(size) or 1 for size in features)
     kind = next((p.dtype for p in tree.parameters() if p.is_floating_point()), value.dtype)
     norm = branch.norm(tree) if point.residual else None
@@ -132,23 +132,26 @@ def place_for(branch: Branch, point: Point, guide: Attention, tree: nn.Module) -
 
 
 def _insert(turn: Turn, site: Site, point: Point, guide: Attention) -> tuple[fx.Node, fx.Node]:
-    """Put a mixer behind a node for some of its readers; returns its call and what the readers get."""
+    """Put a mixer behind a node for some of its readers; returns what it gave and what the readers get."""
     graph, node, padding, path = turn.surgery.graph, point.node, guide.padding, turn.path(site, point.label)
     mask: fx.Node | None = None
     with inserting_behind(graph, _behind_inputs(node)) as made:
         if padding is not None:
             mask = graph.call_function(torch.ops.aten.eq.Scalar, (padding, 0)) if guide.padding_drops else padding
-        call = result = graph.call_module(path, (node,), {} if mask is None else {"mask": mask})
+        spread = point.layout == "btc" and node.meta["val"].dim() > 3  # positions on several axes
+        rows = graph.call_method("flatten", (node, 1, -2)) if spread else node
+        call = graph.call_module(path, (rows,), {} if mask is None else {"mask": mask})
+        mixed = result = graph.call_method("view_as", (call, node)) if spread else call
         if point.residual:
-            result = graph.call_function(torch.ops.aten.add.Tensor, (node, call))
+            result = graph.call_function(torch.ops.aten.add.Tensor, (node, mixed))
     for new in made:
         dress(new, site.node, turn.mark(point.label, longer_keys=guide.longer_keys))
-        new.meta["val"] = node.meta["val"]
+        new.meta["val"] = node.meta["val"].flatten(1, -2) if spread and new in (rows, call) else node.meta["val"]
     if mask is not None and mask is not padding:
         mask.meta = {"val": padding.meta["val"].eq(0), KEY: turn.mark()}  # type: ignore[union-attr]
     for reader in point.readers:
         reader.replace_input_with(node, result)
-    return call, result
+    return mixed, result
 
 
 def _behind_inputs(node: fx.Node) -> fx.Node:

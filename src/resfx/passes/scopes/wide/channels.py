@@ -11,7 +11,9 @@ from torch import fx
 from resfx.passes.capture.marking.record import enter, leave
 from resfx.passes.find.graph import shape
 from resfx.passes.find.index import Index
-from resfx.passes.find.operators import is_inplace, operator_name
+from resfx.passes.find.operators import operator_name
+from resfx.passes.scopes.insert import out_of_place
+from resfx.passes.scopes.rows import from_rows, to_rows, value_in_rows
 
 # These act on each element, or on the last axis by their arguments, whatever the number of axes before it.
 _NAMES = (
@@ -31,13 +33,15 @@ def is_carriable(node: fx.Node, index: Index) -> bool:
     )  # fmt: skip
 
 
-def carry(graph: fx.Graph, wide: fx.Node, source: fx.Node, nodes: Sequence[fx.Node], channels: int) -> fx.Node:
-    """Run copies of ``nodes``, which start from ``source (..., d)``, on ``wide (..., n, d)``.
+def carry(
+    graph: fx.Graph, wide: fx.Node, source: fx.Node, nodes: Sequence[fx.Node], channels: int, axis: int
+) -> fx.Node:
+    """Run copies of ``nodes``, which start from ``source`` with ``d`` features on ``axis``, on ``wide (..., n, d)``.
 
     At once where every operator allows it, else channel by channel. New nodes go to the graph's insertion point.
     """
-    if all(_acts_on_rows(n, {source, *nodes}) for n in nodes):
-        return _copy(graph, {source: wide}, nodes, channels)
+    if all(_acts_on_rows(n, {source, *nodes}, axis) for n in nodes):
+        return _copy(graph, {source: wide}, nodes, channels, axis)
     first = next(i for i, n in enumerate(nodes) if n.target not in (enter, leave))
     last = next(i for i in range(len(nodes), 0, -1) if nodes[i - 1].target not in (enter, leave))
     before, inside, after = (
@@ -45,38 +49,44 @@ def carry(graph: fx.Graph, wide: fx.Node, source: fx.Node, nodes: Sequence[fx.No
         nodes[first:last],
         nodes[last:],
     )  # a call takes and gives all channels at once
-    wide = _copy(graph, {source: wide}, before, channels) if before else wide
+    wide = _copy(graph, {source: wide}, before, channels, axis) if before else wide
     start = before[-1] if before else source
     parts = []
     for j in range(channels):
         channel = graph.call_function(torch.ops.aten.select.int, (wide, -2, j))
-        parts.append(_copy(graph, {start: channel}, inside))
+        laid = channel if axis == -1 else from_rows(graph, channel, axis, start)
+        parts.append(to_rows(graph, _copy(graph, {start: laid}, inside), axis))
     wide = graph.call_function(torch.stack, (parts, -2))
-    return _copy(graph, {inside[-1]: wide}, after, channels) if after else wide
+    return _copy(graph, {inside[-1]: wide}, after, channels, axis) if after else wide
 
 
-def _copy(graph: fx.Graph, env: dict[fx.Node, fx.Node], nodes: Sequence[fx.Node], channels: int = 0) -> fx.Node:
+def _copy(
+    graph: fx.Graph, env: dict[fx.Node, fx.Node], nodes: Sequence[fx.Node], channels: int = 0, axis: int = -1
+) -> fx.Node:
     """Copies of the host's operators; on a state of several channels, if there are ``channels``."""
     for node in nodes:
         copy = env[node] = graph.node_copy(node, lambda n: env.get(n, n))
+        out_of_place(copy)  # the state is still to be read: by what mixes its channels, and in the backward pass
         copy.meta["carried"] = True
         if channels:
             copy.meta["wide"] = True
-            copy.meta["val"] = widened(node.meta.get("val"), channels)
+            copy.meta["val"] = widened(node.meta.get("val"), channels, axis)
     return env[nodes[-1]]
 
 
-def widened(value: Any, channels: int) -> Any:
-    """A tensor of the shape of a wide state ``(..., n, d)``, from one of the shape ``(..., d)``; else ``None``."""
-    if not isinstance(value, torch.Tensor):
-        return None
-    return value.unsqueeze(-2).expand(*value.shape[:-1], channels, value.shape[-1])
+def widened(value: Any, channels: int, axis: int) -> Any:
+    """A tensor of the shape of a wide state ``(..., n, d)``, from one with its features on ``axis``; else ``None``."""
+    rows = value_in_rows(value, axis)
+    return None if rows is None else rows.unsqueeze(-2).expand(*rows.shape[:-1], channels, rows.shape[-1])
 
 
-def _acts_on_rows(node: fx.Node, states: set[fx.Node]) -> bool:
+def _acts_on_rows(node: fx.Node, states: set[fx.Node], axis: int) -> bool:
     name = operator_name(node)
     others = [n for n in node.all_input_nodes if n not in states]
-    if is_inplace(node) or any((sizes := shape(n)) is None or len(sizes) > 1 for n in others):
+    along = 1 if axis == -1 else 0  # a gain of every feature lies along the last axis, whatever comes before it
+    if any((sizes := shape(n)) is None or len(sizes) > along for n in others):
+        return False
+    if axis != -1 and name not in _ELEMENTWISE:
         return False
     if name in ("layer_norm", "rms_norm"):
         size = node.args[1] if len(node.args) > 1 else node.kwargs.get("normalized_shape")

@@ -18,12 +18,10 @@ from resfx.passes.scopes.sequence.scope import attention_of
 from .channels import is_carriable
 
 ALPHA = "an add with a factor or a product in it rounds once: its terms cannot be told apart"
-CHANNEL_AXIS = "the features are not on the last axis"
 OWN_BASIS = "the shortcut changes the state's basis: a wide stream can only begin after it"
 PARTNER = "its branch starts before the add ahead of it, which is not part of the wide stream"
 REMEDIES = {
     ALPHA: "write x + alpha * f in two steps",
-    CHANNEL_AXIS: "use a method of scope 'site'",
     OWN_BASIS: "",
     PARTNER: "include that add too",
 }
@@ -78,8 +76,6 @@ def token_axis(graph: fx.Graph, tree: nn.Module, stream: Stream) -> TokenAxis:
 
 def refusal(site: Site) -> str | None:
     """Why an add cannot be part of any wide stream; ``None`` where it can."""
-    if site.axis != -1:
-        return CHANNEL_AXIS
     if site.form in ("projection", "resampled"):
         return OWN_BASIS
     return None if site.is_plain else ALPHA
@@ -101,7 +97,8 @@ def wide_runs(graph: fx.Graph, tree: nn.Module, sites: Sequence[Site], skips: li
             reason = reason or PARTNER
             skips.append(Skip(site.owner, site.line, reason, REMEDIES[reason], node=site.node))
             continue
-        if add.before or add.parallel or (last is not None and add.entry is last.site.node):
+        goes_on = last is not None and (bool(add.before) or add.entry is last.site.node) and site.axis == last.site.axis
+        if goes_on or add.parallel:
             runs[-1].append(add)
         else:
             runs.append([add])

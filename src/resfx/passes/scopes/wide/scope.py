@@ -21,6 +21,7 @@ from resfx.methods.wide.base import WideStream
 from resfx.passes.find.site import Site, Skip
 from resfx.passes.scopes.insert import dress, inserting_behind, take_over
 from resfx.passes.scopes.places import place_at
+from resfx.passes.scopes.rows import from_rows, to_rows, value_in_rows
 from resfx.passes.scopes.surgery import Turn, reasons_of, remedies_of
 
 from .channels import carry, widened
@@ -76,11 +77,12 @@ def _require(turn: Turn, run: Sequence[Add]) -> None:
 
 
 class Widening:
-    """The surgery on one run; ``x`` and ``memo`` are what the last read gave."""
+    """The surgery on one run; ``x``, with its features last, and ``memo`` are what the last read gave."""
 
     def __init__(self, turn: Turn, run: Sequence[Add], tokens: TokenAxis) -> None:
         self.turn, self.adds, self.tokens = turn, run, tokens
         self.graph, self.tree = turn.surgery.graph, turn.surgery.tree
+        self.axis = run[0].site.axis
         self.channels = int(cast(Any, self._module(run[0].site, "expand")).channels)
         self.reads = run[0].site  # the site whose read module reads
         self.x: fx.Node
@@ -109,19 +111,30 @@ class Widening:
 
     def _new(
         self, after: fx.Node, like: fx.Node, make: Callable[[], fx.Node], role: str = "", narrow: bool = False,
-        longer_keys: bool = False,
+        **notes: bool,
     ) -> fx.Node:  # fmt: skip
-        """What ``make`` makes goes behind ``after``; its last node has the type of ``like`` where it is ``narrow``."""
+        """What ``make`` makes goes behind ``after``; its last node is as ``like``, in rows if ``narrow``, else wide."""
         with inserting_behind(self.graph, after) as made:
             last = make()
-        mark = self.turn.mark(role, longer_keys=longer_keys)
+        mark = self.turn.mark(role, **notes)
         for node in made:
             if node.meta.pop("carried", False):  # what is carried is the host's own
                 continue
-            dress(node, like, mark, *(() if node is last and narrow else ("val",)))
-            if node is last and not narrow:
-                node.meta["val"] = widened(like.meta.get("val"), self.channels)
+            dress(node, like, mark, "val")
+        value = like.meta.get("val")
+        if "val" not in last.meta:
+            last.meta["val"] = value_in_rows(value, self.axis) if narrow else widened(value, self.channels, self.axis)
         return last
+
+    def _rows(self, node: fx.Node, after: fx.Node) -> fx.Node:
+        """A tensor of the host with its features last."""
+        return node if self.axis == -1 else self._new(after, node, lambda: to_rows(self.graph, node, self.axis))
+
+    def _back(self, rows: fx.Node, like: fx.Node) -> fx.Node:
+        """Rows as the host lays them out."""
+        if self.axis == -1:
+            return rows
+        return self._new(rows, like, lambda: from_rows(self.graph, rows, self.axis, like))
 
     def _call(
         self, after: fx.Node, like: fx.Node, site: Site, role: str, *args: fx.Node | None, narrow: bool = False
@@ -139,19 +152,21 @@ class Widening:
             wide = self._expand(entry)
         elif step.before:
             here, nodes = wide, step.before
-            wide = self._new(entry, entry, lambda: carry(graph, here, self._source(step), nodes, self.channels))
+            wide = self._carry(entry, here, self._source(step), nodes)
         if self.turn.path(step.site, "read"):
             self.reads = step.site
         both = self._call(wide, entry, self.reads, "read", wide)
         self.x = self._new(both, entry, lambda: graph.call_function(operator.getitem, (both, 0)), narrow=True)
         self.memo = self._new(self.x, step.site.node, lambda: graph.call_function(operator.getitem, (both, 1)))
         source = self._module(self.reads, "read")
-        mixed = self._over_tokens(self.x, entry, source, step.site, "read_tokens", after=self.memo)
-        for node in (both, self.x, self.memo, mixed):  # the module that reads is theirs, not the one that added last
+        self.x = self._over_tokens(self.x, entry, source, step.site, "read_tokens", after=self.memo)
+        inner = self._back(self.x, entry)
+        node, end = both, max(self.memo, inner)
+        while node <= end:  # the module that reads is theirs, not the one that added last
             node.meta["nn_module_stack"] = step.readers[0].meta.get("nn_module_stack")
-        self.x = mixed
+            node = node.next
         for user in step.readers:
-            user.replace_input_with(entry, self.x)
+            user.replace_input_with(entry, inner)
         if others and not first and not at_add:
             narrow = self._collapse(wide, entry, step.site, "entry_tokens")
             for user in others:
@@ -163,25 +178,33 @@ class Widening:
         if step.after:
             source = step.after[0].all_input_nodes
             origin = next(n for n in source if n is step.entry or n in self._nodes())
-            here = wide
-            wide = self._new(add, add, lambda: carry(self.graph, here, origin, step.after, self.channels))
-        context = self.x if step.context is step.entry else step.context
-        after = wide if step.after else add
-        return self._call(after, add, step.site, "write", wide, step.branch, self.x, context, self.memo)
+            wide = self._carry(add, wide, origin, step.after)
+        branch = self._rows(step.branch, wide if step.after else add)
+        after = max(branch, wide if step.after else add)
+        context: fx.Node | None = self.x
+        if step.context is not step.entry:
+            context = step.context and self._rows(step.context, after)
+            after = max(after, context or after)
+        return self._call(after, add, step.site, "write", wide, branch, self.x, context, self.memo)
+
+    def _carry(self, after: fx.Node, wide: fx.Node, source: fx.Node, nodes: Sequence[fx.Node]) -> fx.Node:
+        """What the host does to its state between ``source`` and ``after``, done to every channel."""
+        make = lambda: carry(self.graph, wide, source, nodes, self.channels, self.axis)
+        return self._new(after, after, make, carries=True)
 
     def _expand(self, entry: fx.Node) -> fx.Node:
         site = self.adds[0].site
-        module = self._module(site, "expand")
+        module, rows = self._module(site, "expand"), self._rows(entry, entry)
         if not isinstance(module, Mixer):
-            return self._call(entry, entry, site, "expand", entry)
+            return self._call(rows, entry, site, "expand", rows)
         if "streams" not in vars(module):
             module.streams = module.streams if self.tokens.streaming else 0
-        return self._call_mixer(entry, entry, site, "expand")
+        return self._call_mixer(rows, entry, site, "expand")
 
     def _collapse(self, state: fx.Node, like: fx.Node, site: Site, tokens: str) -> fx.Node:
         last = self.adds[-1].site
         narrow = self._call(state, like, last, "collapse", state, narrow=True)
-        return self._over_tokens(narrow, like, self._module(last, "collapse"), site, tokens)
+        return self._back(self._over_tokens(narrow, like, self._module(last, "collapse"), site, tokens), like)
 
     def _over_tokens(
         self, x: fx.Node, like: fx.Node, source: nn.Module, site: Site, role: str, after: fx.Node | None = None
