@@ -20,7 +20,7 @@ from resfx.passes.find.detect import find_sites
 from resfx.passes.scopes.application import Application
 from resfx.passes.scopes.apply import apply_method
 from resfx.passes.scopes.surgery import Surgery
-from resfx.runtime.rewriting import function_of
+from resfx.passes.fold.whole import function_of
 
 from .common import start, write
 

@@ -22,7 +22,7 @@ from resfx.runtime.module import Rewritten, hand_back
 from resfx.runtime.rewriting import Rewriting
 
 from .errors import OptionError, ResfxError, meant, nearest
-from .passes import Source, check_rewrite, find_sites, source_of
+from .passes import Source, apply_methods, check_rewrite, find_sites, fold, source_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -114,7 +114,7 @@ def rewrite(
 def rewrite_by(
     source: Source, base: nn.Module, applications: list[Application], example: Example | None, check: bool
 ) -> Any:
-    """The way through: copy, capture, find, rewrite, hand back in the user's class, check."""
+    """The result, held against the original; where the two differ, captured as the model behaves in eager mode."""
     _name_banks(applications)
     if not (check and example):
         return _rewritten(source, base, applications, example)
@@ -134,10 +134,17 @@ def rewrite_by(
 
 
 def _rewritten(source: Source, base: nn.Module, applications: list[Application], example: Example | None) -> Any:
+    """The way through: copy, capture, find, rewrite, fold, hand back in the user's class."""
     tree = copy_sharing_parameters(base)
     call = source.call(*example) if example and not source.shared else None
-    rewriting = Rewriting(source, applications)
-    rewriting.begin(tree, call)
+    capture = source.capture(tree, call)
+    nodes = len(capture.graph.nodes)
+    found = find_sites(capture.graph, tree)
+    surgery = apply_methods(capture.graph, tree, found, applications)
+    skips = found.skips + [s for a in applications for s in a.skips]
+    report = Report(type(tree).__name__, found.sites, skips, surgery.streams, nodes, surgery.changes)
+    rewriting = Rewriting(dataclasses.replace(source, model=nn.Module()), applications, report)  # the model may go
+    rewriting.hand_out(fold(capture, tree, source, rewriting.shared), tree)
     return hand_back(tree, rewriting, base)
 
 

@@ -26,7 +26,7 @@ from . import builtin
 from .axes import axis_names, other_example, rename_axes
 from .operators import attach_bodies, translation_table
 from .repairs import expand_rotary_caches, own_names, share_heads
-from .trace import FlatModel, flatten_model, trace
+from .trace import Exportable, flatten_model, trace
 from .translations import translations
 from .verify import verify, wants_reference
 
@@ -195,7 +195,7 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().split('. See the stack trace')[0]}"
 
 
-def _lower(program: torch.export.ExportedProgram, flat: FlatModel, opset: int) -> Any:
+def _lower(program: torch.export.ExportedProgram, flat: Exportable, opset: int) -> Any:
     # Attention has other strides with gradients than without, and the trace was made without.
     with torch.no_grad():
         lowered = torch.onnx.export(
@@ -232,7 +232,7 @@ def _backends(model: Any, draft: Path, check: bool | Backend) -> tuple[list[str]
 
 
 def _check(
-    flat: FlatModel, program: torch.export.ExportedProgram, draft: Path, backends: list[str], known: tuple[str, ...]
+    flat: Exportable, program: torch.export.ExportedProgram, draft: Path, backends: list[str], known: tuple[str, ...]
 ) -> tuple[dict[str, float], tuple[str, ...]]:
     onnx, notes = require("onnx", "onnx", "checking"), list(known)
     try:

@@ -20,15 +20,16 @@ from resfx.passes.capture.export import distinct, dynamic_axes, image_leaves
 from resfx.passes.capture.inputs import Named, Positional, example_of
 from resfx.passes.capture.source import Source, source_of
 from resfx.passes.capture.structure import Flattener, Template, named_parts
-from resfx.runtime.flat import Flat, flat
 from resfx.runtime.huggingface import renamed_arguments
 from resfx.runtime.module import Rewritten
+
+from .flat import FlatCall, flat_call
 
 Axes = Mapping[str, Mapping[int, str]]
 
 
 @dataclass
-class FlatModel:
+class Exportable:
     """A model and one call pattern of it.
 
     Attributes:
@@ -42,7 +43,7 @@ class FlatModel:
     source: Source
     tree: nn.Module
     call: Call
-    variant: Flat
+    variant: FlatCall
     inputs: list[str]
     outputs: list[str] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
@@ -74,7 +75,7 @@ class FlatModel:
         return [flat[i] for i in self.positions]
 
 
-def flatten_model(model: Any, args: Positional | None, kwargs: Named | None, fused: bool = True) -> FlatModel:
+def flatten_model(model: Any, args: Positional | None, kwargs: Named | None, fused: bool = True) -> Exportable:
     """Capture one call of a rewritten module, or of any other model, in eval mode. ``model`` is not changed.
 
     Args:
@@ -101,45 +102,45 @@ def flatten_model(model: Any, args: Positional | None, kwargs: Named | None, fus
     if isinstance(tree, Rewritten) and source.as_eager:
         # What the model computes instead while it is exported is what export targets know.
         source = dataclasses.replace(source, as_eager=False)
-        variant = flat(source.capture(tree, call), tree, tree._resfx.applications)
+        variant = flat_call(source.capture(tree, call), tree, tree._resfx.applications)
     elif isinstance(tree, Rewritten):
-        variant = flat(source.capture(tree, call), tree, tree._resfx.applications)
+        variant = flat_call(source.capture(tree, call), tree, tree._resfx.applications)
     else:
         with _operators(fused):  # the model may call them itself
-            variant = flat(source.capture(tree, call), tree, [])
+            variant = flat_call(source.capture(tree, call), tree, [])
     inputs = dict(_names(call.template, ""))
-    return FlatModel(source, tree, call, variant, _plain(call, source, inputs))
+    return Exportable(source, tree, call, variant, _plain(call, source, inputs))
 
 
-def trace(flat: FlatModel, dynamic: bool | Axes, fused: bool) -> torch.export.ExportedProgram:
+def trace(model: Exportable, dynamic: bool | Axes, fused: bool) -> torch.export.ExportedProgram:
     """The flat program of a model.
 
     Args:
         dynamic: ``True`` for every axis that the model leaves open, ``False`` for none, or axis names by input.
         fused: as for :func:`flatten_model`.
     """
-    shell = _Flat(flat)
-    images = image_leaves(flat.call)
+    shell = _Shell(model)
+    images = image_leaves(model.call)
     shapes = tuple(
         _axes(name, leaf, dynamic, i in images)
-        for i, (name, leaf) in enumerate(zip(flat.inputs, flat.call.leaves, strict=True))
+        for i, (name, leaf) in enumerate(zip(model.inputs, model.call.leaves, strict=True))
     )
     with torch.no_grad(), warnings.catch_warnings(), _operators(fused):
         warnings.simplefilter("ignore")
-        return torch.export.export(shell, distinct(flat.call.leaves), dynamic_shapes=(shapes,), strict=False)
+        return torch.export.export(shell, distinct(model.call.leaves), dynamic_shapes=(shapes,), strict=False)
 
 
-class _Flat(nn.Module):
-    def __init__(self, flat: FlatModel) -> None:
+class _Shell(nn.Module):
+    def __init__(self, model: Exportable) -> None:
         super().__init__()
-        self.tree = flat.tree
-        self._flat = flat
-        self.train(flat.tree.training)
+        self.tree = model.tree
+        self._model = model
+        self.train(model.tree.training)
 
     def forward(self, *leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
         seen = {id(leaf) for leaf in leaves}
         results = []
-        for value in self._flat.traced(leaves):
+        for value in self._model.traced(leaves):
             # A graph output has one name: what comes out twice, or as it went in, is copied.
             results.append(value.clone() if id(value) in seen else value)
             seen.add(id(value))

@@ -2,7 +2,9 @@
 
 from resfx.passes.capture.source import Source, source_of
 from resfx.passes.find.detect import find_sites
+from resfx.passes.scopes.apply import apply_methods
 
 from .check import check_rewrite
+from .fold import fold
 
-__all__ = ["Source", "check_rewrite", "find_sites", "source_of"]
+__all__ = ["Source", "apply_methods", "check_rewrite", "find_sites", "fold", "source_of"]

@@ -9,49 +9,69 @@ from torch import fx, nn
 
 from resfx.errors import VariantError
 from resfx.methods.sequence.mixer import Mixer
+from resfx.passes.capture.source import Source
 from resfx.passes.find.graph import Capture
 
 from .code import Writer
-from .function import Code, NotExpressible, Shared
-from .plan import Plan, from_function, only_handed_on
+from .function import Code, Folded, NotExpressible, Shared
+from .guard import Always
+from .made_for import guard_of
+from .plan import Plan
 from .region import Region
 from .stages import Cut, StageCode, StageWriter
+from .whole import forward_of_graph
 
-__all__ = ["Code", "Plan", "Region", "Shared", "StageCode", "fold", "fold_in_stages", "from_function", "only_handed_on"]
+__all__ = ["Code", "Folded", "Shared", "StageCode", "fold", "fold_in_stages"]
 
 _log = logging.getLogger("resfx")
 
 
-def fold(capture: Capture, tree: nn.Module, prefix: str, shared: Shared) -> tuple[Plan, dict[Region, Code]]:
-    """The generated code of every call that needs some.
+def fold(capture: Capture, tree: nn.Module, source: Source, shared: Shared, prefix: str = "") -> list[Folded]:
+    """The calls that need code of their own, and that code.
 
     Args:
         tree: the captured module, with the new modules below ``resfx``.
-        prefix: its path in the whole model.
+        source: where the capture comes from.
         shared: functions by their text; equal blocks share one.
+        prefix: the path of ``tree`` in the whole model.
 
     Raises:
         VariantError: where the code of the whole call cannot be written.
     """
-
+    if not capture.calls:  # a graph that the user already has
+        code = Code(forward_of_graph(capture.graph, type(tree).__name__), (), str(capture.graph))
+        flags = tuple(m.training for m in tree.modules()) if source.traced else None
+        return [Folded("", code, Always(flags), False)]
     plan = plan_of(capture, tree)
     while True:
         codes: dict[Region, Code] = {}
         try:
             for region in [r for r in plan.root.below() if r.generated][::-1]:
                 codes[region] = Writer(plan, region, tree, prefix, codes).write(shared)
-            return plan, codes
+            return folded(plan, codes, tree, source)
         except NotExpressible as error:
             give_way(plan, error.region or region, error)
 
 
+def folded(plan: Plan, codes: dict[Region, Code], tree: nn.Module, source: Source) -> list[Folded]:
+    """Calls with their code, and what that was made for."""
+    found = []
+    for region, code in codes.items():
+        path = region.path
+        assert path is not None
+        guard = None if region.passed_on else guard_of(plan, region, tree.get_submodule(path), source.varying)
+        found.append(Folded(path, code, guard, not plan.acts_in(region)))
+    return found
+
+
 def fold_in_stages(
-    capture: Capture, tree: nn.Module, starts: Sequence[str], ranks: int | None, shared: Shared
-) -> tuple[Plan, dict[Region, Code], list[StageCode]]:
+    capture: Capture, tree: nn.Module, source: Source, shared: Shared, starts: Sequence[str], ranks: int | None
+) -> tuple[list[Folded], list[StageCode]]:
     """The code of a whole call in stages, each but the first beginning with the call of one of ``starts``, and that of
     the calls inside that need some.
 
     Args:
+        capture, tree, source, shared: as for :func:`fold`.
         ranks: how many processes take the stages in turns, each keeping what it has for its later ones; without, every
             stage has a process of its own.
 
@@ -67,7 +87,8 @@ def fold_in_stages(
             for region in [r for r in plan.root.below() if r.generated and r is not plan.root][::-1]:
                 codes[region] = Writer(plan, region, tree, "", codes).write(shared)
             region = plan.root
-            return plan, codes, [StageWriter(cut, i, codes).stage_code(shared) for i in range(len(starts) + 1)]
+            stages = [StageWriter(cut, i, codes).stage_code(shared) for i in range(len(starts) + 1)]
+            return folded(plan, codes, tree, source), stages
         except NotExpressible as error:
             give_way(plan, error.region or region, error)
 

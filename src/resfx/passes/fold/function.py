@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .guard import Always, Guard
 from .region import Region
 
 
@@ -35,6 +36,23 @@ class Code:
     function: Callable[..., Any]
     new: tuple[tuple[str, ...], ...]
     source: str
+
+
+@dataclass(eq=False)
+class Folded:
+    """A call whose module runs code of its own from now on.
+
+    Attributes:
+        path: the module, as the captured tree names it.
+        code: what it runs.
+        guard: what that was made for; ``None`` where the code around it says so.
+        handing: whether no method made any of the code: it hands values on.
+    """
+
+    path: str
+    code: Code
+    guard: Guard | Always | None
+    handing: bool
 
 
 class Shared(dict[Any, Callable[..., Any]]):

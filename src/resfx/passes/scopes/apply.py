@@ -1,10 +1,13 @@
-"""Applying a method to a captured graph: the adds it claims, then the surgery of its scope."""
+"""Applying methods to a captured graph: the adds each claims, then the surgery of its scope."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from torch import fx, nn
+
 from resfx.errors import ConflictError
+from resfx.passes.find.detect import Found
 from resfx.passes.find.site import Site
 
 from .application import Application
@@ -22,6 +25,27 @@ SCOPES: dict[str, Callable[[Turn], Sequence[Site]]] = {
     "site": apply_site, "depth": apply_depth, "route": apply_route, "sequence": apply_sequence,
     "wide": apply_wide,
 }  # fmt: skip
+
+
+# What acts inside the host's own branches goes first, mixers before routes: what replaces an add reads its result.
+INSIDE = ("sequence", "route")
+
+
+def apply_methods(graph: fx.Graph, tree: nn.Module, found: Found, applications: Sequence[Application]) -> Surgery:
+    """Rewrite the graph of a fresh capture by a recipe; the first time the new modules are built into ``tree``.
+
+    Args:
+        found: what :func:`resfx.passes.find.detect.find_sites` found in it.
+
+    Raises:
+        NoSitesError, ConflictError, VariantError: as :func:`apply_method`.
+    """
+    surgery = Surgery(graph, tree, found.streams)
+    order = lambda a: INSIDE.index(a.method.scope) if a.method.scope in INSIDE else len(INSIDE)
+    for application in sorted(applications, key=order):
+        apply_method(surgery, found.sites, application)
+    graph.lint()
+    return surgery
 
 
 def apply_method(surgery: Surgery, sites: Sequence[Site], application: Application) -> None:
@@ -50,7 +74,7 @@ def apply_method(surgery: Surgery, sites: Sequence[Site], application: Applicati
 def _forbid_claimed(turn: Turn) -> None:
     """A method that replaces adds wants them as they are; reads go beside a replaced add, but not beside two reads."""
     surgery, scope = turn.surgery, turn.application.method.scope
-    if scope in ("sequence", "route"):
+    if scope in INSIDE:
         return
     replaced = surgery.replaced
     for site in turn.chosen:

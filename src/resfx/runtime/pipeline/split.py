@@ -19,9 +19,9 @@ from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import hint
 from resfx.passes.fold import Shared, fold_in_stages
 from resfx.passes.scopes.application import Application
+from resfx.passes.scopes.apply import apply_methods
 from resfx.runtime.blocks import block_names, outermost
 from resfx.runtime.module import Rewritten, rewriting_of
-from resfx.runtime.rewriting import rewrite_capture
 
 from .stage import Stage
 
@@ -142,11 +142,11 @@ def split(
     if ranks is not None and (ranks < 2 or (len(starts) + 1) % ranks):
         raise OptionError(f"cannot split {type(model).__name__} for {ranks} processes",
                           f"{len(starts) + 1} stages", "ranks= from 2, of which the number of stages is a multiple")  # fmt: skip
-    rewrite_capture(capture, tree, applications)
+    apply_methods(capture.graph, tree, find_sites(capture.graph, tree), applications)
     shared = model._resfx.shared if rewritten else Shared()
-    plan, codes, parts = fold_in_stages(capture, tree, starts, ranks, shared)
+    folded, parts = fold_in_stages(capture, tree, source, shared, starts, ranks)
     if rewritten:
-        rewriting_of(tree).hand_out(plan, codes, tree, "", tree)
+        rewriting_of(tree).hand_out(folded, tree)
     found = Stages(
         [Stage(tree, i, part, capture, presets) for i, part in enumerate(parts)], starts,
         [_crossings(part.gives, part.names) for part in parts[:-1]],

@@ -11,15 +11,17 @@ from torch import nn
 from resfx.errors import CaptureError
 from resfx.passes.capture.marking.record import enter, keep, leave
 from resfx.passes.capture.untraced import UNTRACED
+from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import Capture
+from resfx.passes.fold.whole import function_of
 from resfx.passes.scopes.application import Application
+from resfx.passes.scopes.apply import apply_methods
 
-from .rewriting import function_of, rewrite_capture
 from .states import thread_states
 
 
 @dataclass(eq=False)
-class Flat:
+class FlatCall:
     """One rewritten call of a model.
 
     Attributes:
@@ -31,7 +33,7 @@ class Flat:
     run: Callable[..., Any]
 
 
-def flat(capture: Capture, tree: nn.Module, applications: Sequence[Application]) -> Flat:
+def flat_call(capture: Capture, tree: nn.Module, applications: Sequence[Application]) -> FlatCall:
     """Rewrite a fresh capture by a recipe whose modules stand in ``tree``, and leave it one graph.
 
     Raises:
@@ -42,12 +44,12 @@ def flat(capture: Capture, tree: nn.Module, applications: Sequence[Application])
             f"cannot take {type(tree).__name__} as one graph", f"{node.args[1]} cannot be traced: {node.args[3]}",
             "mend that line, or lower the modules that can be traced: resfx.compile_blocks(new)",
         )  # fmt: skip
-    rewrite_capture(capture, tree, applications)
     graph = capture.graph
+    apply_methods(graph, tree, find_sites(graph, tree), applications)
     for node in list(graph.nodes):
         if node.target in (enter, leave, keep):
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             graph.erase_node(node)
     thread_states(capture, tree)
     graph.lint()
-    return Flat(capture, function_of(graph))
+    return FlatCall(capture, function_of(graph))
