@@ -10,9 +10,9 @@ from torch import nn
 
 from resfx.errors import CaptureError
 from resfx.passes.capture.marking.record import enter, keep, leave
+from resfx.passes.capture.trace import Capture
 from resfx.passes.capture.untraced import UNTRACED
 from resfx.passes.find.detect import find_sites
-from resfx.passes.find.graph import Capture
 from resfx.passes.fold.whole import function_of
 from resfx.passes.scopes.application import Application
 from resfx.passes.scopes.apply import apply_methods

@@ -18,7 +18,8 @@ from torch import fx, nn
 from resfx.errors import VariantError
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.structure import Template
-from resfx.passes.find.graph import Capture, hint, shape
+from resfx.passes.capture.trace import Capture
+from resfx.passes.find.graph import hint, shape
 from resfx.passes.find.mark import mark_of
 from resfx.passes.scopes.bank import BANK
 from resfx.runtime.huggingface import CACHE_LAYERS, LAYER_KEYS, ShortState

@@ -16,10 +16,10 @@ from resfx.errors import ExportError
 from resfx.ops.register import opaque_operators
 from resfx.passes.capture.calls import Call, unbind
 from resfx.passes.capture.clone import copy_sharing_parameters
-from resfx.passes.capture.export import distinct, dynamic_axes, image_leaves
 from resfx.passes.capture.inputs import Named, Positional, example_of
 from resfx.passes.capture.source import Source, source_of
 from resfx.passes.capture.structure import Flattener, Template, named_parts
+from resfx.passes.capture.trace import distinct, dynamic_axes, image_leaves
 from resfx.runtime.huggingface import renamed_arguments
 from resfx.runtime.module import Rewritten
 

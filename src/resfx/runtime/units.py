@@ -62,7 +62,7 @@ class Unit:
     def code_for(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Code:
         """The code for a call, made if no call like it was seen before."""
         given = type(module)._resfx_bind(module, *args, **kwargs)  # type: ignore[attr-defined]
-        for guard, code in reversed(self.variants):  # tokens come last, and often
+        for guard, code in self.variants:
             if guard.fits(module, given):
                 return code
         return outside_of_compilers(self._make)(module, args, kwargs)

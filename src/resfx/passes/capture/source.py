@@ -12,7 +12,6 @@ from torch import fx, nn
 
 from resfx._torch import compiled_from, fake_mode, share_codegen
 from resfx.errors import CaptureError, ModelError
-from resfx.passes.find.graph import Capture
 from resfx.passes.preserve import TRACING
 from resfx.report.progress import step
 from resfx.runtime.huggingface import renamed_arguments
@@ -20,9 +19,9 @@ from resfx.runtime.huggingface import renamed_arguments
 from .calls import Call, bind, by_new_names, flatten_call
 from .clone import clone_tree
 from .diagnose import SIZE_AS_KEY, quiet_tracing
-from .export import capture_call
 from .inputs import Example, example_of, outside_inference_mode
 from .split import is_split, refuse_split
+from .trace import Capture, capture_call
 from .trial import try_call
 from .untraced import alike, observe
 

@@ -1,53 +1,21 @@
-"""The captured graph and what every pass may ask of a node."""
+"""What every pass may ask of a node of a captured graph."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from resfx.passes.capture.guards import Assumed
-from resfx.passes.capture.marking.record import CallRecord, Passed, keep, leave
-from resfx.passes.capture.structure import Template
+from resfx.passes.capture.marking.record import keep, leave
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 _TORCH = str(Path(torch.__file__).parent)
 _MODULE, _HERE = inspect.getfile(nn.Module), str(Path(__file__).parents[2])
-
-
-@dataclass
-class Capture:
-    """One call of a model as a flat graph over its module tree.
-
-    Attributes:
-        graph: placeholders are the tensor leaves of the call, then ``constants``; outputs are flat.
-        constants: values of the trailing placeholders.
-        accepts: whether tensors are ones the graph was captured for.
-        output: structure of the result, or ``None`` where the graph already returns it.
-        states: structure of each stateful input object after the call.
-        inputs: structure of the call's arguments, or ``None`` where the graph takes them as they are.
-        calls: the calls inside, the whole one first; none for a graph that came without.
-        objects: stateful objects that pass through them.
-        known: what the trace assumed about sizes.
-        grad: whether it is good for calls with gradients too.
-    """
-
-    graph: fx.Graph
-    constants: list[Any] = field(default_factory=list)
-    accepts: Callable[[Sequence[torch.Tensor]], bool] = lambda leaves: True
-    output: Template | None = None
-    states: list[Template] = field(default_factory=list)
-    inputs: Template | None = None
-    calls: list[CallRecord] = field(default_factory=list)
-    objects: list[Passed] = field(default_factory=list)
-    known: Assumed = field(default_factory=lambda: Assumed({}, ()))
-    grad: bool = True
 
 
 def owner(node: fx.Node) -> str:

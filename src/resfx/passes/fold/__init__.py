@@ -10,7 +10,7 @@ from torch import fx, nn
 from resfx.errors import VariantError
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.source import Source
-from resfx.passes.find.graph import Capture
+from resfx.passes.capture.trace import Capture
 
 from .code import Writer
 from .function import Code, Folded, NotExpressible, Shared

@@ -16,7 +16,7 @@ from torch import fx
 from resfx.errors import VariantError
 from resfx.passes.capture.marking.record import CallRecord, MethodOf, enter, keep, leave
 from resfx.passes.capture.structure import Template, innermost
-from resfx.passes.find.graph import Capture
+from resfx.passes.capture.trace import Capture
 from resfx.passes.find.mark import mark_of, now
 from resfx.passes.find.operators import is_inplace
 

@@ -12,7 +12,7 @@ from resfx._torch import held_modules, is_compiling
 from resfx.errors import VariantError
 from resfx.passes.capture.clone import class_before
 from resfx.passes.capture.guards import shape_guard
-from resfx.passes.find.graph import Capture
+from resfx.passes.capture.trace import Capture
 from resfx.passes.fold import StageCode
 from resfx.passes.fold.guard import Guard, autocast_state
 from resfx.runtime.units import binder, levels_of, look_below

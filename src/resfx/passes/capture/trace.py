@@ -4,30 +4,60 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from resfx._torch import denying, for_graphs_alone
 from resfx.errors import CaptureError
-from resfx.passes.find.graph import Capture
 from resfx.passes.find.mark import note
 from resfx.passes.preserve import traceable, without_recomputation
 from resfx.runtime.huggingface import kept_functions, traced_plainly
 
 from .calls import Call, unbind
 from .diagnose import diagnose
-from .guards import assumed, shape_guard
+from .guards import Assumed, assumed, shape_guard
 from .marking.identities import restore_operands
 from .marking.marks import Recorder
+from .marking.record import CallRecord, Passed
 from .normalize import flatten_graph
 from .structure import COMPOUND, Flattener, Template
 from .untraced import Untraced
 
 AUTO = torch.export.Dim.AUTO
+
+
+@dataclass
+class Capture:
+    """One call of a model as a flat graph over its module tree.
+
+    Attributes:
+        graph: placeholders are the tensor leaves of the call, then ``constants``; outputs are flat.
+        constants: values of the trailing placeholders.
+        accepts: whether tensors are ones the graph was captured for.
+        output: structure of the result, or ``None`` where the graph already returns it.
+        states: structure of each stateful input object after the call.
+        inputs: structure of the call's arguments, or ``None`` where the graph takes them as they are.
+        calls: the calls inside, the whole one first; none for a graph that came without.
+        objects: stateful objects that pass through them.
+        known: what the trace assumed about sizes.
+        grad: whether it is good for calls with gradients too.
+    """
+
+    graph: fx.Graph
+    constants: list[Any] = field(default_factory=list)
+    accepts: Callable[[Sequence[torch.Tensor]], bool] = lambda leaves: True
+    output: Template | None = None
+    states: list[Template] = field(default_factory=list)
+    inputs: Template | None = None
+    calls: list[CallRecord] = field(default_factory=list)
+    objects: list[Passed] = field(default_factory=list)
+    known: Assumed = field(default_factory=lambda: Assumed({}, ()))
+    grad: bool = True
 
 
 def capture_call(
