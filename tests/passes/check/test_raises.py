@@ -1,4 +1,4 @@
-"""Methods of a user's own that raise or give something else, and calls that recompute: the check says which, or goes on."""
+"""Methods of a user's own that raise or give another thing are named by the check; calls that recompute pass it."""
 
 from __future__ import annotations
 
