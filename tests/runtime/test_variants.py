@@ -62,7 +62,7 @@ def test_what_a_traced_forward_writes_is_taken_back():
 
 
 def test_threads_that_need_captures_at_once():
-    """While one thread traces, torch says to all that it compiles; and GELU rounds by whether oneDNN is taken from it."""
+    """While one thread traces, torch says to all that it compiles; GELU rounds by whether oneDNN is taken from it."""
     model = net()
     new, found = resfx.rewrite(model, "ddl", args=(batch(),)), []
 
