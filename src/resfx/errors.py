@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 
 class ResfxError(Exception):
@@ -85,6 +88,20 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
 def meant(name: str, names: Iterable[str]) -> str | None:
     """The one of ``names`` that a misspelt ``name`` stands for, if one is near enough."""
     return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)), None)
+
+
+def path_of(value: Any, asked: str) -> Path:
+    """A path that a caller gave.
+
+    Args:
+        asked: what it is for, e.g. ``"cannot write a file"``.
+
+    Raises:
+        OptionError: if it is none, naming its class.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise OptionError(asked, f"a {type(value).__name__} for its path", "a path: a text or a pathlib.Path")
+    return Path(value)
 
 
 def require(package: str, extra: str, purpose: str):  # noqa: ANN201 - a module

@@ -1,7 +1,7 @@
 """Tensors of a trace that the model's code left outside of the model: in a table of its file, on a class, in a cache.
 
 The tree that is traced is a copy, which takes what is written into it along. A dict of the file, an attribute of a
-class and a function that remembers its results belong to everybody: later calls would find tensors without values there.
+class and a function that remembers its results belong to everybody: later calls would find tensors without values.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def nothing_left(model: nn.Module) -> Iterator[None]:
 
 def _places(model: nn.Module) -> Iterator[Any]:
     """The classes of a tree below ``nn.Module``, their files, and what these take of the same package."""
-    classes = {c for m in model.modules() for c in type(m).__mro__ if not c.__module__.startswith(("torch.", "builtins"))}
+    classes = {
+        c for m in model.modules() for c in type(m).__mro__ if not c.__module__.startswith(("torch.", "builtins"))
+    }
     files = {c.__module__ for c in classes}
     for name in list(files):
         for value in list(vars(sys.modules.get(name, types)).values()):

@@ -82,10 +82,10 @@ def checkpoint_blocks(module: Any, every: int = 1, **options: Any) -> Any:
 
     Raises:
         ResfxError: if the module is not a rewritten one.
-        ValueError: if ``every`` is negative.
+        ValueError: if ``every`` is negative, or no whole number.
     """
-    if every < 0:
-        raise ValueError(f"every must be at least 0, not {every}")
+    if type(every) is not int or every < 0:
+        raise ValueError(f"every must be a whole number of at least 0, not {every!r}")
     names = block_names(module)
     chosen = set(names[::every]) if every else set()
     for name in names:

@@ -189,7 +189,8 @@ def make_unit(module: nn.Module, path: str, recipe: Any, bank: nn.Module) -> Uni
     if not hasattr(type(module), "_resfx_bind"):
         if "forward" in vars(module):
             _take_forward_in(module)
-        module.__class__ = unit_class(type(module))
+        cls: Any = type(module)
+        module.__class__ = unit_class(cls)
     unit = module.__dict__.get("_resfx_unit")
     if unit is None or unit.recipe is not recipe:
         unit = module.__dict__["_resfx_unit"] = Unit(path, recipe)

@@ -87,3 +87,29 @@ def test_tensors_of_inference_mode_and_a_rewrite_inside_it(tmp_path):
         made = Net()
     with pytest.raises(CaptureError, match=r"inp\.weight was made under torch\.inference_mode"):
         resfx.scan(made, batch())
+
+
+def test_an_example_that_was_computed_is_taken_as_it_is():
+    model, x = net(), batch().requires_grad_() * 2
+    new = resfx.rewrite(model, "ddl", args=(x,))
+    assert torch.equal(new(x), model(x)) and x.grad_fn is not None
+
+
+@pytest.mark.parametrize("call", [
+    lambda new, folder: resfx.save(new, None), lambda new, folder: resfx.load(None, net()),
+    lambda new, folder: resfx.export.to_onnx("model.onnx", new),
+    lambda new, folder: resfx.load(folder, net(), custom=[1]), lambda new, folder: resfx.split(new, ["blocks.1"]),
+    lambda new, folder: resfx.checkpoint_blocks(new, every="2"),
+])  # fmt: skip
+def test_what_is_no_path_and_no_number_is_named(call, tmp_path):
+    new = resfx.rewrite(net(), "ddl", args=(batch(),))
+    resfx.save(new, tmp_path / "save")
+    with pytest.raises((resfx.errors.ResfxError, ValueError), match=r"path|custom|stages|whole number"):
+        call(new, tmp_path / "save")
+
+
+def test_a_module_whose_parameters_have_no_shape_yet():
+    model = net()
+    model.out = torch.nn.LazyLinear(8)
+    with pytest.raises(resfx.errors.CaptureError, match=r"out\.weight has no shape"):
+        resfx.rewrite(model, "ddl", args=(batch(),))

@@ -1,4 +1,4 @@
-"""Methods of a user's own that raise or give something else, and calls that recompute: the check says which, or goes on."""
+"""Methods of a user's own that raise or give another thing are named by the check; calls that recompute pass it."""
 
 from __future__ import annotations
 
@@ -79,3 +79,23 @@ def test_reentrant_checkpoints(mode, where):
     grads = dict(new.named_parameters())
     assert all(torch.allclose(p.grad, grads[n].grad, atol=1e-6) for n, p in model.named_parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in new.new_parameters().values())
+
+
+class Assigned(Net):
+    """Writes the sum over what it read: a plain add keeps nothing for its way back, a method may."""
+
+    def body(self, x):
+        x = self.inp(x)
+        for b in self.blocks:
+            y = x.clone()
+            y[..., :8] = y + b.down(b.act(b.up(b.norm(x))))
+            x = y
+        return x
+
+
+def test_an_add_whose_operand_is_written_over_behind_it():
+    model, new = net(Assigned), resfx.rewrite(net(Assigned), "ddl", args=(batch(),))
+    for m in (model, new):
+        m(batch()).square().sum().backward()
+    assert torch.equal(new(batch()), model(batch())) and len(new.report.changed) == 2
+    assert torch.equal(model.inp.weight.grad, new.inp.weight.grad)

@@ -167,8 +167,8 @@ class Scripted(nn.Module):
 
 
 def signature_of(module: nn.Module) -> inspect.Signature:
-    """The signature of what a module's code is made of, without ``self``: of a ``forward`` of its own, where one was put
-    in place of its class's before it was rewritten."""
+    """The signature of what a module's code is made of, without ``self``: of what was put in the place of its class's
+    ``forward`` before it was rewritten, if anything was."""
     if "forward" in vars(module) and "_resfx_unit" not in vars(module):
         return inspect.signature(vars(module)["forward"])
     whole = inspect.signature(class_before(module).forward)

@@ -28,8 +28,9 @@ _CAUSES = (
      r"|derivative of this function|One of the differentiated Tensors|Trying to use a function from .*autograd",
      "a gradient that the model takes of itself, or a transform of torch.func",
      "rewrite the module that is differentiated, and put the result in its place"),
-    (r"fake tensor in the exported program constant", "a tensor that a trace cannot keep: one that the model computed in"
-     " an earlier call and put into a table of its own, or a gradient that it takes of itself",
+    (r"fake tensor in the exported program constant",
+     "a tensor that a trace cannot keep: one that the model computed in an earlier call and put into a table of its"
+     " own, or a gradient that it takes of itself",
      "make the table in __init__; rewrite the module that is differentiated, and put the result in its place"),
     (r"expected to contain only concrete integers|\bgenerator\b.*(SymInt|meta|fake)",
      "random numbers of a torch.Generator of the model's own", "draw them in a submodule that adds to no stream"),

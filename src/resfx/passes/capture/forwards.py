@@ -10,13 +10,13 @@ from typing import Any
 def rebound(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
     """A function for which modules and tensors of the tree are the copy's: one that was put in a forward's place
     closes over them. What else it closes over it shares, and whoever writes there is seen."""
-    cells = tuple(_cell(cell, memo) for cell in function.__closure__ or ())
-    defaults = tuple(_bound_to(v, memo) for v in function.__defaults__ or ())
-    if all(a is b for a, b in zip((*cells, *defaults), (*(function.__closure__ or ()), *(function.__defaults__ or ())), strict=True)):  # fmt: skip
-        return function
-    twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults or None, cells)
-    twin.__kwdefaults__ = function.__kwdefaults__
-    return functools.update_wrapper(twin, function) if "__wrapped__" in vars(function) else twin
+    memo[id(function)] = function  # it may close over itself
+    closed, given = function.__closure__ or (), function.__defaults__ or ()
+    cells = tuple(_cell(cell, memo) for cell in closed)
+    defaults = tuple(_bound_to(value, memo) for value in given)
+    if any(new is not old for new, old in zip((*cells, *defaults), (*closed, *given), strict=True)):
+        memo[id(function)] = _made(function, function.__code__, defaults or None, cells)
+    return memo[id(function)]
 
 
 def called_forward(run: Any) -> Any:
@@ -27,10 +27,14 @@ def called_forward(run: Any) -> Any:
         return functools.partial(called_forward(run.func), *run.args, **run.keywords)
     if not isinstance(run, types.FunctionType):
         return run
-    code = run.__code__.replace(co_name="forward")
-    twin = types.FunctionType(code, run.__globals__, "forward", run.__defaults__, run.__closure__)
-    twin.__kwdefaults__ = run.__kwdefaults__
-    return functools.update_wrapper(twin, run) if "__wrapped__" in vars(run) else twin
+    return _made(run, run.__code__.replace(co_name="forward"), run.__defaults__, run.__closure__)
+
+
+def _made(like: types.FunctionType, code: types.CodeType, defaults: Any, cells: Any) -> types.FunctionType:
+    twin = types.FunctionType(code, like.__globals__, like.__name__, defaults, cells)
+    twin.__kwdefaults__, twin.__doc__, twin.__qualname__ = like.__kwdefaults__, like.__doc__, like.__qualname__
+    twin.__dict__.update(vars(like))  # what it wraps gives it its signature
+    return twin
 
 
 def _cell(cell: types.CellType, memo: dict[int, Any]) -> types.CellType:

@@ -61,13 +61,18 @@ def _named(kwargs: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The same inputs without tensors of inference mode, which no gradient can be taken through."""
+    """The same inputs without tensors of inference mode, which no gradient can be taken through, and without the way on
+    which others were computed, which is not part of the call."""
     flat = Flattener()
     template = flat.flatten(value)
-    if not any(leaf.is_inference() for leaf in flat.leaves):
+    if not any(leaf.is_inference() or leaf.grad_fn is not None for leaf in flat.leaves):
         return value
     with outside_inference_mode():
-        return build(template, [leaf.clone() if leaf.is_inference() else leaf for leaf in flat.leaves])
+        return build(template, [leaf.clone() if leaf.is_inference() else _leaf(leaf) for leaf in flat.leaves])
+
+
+def _leaf(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.grad_fn is None else tensor.detach().requires_grad_()
 
 
 @contextlib.contextmanager

@@ -35,7 +35,9 @@ def first_broken_site(new: Any, args: Any, kwargs: Any, applications: Sequence[A
 
     def look(name: str, plain: Callable[..., torch.Tensor], several: bool) -> Any:
         def hook(module: nn.Module, given: Any, named: Any, output: Any) -> None:
-            results = output if isinstance(output, tuple) and several else (output,)
+            # What gives several things may give others beside tensors of the stream.
+            many = several and isinstance(output, tuple)
+            results = [r for r in output if isinstance(r, torch.Tensor)] if many else [output]
             if not broken and not all(isinstance(r, torch.Tensor) and same(plain(given, named), r) for r in results):
                 broken.append(name)
 

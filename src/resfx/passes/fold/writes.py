@@ -29,8 +29,8 @@ def beside(plan: Plan, region: Region, compose: Compose, text: Callable[[fx.Node
         for write in call.writes:
             if write.value is None:
                 warn(
-                    f"{region.name} changes {write.name!r} while it is called, in a way that its rewritten code does not:"
-                    " neither a number nor a tensor, nor more of what a list or dict holds"
+                    f"{region.name} changes {write.name!r} while it is called, and its rewritten code does not: that"
+                    " sets numbers, texts and tensors, and adds to lists and dicts"
                 )
                 continue
             value = compose(write.value, lambda slot, call=call: text(marks[call.number, slot].args[0]))  # type: ignore[misc, arg-type]

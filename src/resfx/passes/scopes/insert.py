@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from resfx._torch import OpOverload, overload_name, schema_of
+from resfx.passes.capture.marking.record import enter, leave
 from resfx.passes.find.mark import KEY, NOW, Mark
 from resfx.passes.find.operators import is_inplace
 
@@ -49,6 +50,29 @@ def take_over(old: fx.Node, new: fx.Node, *keep: fx.Node) -> None:
     """Let ``new`` stand for ``old`` wherever it is read but in ``keep``, and where objects of the host hold it."""
     old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in keep)
     old.meta[NOW] = new
+
+
+def is_overwritten(node: fx.Node, behind: fx.Node) -> bool:
+    """Whether a tensor, or what it is a view of, is written into after a place in the graph."""
+    while _hands_on(node) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    seen, waiting = {node}, [node]
+    while waiting:
+        value = waiting.pop()
+        for user in value.users:
+            if is_inplace(user) and user.args[0] is value and user > behind:
+                return True
+            if user not in seen and user.args[:1] == (value,) and _hands_on(user):
+                seen.add(user)
+                waiting.append(user)
+    return False
+
+
+def _hands_on(node: fx.Node) -> bool:
+    """Whether a node gives its first operand, or a view of it."""
+    if node.target in (enter, leave):
+        return True
+    return isinstance(node.target, OpOverload) and any(r.alias_info for r in schema_of(node.target).returns)
 
 
 _OWN: dict[Any, Any] = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,

@@ -11,7 +11,7 @@ from torch import fx, nn
 from resfx.passes.find.mark import Mark
 from resfx.passes.find.site import Site
 
-from .insert import dress, inserting_behind, out_of_place, take_over
+from .insert import dress, inserting_behind, is_overwritten, out_of_place, take_over
 from .places import place_at
 from .rows import from_rows, to_rows
 from .surgery import Turn
@@ -40,6 +40,11 @@ def rewrite_site(graph: fx.Graph, site: Site, module: nn.Module, path: str, mark
     """
     with inserting_behind(graph, site.node) as created:
         x, f = (term.emit(graph) for term in site.terms)
+        # A plain add keeps nothing of what it read; a module may, for its backward pass.
+        x, f = (
+            graph.call_function(torch.ops.aten.clone.default, (n,)) if is_overwritten(n, site.node) else n
+            for n in (x, f)
+        )
         rows = [None if n is None else to_rows(graph, n, site.axis) for n in (x, f, site.context)]
         kwargs: dict[str, Any] = {}
         if not site.is_plain and "total" in inspect.signature(module.forward).parameters:

@@ -170,8 +170,8 @@ def _blocks(graph: fx.Graph, tree: nn.Module) -> list[str]:
 
 def _even(stages: int | None, names: list[str], model: str) -> list[str]:
     """The blocks that begin the stages behind the first."""
-    if stages is None or not 1 <= stages <= max(len(names), 1):
-        raise OptionError(f"cannot split {model} into {stages} stages", f"it has {len(names)} blocks",
+    if type(stages) is not int or not 1 <= stages <= max(len(names), 1):
+        raise OptionError(f"cannot split {model} into {stages!r} stages", f"it has {len(names)} blocks",
                           "stages= from 1 to as many as there are blocks, or at= names of blocks")  # fmt: skip
     return [names[i * len(names) // stages] for i in range(1, stages)]
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from resfx.errors import OptionError
+from resfx.errors import OptionError, path_of
 
 
 def refuse_unwritable(path: str | os.PathLike[str]) -> None:
@@ -18,7 +18,8 @@ def refuse_unwritable(path: str | os.PathLike[str]) -> None:
     Raises:
         OptionError: if ``path`` is a folder, lies under a file, or its folder may not be written to.
     """
-    asked, text, target = f"cannot write {path}", os.fspath(path), Path(path)
+    target = path_of(path, "cannot write a file")
+    asked, text = f"cannot write {path}", os.fspath(path)
     if target.is_dir() or text.endswith(("/", os.sep)):
         raise OptionError(asked, "it is a folder", "the name of a file, in it or elsewhere")
     above = next(p for p in target.absolute().parents if p.exists())

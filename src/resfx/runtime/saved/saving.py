@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from resfx.api import Model, rewrite_by
-from resfx.errors import InputError, ModelError, OptionError, ResfxError, SaveError
+from resfx.errors import InputError, ModelError, OptionError, ResfxError, SaveError, path_of
 from resfx.methods.base import Method
 from resfx.methods.learned import upgrade_all
 from resfx.passes import source_of
@@ -60,7 +60,7 @@ def save(module: Any, folder: str | os.PathLike[str], *, weights: Literal["new",
                         "pass what resfx.rewrite returned; torch.save(module.state_dict()) for others")  # fmt: skip
     if weights not in ("new", "all"):
         raise OptionError("weights must be 'new' or 'all'", f"{weights!r}", "weights='new'")
-    target = Path(folder)
+    target = path_of(folder, "cannot save")
     recipes.refuse_foreign(target, weights)
     text = json.dumps(recipes.to_dict(module, weights, fingerprint(module)), indent=1)  # type: ignore[arg-type]
     tensors = _untied(_chosen(module, weights))  # type: ignore[arg-type]
@@ -130,7 +130,10 @@ def load(
         raise OptionError(f"load takes no {names} beside a model", f"a {type(model).__name__}",
                           "leave them out, or leave the model out where save_pretrained wrote the folder")  # fmt: skip
     _refuse_other(folder, model)
-    path = Path(folder)
+    path = path_of(folder, "cannot load a save")
+    if custom is not None and not isinstance(custom, Mapping):
+        raise OptionError("custom must be the classes of methods by name", f"a {type(custom).__name__}",
+                          "custom={'my_method': MyMethod}")  # fmt: skip
     recipe = _read_recipe(path, custom or {})
     if (recipe.weights == PRETRAINED) != (model is None):
         raise SaveError(f"cannot load {path}", "it holds the new weights alone, written by resfx.save"

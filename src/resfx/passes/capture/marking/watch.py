@@ -111,8 +111,8 @@ def _telling(cls: Hashable) -> type:
 
     base: Any = cls
     told = type(base.__name__, (base,), {
-        "__getattribute__": __getattribute__, "__setattr__": __setattr__, "__reduce_ex__": __reduce_ex__, "__module__": base.__module__,
-        "__qualname__": base.__qualname__, "_resfx_untold": base,
+        "__getattribute__": __getattribute__, "__setattr__": __setattr__, "__reduce_ex__": __reduce_ex__,
+        "__module__": base.__module__, "__qualname__": base.__qualname__, "_resfx_untold": base,
     })  # fmt: skip
     return told
 
