@@ -39,7 +39,7 @@ def configs() -> dict[str, Method]:
     found["attnres, blocks, two phases"] = resfx.AttnRes(block=2, two_phase=True)
     found["attnres, normalized"] = resfx.AttnRes(block=2, normalized=True)
     found["lambdas, skips"] = resfx.Lambdas(skips=((0, 1),), backout=True)
-    for mixing in ("identity", "permutation", "kronecker"):
+    for mixing in ("identity", "permutation", "kronecker", "orthogonal"):
         found[f"mhc, {mixing}"] = resfx.MHC(mixing=mixing)
     found["value_residual, dense heads"] = resfx.ValueResidual(form="dense", per_head=True)
     found["value_residual, shared"] = resfx.ValueResidual(form="shared")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import inputs, plain, tiny
+from . import inputs, libraries, plain, tiny
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Entry:
 
     Attributes:
         name: the model's class, or timm's name for it.
-        source: ``transformers``, ``timm`` or ``plain``.
+        source: ``transformers``, ``timm``, ``plain`` or one of :data:`libraries.PACKAGES`.
         blocks: the residual adds of each class of block, read from its source: see :func:`expected`.
         streams: residual streams it must have; ``None`` where the definition leaves it open.
         changes: what its configuration has beside the shared small one; ``_inputs`` changes the call.
@@ -43,6 +43,8 @@ class Entry:
             return model, inputs.inputs_of(model, self.changes.get("_inputs", {}))
         if self.source == "timm":
             return _timm(self.name, changes)
+        if self.source in libraries.PACKAGES:
+            return libraries.make(self.source, self.name, changes, self.changes.get("_inputs", {}))
         return plain.MODELS[self.name]()
 
 

@@ -44,11 +44,12 @@ def inputs_of(model: nn.Module, changes: dict[str, Any]) -> dict[str, Any]:
         call["input_values"] = noise(2, 1200)
     if "use_cache" in names:
         call["use_cache"] = False
-    call |= {name: _value(change, config) for name, change in changes.items()}
+    call |= {name: value_of(change, config) for name, change in changes.items()}
     return {name: value for name, value in call.items() if value is not None}
 
 
-def _value(change: Any, config: Any) -> Any:
+def value_of(change: Any, config: Any) -> Any:
+    """What a change of :func:`inputs_of` stands for."""
     if isinstance(change, tuple):
         return noise(*change)
     if not isinstance(change, str):

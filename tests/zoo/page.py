@@ -17,7 +17,8 @@ such blocks the built model has (`tests/zoo/table_*.py`, one line an architectur
 i identity, s scaled, p parallel, c projection (a convolution or linear layer on the shortcut), r resampled.
 *start* is exact when outputs are equal bit for bit and every new parameter gets a gradient. *compiled*: through
 `torch.compile(backend="aot_eager", fullgraph=True)`. *ONNX*: written with `to_onnx`, and ONNX Runtime gives what eager
-mode gives, at a second size of every dynamic axis too. A dash is: not run, or nothing to rewrite.
+mode gives, at a second size of every dynamic axis too. A dash is: not run, or nothing to rewrite. Lines of diffusers,
+monai, x-transformers, vit-pytorch and open_clip are run where these are installed.
 """
 _HELD_OUT = """
 ## Why Inkling's start is equal to rounding only

@@ -40,6 +40,7 @@ def main() -> None:
         _work(options)
         return
     from .check import version
+    from .libraries import is_installed
     from .page import page
     from .table import ENTRIES
 
@@ -54,7 +55,10 @@ def main() -> None:
             or (bool(old["rewritten"]) and any(old[f] is None for f in asked))
         )
 
-    chosen = dict.fromkeys(e.name for g in options.names or ["*"] for e in ENTRIES if fnmatch.fnmatchcase(e.name, g))
+    if away := sorted({e.source for e in ENTRIES if not is_installed(e.source)}):
+        print("not installed, so not run:", ", ".join(away), flush=True)
+    there = [e.name for e in ENTRIES if is_installed(e.source)]
+    chosen = dict.fromkeys(name for g in options.names or ["*"] for name in there if fnmatch.fnmatchcase(name, g))
     STORE.parent.mkdir(exist_ok=True)
     for name, result in _results([n for n in chosen if options.names or lacks(n)], options):
         kept[name] = result

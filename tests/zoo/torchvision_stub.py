@@ -1,6 +1,6 @@
-"""timm imports torchvision for image transforms and one layer; its models run without. A stand-in for the import.
+"""Some libraries import torchvision for image transforms and one layer; their models run without. A stand-in for that.
 
-Only while timm is imported: afterwards nothing in the process can take the stand-in for the real package.
+Only while they are imported: afterwards nothing in the process can take the stand-in for the real package.
 """
 
 from __future__ import annotations
@@ -58,16 +58,25 @@ def import_timm() -> ModuleType:
     Raises:
         ImportError: if timm is not installed.
     """
-    if "timm" in sys.modules:
-        return sys.modules["timm"]
+    return imported("timm")
+
+
+def imported(name: str) -> ModuleType:
+    """A package that imports torchvision, with it or without.
+
+    Raises:
+        ImportError: if the package is not installed.
+    """
+    if name in sys.modules:
+        return sys.modules[name]
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):
         sys.meta_path.insert(0, _Finder)
         try:
-            return importlib.import_module("timm")
+            return importlib.import_module(name)
         finally:
             sys.meta_path.remove(_Finder)
-            for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-                del sys.modules[name]
-    return importlib.import_module("timm")
+            for module in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+                del sys.modules[module]
+    return importlib.import_module(name)

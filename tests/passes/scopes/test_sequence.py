@@ -160,11 +160,11 @@ class WindowHost(nn.Module):
         return x + self.out(mixed.transpose(1, 2).reshape(b, t, d))
 
 
-@pytest.mark.parametrize("host, reason", [(MixerHost, "no attention"), (WindowHost, "attention over windows")])
-def test_hosts_without_a_sequence_are_left_alone_with_a_reason(host, reason):
-    x = torch.randn(2, 6 if host is MixerHost else 8, 8)
-    with pytest.raises(resfx.errors.NoSitesError, match=reason):
-        resfx.rewrite(host(), "short_swa", args=(x,))
+def test_hosts_without_a_sequence_are_left_alone_with_a_reason():
+    with pytest.raises(resfx.errors.NoSitesError, match="no attention"):
+        resfx.rewrite(MixerHost(), "short_swa", args=(torch.randn(2, 6, 8),))
+    with pytest.raises(resfx.errors.NoSitesError, match="attention over windows"):
+        resfx.rewrite(WindowHost(), "short_conv", args=(torch.randn(2, 8, 8),))
 
 
 def test_a_fused_projection_is_mixed_whole_or_in_part():
