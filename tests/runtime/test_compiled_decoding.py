@@ -68,13 +68,13 @@ def test_a_call_like_none_before_runs_where_graphs_may_end():
 )
 @torch.no_grad()
 def test_a_step_with_a_cache_of_fixed_size_compiles_once(mode):
-    new = rewritten(mode)
-    asked = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    new, tokens = rewritten(mode), 64
+    asked = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     want = new.generate(IDS, **asked)[:, IDS.shape[1] :]
     assert torch.equal(new.generate(IDS, **asked, cache_implementation="static")[:, IDS.shape[1] :], want)
-    cache, counted = transformers.StaticCache(config=new.config, max_cache_len=32), CompileCounter()
+    cache, counted = transformers.StaticCache(config=new.config, max_cache_len=80), CompileCounter()
     step, token, at, got = new, IDS, torch.arange(IDS.shape[1])[None], []
-    for i in range(8):
+    for i in range(tokens):
         if i == 2:  # both kinds of calls were made by then
             step = torch.compile(new, backend=counted, fullgraph=True)
         token = step(token, position_ids=at, **given_cache(new, cache)).logits[:, -1:].argmax(-1)

@@ -162,14 +162,19 @@ class Rewriting:
         self.hand_out(plan, codes, tree, prefix, module)
 
     def hand_out(self, plan: Plan, codes: dict[Region, Code], tree: nn.Module, prefix: str, module: nn.Module) -> None:
-        """Give modules the code of their calls."""
+        """Give modules the code of their calls; equal blocks share one guard and one code, which a cache then holds."""
+        alike: list[tuple[Guard, Code]] = []
         for region, code in codes.items():
             assert region.path is not None
             path = ".".join(p for p in (prefix, region.path) if p)
             unit = make_unit(find_below(module, prefix, region.path), path, self, _bank(module))
             unit.native = unit.native and not plan.acts_in(region)
             if not region.passed_on:
-                unit.add(guard_of(plan, region, tree.get_submodule(region.path), self.source), code)
+                guard = guard_of(plan, region, tree.get_submodule(region.path), self.source)
+                twins = (t for t in alike if t[1].like(code) and guard.same(t[0]))
+                if (twin := next(twins, None)) is None:
+                    alike.append(twin := (guard, code))
+                unit.add(*twin)
             elif code.function not in unit.told:
                 unit.told.append(code.function)
 
