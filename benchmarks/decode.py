@@ -65,7 +65,9 @@ class Decoding:
             self.at = self.at + 1
 
 
-def timed(runs: dict[str, Callable[[], Any]], tokens: int, options: Any, graphs: dict[str, int]) -> list[dict[str, Any]]:
+def timed(
+    runs: dict[str, Callable[[], Any]], tokens: int, options: Any, graphs: dict[str, int]
+) -> list[dict[str, Any]]:
     """Rows of one group, the plain model's first."""
     cases = [Case(name, run) for name, run in runs.items()]
     measure(cases, options)
