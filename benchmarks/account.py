@@ -1,8 +1,8 @@
 """Where the time of a token goes: ``python -m benchmarks.account``.
 
-``generate()`` of a decoder with random weights, plain and rewritten, with the C++ kernels; the forwards of its parts are
-timed where they stand, in a cache that weights stream through, where Python takes three times what it takes when a part
-is called again and again. Timing a part takes a few microseconds itself, which count as rest.
+``generate()`` of a decoder with random weights, plain and rewritten, with the C++ kernels; the forwards of its parts
+are timed where they stand, in a cache that weights stream through, where Python takes two to three times what it takes
+when a part is called again and again. Timing a part takes a few microseconds itself, which count as rest.
 """
 
 from __future__ import annotations
