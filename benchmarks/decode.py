@@ -100,8 +100,9 @@ def compare(name: str, model: nn.Module, new: nn.Module, library: Path | None, o
                 graphs[who] = counters["stats"]["unique_graphs"] - before
             runs[who] = lambda d=decoding: d.run(options.tokens)
         if library is not None and way == "eager":
-            runs[f"{name}, kernels"] = lambda d=Decoding(new, prompt, False, room): _with(library, d, options.tokens)
-        rows += [{"group": f"{name}, {way}", **row} for row in timed(runs, options.tokens, options, graphs)]
+            decoding = Decoding(new, prompt, False, room)
+            runs[f"{name}, kernels"] = lambda d=decoding: _with(library, d, options.tokens)
+        rows += [{"group": f"{name}, {way}", **row} for row in timed(runs, options, graphs)]
     return rows
 
 

@@ -30,6 +30,8 @@ VARIANTS: dict[str, Method] = {
     "ddl, d_v=4": resfx.DDL(value_channels=4), "attnres, blocks of 8": resfx.AttnRes(block=8),
     "short_swa, w=16, d_a=d/8": resfx.ShortSWA(window=16, heads=2, head_dim=4),
 }  # fmt: skip
+WIDTH, LENGTH, DEPTH = 256, 1056, 2
+"""More elements in two sources than lie in a cache together: larger lists are never stacked."""
 NOT_HERE = ("value_embedding", "short_conv", "vertical")  # they find nothing in this decoder to act on
 
 
@@ -124,11 +126,11 @@ def main() -> None:
     options = start(__doc__ or "", arguments)
     cases = {n: method_of(n) for n in methods() if n not in NOT_HERE} | VARIANTS
     chosen = options.methods or list(cases)
-    plain = [per_token(built(None, n, 64), "eager", (4224,)) for n in (4, 3)]
-    rows = [row(name, cases[name], 64, 4224, 4) for name in chosen]
+    plain = [per_token(built(None, n, WIDTH), "eager", (LENGTH,)) for n in (DEPTH, DEPTH - 1)]
+    rows = [row(name, cases[name], WIDTH, LENGTH, DEPTH) for name in chosen]
     head = (
-        "What the forward pass of a training step keeps for its backward, beyond what the plain model does, in bytes per"
-        f" token and residual add of a block within the stream; the plain block keeps {(plain[0] - plain[1]) / 2:.0f}"
+        "What the forward pass of a training step keeps for its backward, beyond what the plain model does, in bytes"
+        f" per token and residual add of a block within the stream; the plain block keeps {(plain[0] - plain[1]) / 2:.0f}"
         " for each of its two adds, eager. `formula`: what the method says it keeps at an add, in numbers"
         " (`d`: width; `n`: sources of a read, or channels; the names of options are theirs); `predicted`: that in"
         " bytes. `compiled`: one graph; below zero is less than the plain graph keeps. `recomputed`: every block run"
