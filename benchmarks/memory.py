@@ -126,11 +126,12 @@ def main() -> None:
     options = start(__doc__ or "", arguments)
     cases = {n: method_of(n) for n in methods() if n not in NOT_HERE} | VARIANTS
     chosen = options.methods or list(cases)
-    plain = [per_token(built(None, n, WIDTH), "eager", (LENGTH,)) for n in (DEPTH, DEPTH - 1)]
+    more, less = (per_token(built(None, n, WIDTH), "eager", (LENGTH,)) for n in (DEPTH, DEPTH - 1))
+    block = more - less
     rows = [row(name, cases[name], WIDTH, LENGTH, DEPTH) for name in chosen]
     head = (
         "What the forward pass of a training step keeps for its backward, beyond what the plain model does, in bytes"
-        f" per token and residual add of a block within the stream; the plain block keeps {(plain[0] - plain[1]) / 2:.0f}"
+        f" per token and residual add of a block within the stream; the plain one keeps {block / 2:.0f}"
         " for each of its two adds, eager. `formula`: what the method says it keeps at an add, in numbers"
         " (`d`: width; `n`: sources of a read, or channels; the names of options are theirs); `predicted`: that in"
         " bytes. `compiled`: one graph; below zero is less than the plain graph keeps. `recomputed`: every block run"
