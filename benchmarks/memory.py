@@ -108,10 +108,13 @@ def numbers_of(method: Method, **sizes: int) -> float:
 def row(name: str, method: Method, width: int, length: int, depth: int) -> dict[str, Any]:
     """What one method keeps, every way."""
     found: dict[str, Any] = {"group": f"d = {width}, float32, {length} tokens, block {depth} of {depth}", "case": name}
-    found |= {"formula": method.saved, "predicted": predicted(method, width, depth)}
+    found |= {
+        "formula": method.saved,
+        "predicted": None if (said := predicted(method, width, depth)) is None else round(said),
+    }
     for way in WAYS:
         try:
-            found[way] = measured(method, width, way, (length,), depth)
+            found[way] = round(measured(method, width, way, (length,), depth))
         except Exception as error:
             found[way] = f"{type(error).__name__}"
     print(*(found.get(k) for k in ("case", "formula", "predicted", *WAYS)), flush=True)
