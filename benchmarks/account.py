@@ -118,8 +118,8 @@ def main() -> None:
     head = (
         f"Where a token of `generate()` goes, {TOKENS} tokens of a Llama of 12 layers, d = 256, eager, with the C++"
         " kernels: microseconds a token of the plain and the rewritten model, by part, and a call's. Parts are timed"
-        " where they stand, medians of wall time; `all` is CPU time, and `rest` what is left of it: the generated code, the"
-        " host's own, and the clock itself."
+        " where they stand, medians of wall time; `all` is CPU time, and `rest` what is left of it: the generated"
+        " code, the host's own, and the clock itself."
     )
     write("account", rows, options, head, ("part", "plain", "rewritten", "more", "us a call"), clock="medians")
 
