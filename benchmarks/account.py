@@ -87,8 +87,9 @@ def account(library: Path, options: Any) -> list[dict[str, Any]]:
         for each in (model, *news.values()):
             run(each)
         book = Account()
-        for cls, part in ((llama.LlamaAttention, "attention"), (llama.LlamaMLP, "MLP"), (llama.LlamaRMSNorm, "norms")):
-            book.watch(cls, "forward", part)
+        book.watch(llama.LlamaAttention, "forward", "attention")
+        book.watch(llama.LlamaMLP, "forward", "MLP")
+        book.watch(llama.LlamaRMSNorm, "forward", "norms")
         book.watch(Unit, "code_for", "finding the variant")
         for part, cls in PARTS.items():
             book.watch(cls, "forward", part.strip())

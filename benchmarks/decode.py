@@ -8,6 +8,7 @@ prefill, a token) were made; ``graphs`` is how many that were in all of the toke
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import os
 import tempfile
@@ -46,7 +47,8 @@ class Decoding:
         config: Any = model.config
         self.cache = {name: StaticCache(config=config, max_cache_len=room)}
         at = torch.arange(prompt.shape[1])[None]
-        self.token, self.at, self.step = prompt[:, -1:], at[:, -1:] + 1, model
+        self.token, self.at = prompt[:, -1:], at[:, -1:] + 1
+        self.step: Callable[..., Any] = model
         self(prompt, at)
         self.token = self(self.token, self.at)  # a tensor like all that follow
         self.at = self.at + 1
@@ -65,10 +67,9 @@ class Decoding:
             self.at = self.at + 1
 
 
-def timed(
-    runs: dict[str, Callable[[], Any]], tokens: int, options: Any, graphs: dict[str, int]
-) -> list[dict[str, Any]]:
+def timed(runs: dict[str, Callable[[], Any]], options: Any, graphs: dict[str, int]) -> list[dict[str, Any]]:
     """Rows of one group, the plain model's first."""
+    tokens = options.tokens
     cases = [Case(name, run) for name, run in runs.items()]
     measure(cases, options)
     rows = []
@@ -98,10 +99,10 @@ def compare(name: str, model: nn.Module, new: nn.Module, library: Path | None, o
                 before = counters["stats"]["unique_graphs"]
                 decoding.run(TOKENS)
                 graphs[who] = counters["stats"]["unique_graphs"] - before
-            runs[who] = lambda d=decoding: d.run(options.tokens)
+            runs[who] = functools.partial(decoding.run, options.tokens)
         if library is not None and way == "eager":
             decoding = Decoding(new, prompt, False, room)
-            runs[f"{name}, kernels"] = lambda d=decoding: _with(library, d, options.tokens)
+            runs[f"{name}, kernels"] = functools.partial(_with, library, decoding, options.tokens)
         rows += [{"group": f"{name}, {way}", **row} for row in timed(runs, options, graphs)]
     return rows
 

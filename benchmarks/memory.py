@@ -10,6 +10,7 @@ run again in the backward pass (``torch.utils.checkpoint``). Counted where autog
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -71,9 +72,9 @@ def per_token(model: Any, way: str, lengths: tuple[int, ...]) -> float:
         run = torch.compile(model, backend="aot_eager_decomp_partition", dynamic=False)
     elif way == "recomputed":
         for block in model.blocks:
-            block.forward = lambda *a, f=block.forward, **k: checkpoint(f, *a, use_reentrant=False, **k)
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     tokens = [torch.randint(0, 500, (1, length)) for length in lengths]
-    sizes = [kept_bytes(model, lambda t=t: run(t)) for t in tokens]
+    sizes = [kept_bytes(model, functools.partial(run, t)) for t in tokens]
     return (sizes[-1] - sizes[0]) / (lengths[-1] - lengths[0]) if len(sizes) > 1 else sizes[0] / lengths[0]
 
 
