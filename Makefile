@@ -8,7 +8,7 @@ VERSIONS = constraints/$(SET).txt
 RUN = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-versions versions ready lint docs pages zoo matrix first-use ecosystem clean gpu study bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small systems
+.PHONY: demo test test-versions versions ready lint docs pages zoo matrix first-use ecosystem clean gpu study bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small bench-decode bench-memory bench-account systems
 
 $(READY): pyproject.toml $(VERSIONS)
 	$(PYTHON) -m venv $(VENV)
@@ -53,7 +53,7 @@ matrix: $(READY)
 study: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m resfx study --out study --page docs/study.md $(STUDY)
 
-bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small: bench-%: $(READY)
+bench-operators bench-models bench-compile_time bench-scaling bench-onnxruntime bench-wide bench-small bench-decode bench-memory bench-account: bench-%: $(READY)
 	$(RUN) -m benchmarks.$*
 
 # docs/systems.md, and the figures that it is made of: an hour.

@@ -29,7 +29,8 @@ METHODS: dict[str, Any] = {
     "ddl": resfx.DDL(), "attnres, blocks of 8": resfx.AttnRes(block=8), "mhc": resfx.MHC(),
     "short_swa, d_a=d/8": resfx.ShortSWA(window=16, heads=2, head_dim=16), "denseformer": resfx.DenseFormer(),
 }  # fmt: skip
-GOALS = {"ddl": 1.15, "attnres, blocks of 8": 1.15, "mhc": 1.4}
+WHOLE = {"ddl": 1.15, "attnres, blocks of 8": 1.15, "mhc": 1.4}
+GOALS: dict[str, dict[str, float]] = {"forward": WHOLE, "generate": WHOLE, "launches": dict.fromkeys(WHOLE, 1.4)}
 
 
 @contextlib.contextmanager
@@ -68,7 +69,7 @@ def step(call: Callable[[], Any], times: int, library: Path | None, grad: bool =
 
 def compare(
     title: str, plain: Any, ways: dict[str, Any], times: int, library: Path, options: Any, grad: bool = False,
-    **facts: Any,
+    part: str = "",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rows of a group: the plain call first, which ratios are taken to; then each without and with kernels."""
     cases = [Case("plain", step(plain, times, None, grad))]
@@ -80,9 +81,9 @@ def compare(
     for case in cases:
         low, middle, high = quartiles(case.samples)
         rows.append({
-            "group": title, **facts, "case": case.name, "ratio": middle / base, "us": middle / times * 1e6,
+            "group": title, "case": case.name, "ratio": middle / base, "us": middle / times * 1e6,
             "quartiles_us": [low / times * 1e6, high / times * 1e6],
-            "goal": GOALS.get(case.name.removesuffix(", kernels")) if facts.get("against_goal") else None,
+            "goal": GOALS.get(part, {}).get(case.name.removesuffix(", kernels")),
         })  # fmt: skip
         print(f"{title:22s} {case.name:34s} {rows[-1]['us']:10.1f} us {rows[-1]['ratio']:7.2f}", flush=True)
     return rows
@@ -100,9 +101,9 @@ def whole(part: str, library: Path, options: Any) -> list[dict[str, Any]]:
     rows = []
     for name, method in METHODS.items():
         new = resfx.rewrite(model, method, args=(ids,), check=False)
-        times, goal = 1 if part in calls else 3, part in ("forward", "generate")
+        times = 1 if part in calls else 3
         rows += compare(TITLES[part], lambda: run(model), {name: lambda n=new: run(n)}, times, library, options,
-                        part == "training", against_goal=goal)  # fmt: skip
+                        part == "training", part)  # fmt: skip
     return rows
 
 

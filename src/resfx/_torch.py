@@ -107,6 +107,11 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether anything watches or changes the module's calls where no gradients are recorded."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 _HOOKS = frozenset(k for k in vars(nn.Module()) if "hooks" in k)
 
 

@@ -80,7 +80,9 @@ class Method:
 
     Three texts go into the table of methods: new ``parameters`` per site at the defaults; what is ``kept`` between
     tokens beside the host's own cache; what ``crosses`` from one pipeline stage to the next, in vectors ``(d,)`` per
-    token where it is a number (the plain stream is 1).
+    token where it is a number (the plain stream is 1). A fourth, ``saved``, is a formula that ``benchmarks.memory``
+    holds against what is there: how many numbers per token an add within the stream, or a read over ``n`` sources,
+    keeps for the backward pass beyond what the plain model does, in eager mode; empty where none is stated.
 
     A module that has ``observe``, see :mod:`resfx.methods.observe`, tells :func:`resfx.probe` what it learned.
 
@@ -95,6 +97,7 @@ class Method:
     parameters: ClassVar[str] = ""
     kept: ClassVar[str] = "nothing"
     crosses: ClassVar[str] = "1"
+    saved: ClassVar[str] = ""
 
     start: Start = "preserve"
 

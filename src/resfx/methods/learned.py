@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resfx._torch import has_hooks, held_parameters
+from resfx._torch import has_forward_hooks, held_parameters
 from resfx.ops.inductor import row_product
 from resfx.ops.register import in_type
 
@@ -142,9 +142,9 @@ class Linear(Learned):
 
 
 def is_bare(module: Any, cls: type[nn.Module]) -> bool:
-    """Whether calling a module runs the ``forward`` of just this class and nothing besides: no hook, no adapter, no
-    parametrisation. A kernel may then take its parameters in its place."""
-    return type(module) is cls and not has_hooks(module) and "forward" not in module.__dict__
+    """Whether calling a module without gradients runs the ``forward`` of just this class and nothing besides: no hook,
+    no adapter, no parametrisation. A kernel may then take its parameters in its place."""
+    return type(module) is cls and not has_forward_hooks(module) and "forward" not in module.__dict__
 
 
 def weights_of(linear: Any) -> tuple[Tensor | None, Tensor | None]:

@@ -1,6 +1,8 @@
 """The optional CPU kernels, in ``cpp``: built once per machine by ``python -m resfx kernels``.
 
-ONNX Runtime loads the library (:func:`resfx.export.session`), and small calls in eager mode do (:mod:`.native`).
+ONNX Runtime loads the library (:func:`resfx.export.session`), and small calls in eager mode do (:mod:`.native`): these
+through one operator of torch that is built beside it, against torch's stable interface, so that the library itself
+needs no torch.
 """
 
 from __future__ import annotations

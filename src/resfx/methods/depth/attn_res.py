@@ -53,6 +53,7 @@ class AttnRes(DepthMethod):
     carries: ClassVar = "outputs"
     parameters: ClassVar[str] = "2 d"
     crosses: ClassVar[str] = "the embedding and what each sublayer wrote; in blocks, a state for each and one more"
+    saved: ClassVar[str] = "d + 6 n + 2"
 
     block: int | None = None
     eps: float = 1e-6

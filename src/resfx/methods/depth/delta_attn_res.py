@@ -43,6 +43,7 @@ class DeltaAttnRes(DepthMethod):
     carries: ClassVar = "outputs"
     parameters: ClassVar[str] = "2 d + 1"
     crosses: ClassVar[str] = "the state and what each sublayer wrote"
+    saved: ClassVar[str] = "d + 4 n"
 
     block: int | None = None
     partial: bool = True

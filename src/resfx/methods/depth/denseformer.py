@@ -35,6 +35,7 @@ class DenseFormer(DepthMethod):
     name: ClassVar[str] = "denseformer"
     parameters: ClassVar[str] = "i + 1 at block i"
     crosses: ClassVar[str] = "the state and that before each block"
+    saved: ClassVar[str] = "d"
 
     dilation: int = 1
     period: int = 1

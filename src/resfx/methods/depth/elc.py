@@ -41,6 +41,7 @@ class ELC(DepthMethod):
     carries: ClassVar = "outputs"
     parameters: ClassVar[str] = "n at block n"
     crosses: ClassVar[str] = "the embedding and what each block wrote"
+    saved: ClassVar[str] = "d"
 
     variant: Literal["zero", "normalized", "weighted", "base"] = "zero"
     eps: float = 1e-7

@@ -30,6 +30,7 @@ class DepthScaled(Method):
 
     name: ClassVar[str] = "depth_scaled"
     parameters: ClassVar[str] = "1"
+    saved: ClassVar[str] = "d"
 
     def build(self, place: Place) -> nn.Module:
         return AveragedAdd(self, place)

@@ -36,6 +36,7 @@ class LAuReL(Method):
 
     name: ClassVar[str] = "laurel"
     parameters: ClassVar[str] = "2 d rank + 2"
+    saved: ClassVar[str] = "2 d + rank"
 
     rank: int = 16
     weights: bool = True

@@ -27,6 +27,7 @@ class LayerScale(Method):
 
     name: ClassVar[str] = "layer_scale"
     parameters: ClassVar[str] = "d"
+    saved: ClassVar[str] = "d"
 
     init: float = 1e-5
 

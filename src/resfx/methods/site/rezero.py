@@ -23,6 +23,7 @@ class ReZero(Method):
 
     name: ClassVar[str] = "rezero"
     parameters: ClassVar[str] = "1"
+    saved: ClassVar[str] = "d"
 
     def build(self, place: Place) -> nn.Module:
         return Gain(self.start == "preserve", 0.0, 1, place)

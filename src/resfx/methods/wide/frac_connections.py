@@ -39,6 +39,7 @@ class FracConnections(Method):
     name: ClassVar[str] = "frac_connections"
     scope: ClassVar[str] = "wide"
     parameters: ClassVar[str] = "2 m^2 + m + (d / m) (2 m + 1) + 2"
+    saved: ClassVar[str] = "2 d + 6 m^2 + 5 m"
 
     m: int = 4
     dynamic: bool = True

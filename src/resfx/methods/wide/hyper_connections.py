@@ -46,6 +46,7 @@ class HyperConnections(Method):
     scope: ClassVar[str] = "wide"
     parameters: ClassVar[str] = "(d + n) (n + 2) + 2"
     crosses: ClassVar[str] = "n"
+    saved: ClassVar[str] = "(n + 1) d + 3 n^2 + 8 n"
 
     n: int = 4
     dynamic: bool = True

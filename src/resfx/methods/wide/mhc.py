@@ -70,6 +70,7 @@ class MHC(Method):
     scope: ClassVar[str] = "wide"
     parameters: ClassVar[str] = "(n d + 1) (n^2 + 2 n) + 3"
     crosses: ClassVar[str] = "n"
+    saved: ClassVar[str] = "(n + 1) d + 3 n^2 + 7 n + 1"
 
     n: int = 4
     mixing: Literal["sinkhorn", "permutation", "kronecker", "orthogonal", "identity"] = "sinkhorn"

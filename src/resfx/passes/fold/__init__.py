@@ -54,12 +54,16 @@ def fold(capture: Capture, tree: nn.Module, source: Source, shared: Shared, pref
 
 
 def folded(plan: Plan, codes: dict[Region, Code], tree: nn.Module, source: Source) -> list[Folded]:
-    """Calls with their code, and what that was made for."""
-    found = []
+    """Calls with their code, and what that was made for; equal blocks share one guard and one code, which a cache then
+    holds."""
+    found: list[Folded] = []
     for region, code in codes.items():
         path = region.path
         assert path is not None
         guard = None if region.passed_on else guard_of(plan, region, tree.get_submodule(path), source.varying)
+        twins = (f for f in found if guard is not None and f.code.like(code) and guard.same(f.guard))
+        if (twin := next(twins, None)) is not None:
+            guard, code = twin.guard, twin.code
         found.append(Folded(path, code, guard, not plan.acts_in(region)))
     return found
 

@@ -37,6 +37,10 @@ class Code:
     new: tuple[tuple[str, ...], ...]
     source: str
 
+    def like(self, other: Code) -> bool:
+        """Whether another does the same in any module."""
+        return self.function is other.function and self.new == other.new
+
 
 @dataclass(eq=False)
 class Folded:
