@@ -205,7 +205,7 @@ class StageWriter(Writer):
         return StageCode(
             code, fixed, self.takes, self.gives, self.recalls, self.cut.borders.dropped[self.number], self.keeps, names,
             self.read, self.calls, self.tensors, list(self.new),
-        )
+        )  # fmt: skip
 
     def _begin(self) -> None:
         super()._begin()
