@@ -44,7 +44,8 @@ since.
 A Llama of 8 blocks, width 32, off the methods' starts: a step of 4 micro-batches in 2 and 4 processes over gloo, by
 GPipe and 1F1B with a stage each and by interleaved 1F1B with two each, against the same step in one process. The
 largest relative difference of a loss, and of an entry of any parameter's gradient, relative to the largest entry of
-that gradient; `0`: equal bit for bit. What processes keep adds gradients up in another order.
+that gradient; `0`: equal bit for bit. What processes keep adds gradients up in another order: in float64, where
+rounding is 1e-16, the differences of `attnres` and `dca` are below 1e-15.
 {EQUAL_SAID}
 
 {EQUAL}
