@@ -17,10 +17,10 @@ from resfx.api import copy_sharing_parameters
 from resfx.methods.base import method_of
 from resfx.passes.capture.source import source_of
 from resfx.passes.find.detect import find_sites
+from resfx.passes.fold.whole import function_of
 from resfx.passes.scopes.application import Application
 from resfx.passes.scopes.apply import apply_method
 from resfx.passes.scopes.surgery import Surgery
-from resfx.passes.fold.whole import function_of
 
 from .common import start, write
 

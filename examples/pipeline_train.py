@@ -1,6 +1,6 @@
-"""A rewritten Llama in pipeline stages, one a process: trained by 1F1B on generated text.
+"""A rewritten Llama in pipeline stages, one or more a process: trained by 1F1B on generated text.
 
-    torchrun --nproc-per-node 2 examples/pipeline_train.py --method attnres
+    torchrun --nproc-per-node 2 examples/pipeline_train.py --method attnres --each 2
 
 Runs on CPUs (gloo) in about a minute, on GPUs (nccl) as it is. Nothing is downloaded.
 """
@@ -11,7 +11,7 @@ import argparse
 
 import torch
 import torch.distributed as dist
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch.distributed.pipelining import Schedule1F1B, ScheduleInterleaved1F1B
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import resfx
@@ -37,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="attnres")
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--each", type=int, default=1, help="stages of every process: more are interleaved")
     options = parser.parse_args()
 
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -45,12 +46,17 @@ def main() -> None:
     torch.manual_seed(0)  # the same weights in every process, which then keeps its own stage
     model = LlamaForCausalLM(LlamaConfig(**SIZES)).to(device).train()
     rows = batch(0, device)[: ROWS // MICROBATCHES]
-    stages = resfx.split(resfx.rewrite(model, options.method, args=(rows,)), count, args=(rows,))
+    new = resfx.rewrite(model, options.method, args=(rows,))
+    keeps = count if options.each > 1 and count > 1 else None  # what one stage of a process has, its next need not get
+    stages = resfx.split(new, count * options.each, args=(rows,), ranks=keeps)
     if rank == 0:
         print(stages)
-    stage = stages[rank]
-    optimizer = torch.optim.AdamW(stage.parameters(), lr=3e-3)
-    schedule = Schedule1F1B(PipelineStage(stage, rank, count, device), MICROBATCHES, loss_fn=loss_of)
+    mine = stages.pipeline_stages(device)
+    optimizer = torch.optim.AdamW([p for stage in mine for p in stage.submod.parameters()], lr=3e-3)
+    if options.each > 1:
+        schedule = ScheduleInterleaved1F1B(mine, MICROBATCHES, loss_fn=loss_of)
+    else:
+        schedule = Schedule1F1B(mine[0], MICROBATCHES, loss_fn=loss_of)
     for step in range(options.steps):
         ids, losses = batch(step, device), []
         given = (ids,) if rank == 0 else ()

@@ -143,6 +143,10 @@ TABLE = [
     Borrowed("torch.utils._sympy.printers.PythonPrinter", "PythonPrinter", _GUARDS),
     Borrowed("torch._C._functorch.is_legacy_batchedtensor", "is_legacy_batchedtensor", "is_grads_batched=True on CUDA"),
     Borrowed("torch._C._are_functorch_transforms_active", "transforming", "operators under torch.func"),
+    Borrowed(
+        "torch.distributed.tensor.experimental._context_parallel._attention._replaced_functions",
+        "positions_are_split", "refusing mixers over positions under context_parallel",
+    ),
     Borrowed("torch.autograd.forward_ad._current_level", "forward_mode", "operators in forward mode"),
     Borrowed("torch.nn.modules.conv._ConvNd", "ConvNd", "convolutions of fx-traced models"),
     Borrowed("torch.nn.modules.batchnorm._NormBase", "NormBase", "norms of fx-traced models"),

@@ -2,7 +2,8 @@
 
 Losses and gradients of a step by GPipe, by 1F1B, and by interleaved 1F1B with two stages in every process, once as
 stages send all that is read behind them and once with what processes keep, in 2 and in 4 processes over gloo. Written
-to ``docs/systems/equal.json``, from which ``make systems`` makes ``docs/systems.md``. Nothing is asserted here beyond what is written.
+to ``docs/systems/equal.json``, from which ``make systems`` makes ``docs/systems.md``. Nothing is asserted here beyond
+what is written.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 import torch.distributed as dist
-from benchmarks.systems.processes import in_processes, join
 from hosts import tokens
 from hosts.made import randomise
 from matrix import configs
@@ -30,6 +30,7 @@ from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, ScheduleIn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import resfx
+from benchmarks.systems.processes import in_processes, join
 
 DATA = Path(__file__).parents[1] / "docs" / "systems" / "equal.json"
 BLOCKS, VOCAB, MICRO = 8, 64, 4

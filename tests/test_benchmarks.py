@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+
 from benchmarks import common
 from benchmarks.systems.simulate import Link, one_f_one_b, step_time
 

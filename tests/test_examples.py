@@ -70,11 +70,12 @@ def test_sharded_training_goes_on_after_a_checkpoint(method, tmp_path):
 
 
 @pytest.mark.matrix
-def test_stages_in_two_processes_train(tmp_path):
+@pytest.mark.parametrize(("each", "said"), [("1", "2 stages, 6 tensors cross"), ("2", "4 stages, 10 tensors cross")])
+def test_stages_in_two_processes_train(each, said):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "examples/pipeline_train.py"]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, *command, "--steps", "11"],
+        [sys.executable, *command, "--steps", "11", "--each", each],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -82,6 +83,6 @@ def test_stages_in_two_processes_train(tmp_path):
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "2 stages, 6 tensors cross" in done.stdout
+    assert said in done.stdout
     first, last = map(float, re.findall(r"loss (\S+)", done.stdout))
     assert last < first

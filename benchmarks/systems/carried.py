@@ -23,8 +23,8 @@ class Carried:
 
     method: Any
     formula: str
-    made: Callable[[int], int] = lambda l: 0
-    fresh: Callable[[int], int] = lambda l: 1
+    made: Callable[[int], int] = lambda b: 0
+    fresh: Callable[[int], int] = lambda b: 1
     window: float = float("inf")
 
     def behind(self, blocks: int, seen: int | None = None) -> int:
@@ -40,7 +40,7 @@ class Carried:
 
 
 def _channels(method: Any) -> Carried:
-    return Carried(method, "n", fresh=lambda l: 4)
+    return Carried(method, "n", fresh=lambda b: 4)
 
 
 METHODS: dict[str, Carried] = {
@@ -51,12 +51,12 @@ METHODS: dict[str, Carried] = {
     "mhc": _channels(resfx.MHC()),
     "short_swa": Carried(resfx.ShortSWA(), "1"),
     "canon": Carried(resfx.Canon(), "1"),
-    "attnres": Carried(resfx.AttnRes(), "2l + 2", lambda l: 2 * l + 1),
-    "attnres, blocks of 8": Carried(resfx.AttnRes(block=8), "3 + ceil(2l / 8)", lambda l: -(-2 * l // 8), lambda l: 3),
-    "delta_attnres": Carried(resfx.DeltaAttnRes(), "2l + 2", lambda l: 2 * l + 1),
-    "denseformer": Carried(resfx.DenseFormer(), "l + 1", lambda l: l + 1, lambda l: 0),
-    "elc": Carried(resfx.ELC(), "l + 2", lambda l: l + 1),
-    "mudd": Carried(resfx.MUDD(), "l + 1", lambda l: l + 1, lambda l: 0),
-    "vertical": Carried(resfx.VerticalAttention(), "l + 1", lambda l: l + 1, lambda l: 0),
-    "depth_read": Carried(resfx.DepthRead(), "min(l + 1, K)", lambda l: l + 1, lambda l: 0, 4),
+    "attnres": Carried(resfx.AttnRes(), "2l + 2", lambda b: 2 * b + 1),
+    "attnres, blocks of 8": Carried(resfx.AttnRes(block=8), "3 + ceil(2l / 8)", lambda b: -(-2 * b // 8), lambda b: 3),
+    "delta_attnres": Carried(resfx.DeltaAttnRes(), "2l + 2", lambda b: 2 * b + 1),
+    "denseformer": Carried(resfx.DenseFormer(), "l + 1", lambda b: b + 1, lambda b: 0),
+    "elc": Carried(resfx.ELC(), "l + 2", lambda b: b + 1),
+    "mudd": Carried(resfx.MUDD(), "l + 1", lambda b: b + 1, lambda b: 0),
+    "vertical": Carried(resfx.VerticalAttention(), "l + 1", lambda b: b + 1, lambda b: 0),
+    "depth_read": Carried(resfx.DepthRead(), "min(l + 1, K)", lambda b: b + 1, lambda b: 0, 4),
 }  # fmt: skip

@@ -64,7 +64,7 @@ def _send(rank: int, stages: resfx.Stages, folder: str) -> None:
     warnings.simplefilter("ignore")
     join(rank, 2, folder)
     found = {"forward": 0, "back": 0}
-    mine = stages.pipeline_stages("cpu")
+    mine: list[Any] = stages.pipeline_stages("cpu")
     for stage in mine:
         for way, ops in ("forward", "get_fwd_send_ops"), ("back", "get_bwd_send_ops"):
             setattr(stage, ops, _counting(getattr(stage, ops), found, way))

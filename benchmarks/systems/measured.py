@@ -21,8 +21,8 @@ from .carried import METHODS
 from .processes import in_processes, join
 from .simulate import Link, step_time
 
-SIZES = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8,
-         "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+SIZES: dict[str, Any] = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8,
+                         "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
 ROWS, LENGTH, MICRO, ROUNDS = 2, 64, 8, 7
 """Of a micro-batch, the micro-batches of a step, and how often each pipeline is timed."""
 VECTOR = 4 * SIZES["hidden_size"] * ROWS * LENGTH
@@ -82,6 +82,7 @@ def costs(stages: resfx.Stages) -> Costs:
 def all_costs(made: dict[str, dict[str, resfx.Stages]], path: str) -> None:
     """The median for every method and setup, taken in turns; left in a file."""
     torch.set_num_threads(1)
+    prefer()
     seen: dict[tuple[str, int], list[Costs]] = {}
     for _ in range(ROUNDS + 1):  # the first only warms up
         for name, split in made.items():
@@ -96,7 +97,7 @@ def all_costs(made: dict[str, dict[str, resfx.Stages]], path: str) -> None:
 
 def stepper(stages: resfx.Stages) -> Callable[[], None]:
     """A training step of this process's stages."""
-    mine = stages.pipeline_stages("cpu")
+    mine: list[Any] = stages.pipeline_stages("cpu")
     schedule: Any = (Schedule1F1B(mine[0], MICRO, loss_fn=loss_of) if len(mine) == 1 else
                      ScheduleInterleaved1F1B(mine, MICRO, loss_fn=loss_of))  # fmt: skip
     numbers = [stage.stage_index for stage in mine]
@@ -132,14 +133,15 @@ def in_group(rank: int, count: int, made: dict[str, dict[str, resfx.Stages]], fo
     for _ in range(ROUNDS):
         for key, step in steps.items():
             times[key].append(timed(step))
+    wire = link() if count == 2 else None
     if rank == 0:
-        torch.save((times, link(count) if count == 2 else None), f"{folder}/times{count}")
-    elif count == 2:
-        link(count)
+        torch.save(times, f"{folder}/times{count}")
+        if wire:
+            torch.save(wire, f"{folder}/link")
     dist.destroy_process_group()
 
 
-def link(count: int) -> tuple[float, float]:
+def link() -> tuple[float, float]:
     """Bandwidth and latency between two processes, by tensors sent there and back."""
     rank, seconds = dist.get_rank(), []
     for size in (1, 1 << 20):
@@ -166,24 +168,24 @@ def measured(names: Sequence[str] = NAMES) -> dict[str, Any]:
         times: dict[tuple[str, str], list[float]] = {}
         for count in (2, 4):
             in_processes(in_group, [(rank, count, made, folder) for rank in range(count)], 3600)
-            more, wire = torch.load(f"{folder}/times{count}")
-            times |= more
-            link_here = Link("gloo", *wire) if wire else link_here
+            times |= torch.load(f"{folder}/times{count}")
+        wire = Link("gloo", *torch.load(f"{folder}/link"))
     rows: dict[str, Any] = {}
     for name in names:
         rows[name] = {}
         for setup, (ranks, stages, keeps) in SETUPS.items():
-            said = {n: simulated(n, found[n, stages], ranks, stages, keeps, link_here, cores) for n in (name, "(plain)")}
+            said = {n: simulated(n, found[n, stages], ranks, keeps, wire, cores) for n in (name, "(plain)")}
             ratios = [ours / plain for ours, plain in zip(times[name, setup], times["(plain)", setup], strict=True)]
             low, middle, high = statistics.quantiles(ratios, n=4)
-            rows[name][setup] = {"measured": middle, "quartiles": [low, high], "simulated": said[name] / said["(plain)"],
-                                 "seconds": statistics.median(times[name, setup]),
-                                 "simulated_seconds": said[name]}  # fmt: skip
-    at = {"cores": cores, "rounds": ROUNDS, "bandwidth": link_here.bandwidth, "latency": link_here.latency}
+            rows[name][setup] = {
+                "measured": middle, "quartiles": [low, high], "simulated": said[name] / said["(plain)"],
+                "seconds": statistics.median(times[name, setup]), "simulated_seconds": said[name],
+            }  # fmt: skip
+    at = {"cores": cores, "rounds": ROUNDS, "bandwidth": wire.bandwidth, "latency": wire.latency}
     return {**at, "rows": rows}
 
 
-def simulated(name: str, cost: Costs, ranks: int, stages: int, keeps: bool, wire: Link, cores: int) -> float:
+def simulated(name: str, cost: Costs, ranks: int, keeps: bool, wire: Link, cores: int) -> float:
     """Seconds of a step by what its stages compute and by the formula of what crosses."""
-    crossing = METHODS[name].crossing(SIZES["num_hidden_layers"], stages, ranks if keeps else None)
+    crossing = METHODS[name].crossing(SIZES["num_hidden_layers"], len(cost[0]), ranks if keeps else None)
     return step_time(ranks, MICRO, *cost, [v * VECTOR for v in crossing], wire, cores)

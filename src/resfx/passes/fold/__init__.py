@@ -61,10 +61,11 @@ def folded(plan: Plan, codes: dict[Region, Code], tree: nn.Module, source: Sourc
         path = region.path
         assert path is not None
         guard = None if region.passed_on else guard_of(plan, region, tree.get_submodule(path), source.varying)
+        one = Folded(path, code, guard, not plan.acts_in(region))
         twins = (f for f in found if guard is not None and f.code.like(code) and guard.same(f.guard))
         if (twin := next(twins, None)) is not None:
-            guard, code = twin.guard, twin.code
-        found.append(Folded(path, code, guard, not plan.acts_in(region)))
+            one.code, one.guard = twin.code, twin.guard
+        found.append(one)
     return found
 
 

@@ -41,7 +41,8 @@ def borders(
         made: the stage that makes each value.
         readers: the stages that read it.
     """
-    found = Borders(*([[] for _ in range(stages)] for _ in range(4)))
+    nothing = lambda: [Values() for _ in range(stages)]
+    found = Borders(nothing(), nothing(), nothing(), nothing())
     for value, maker in made.items():
         first = {maker % ranks: maker}  # the first stage of each process that has it
         recalls: dict[int, int] = {}

@@ -81,6 +81,7 @@ class Cut:
                                f"at={[n for _, n in sorted(zip(begins, starts, strict=True))]}")  # fmt: skip
         self.stage = {item: sum(i >= b for b in begins) for i, item in enumerate(items)}
         self.stage |= {item: stage for item in items if (stage := self._stage_of_owner(item)) is not None}
+        self._not_before_what_they_read()
         self.anywhere = set(_without_parameters(plan, tree))
         self.borders = self._borders(ranks or len(starts) + 1)
 
@@ -110,6 +111,13 @@ class Cut:
         owner = str(item.target).removeprefix("resfx.").partition(".")[2]
         blocks = (r for r in self.stage if isinstance(r, Region) and r.path and owner.startswith(f"{r.path}."))
         return next((self.stage[block] for block in blocks), None)
+
+    def _not_before_what_they_read(self) -> None:
+        """What stands before a block, and reads what a new module of that block gives, is of the block's stage."""
+        maker: dict[fx.Node, int] = {}
+        for item in self.stage:
+            self.stage[item] = max([self.stage[item], *(maker.get(node, 0) for node in _needed_by(item))])
+            maker |= dict.fromkeys(_made_by(item), self.stage[item])
 
     def _borders(self, ranks: int) -> Borders:
         last = len(self.starts)
@@ -205,7 +213,7 @@ class StageWriter(Writer):
         return StageCode(
             code, fixed, self.takes, self.gives, self.recalls, self.cut.borders.dropped[self.number], self.keeps, names,
             self.read, self.calls, self.tensors, list(self.new),
-        )
+        )  # fmt: skip
 
     def _begin(self) -> None:
         super()._begin()

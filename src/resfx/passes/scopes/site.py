@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from resfx.passes.find.mark import Mark

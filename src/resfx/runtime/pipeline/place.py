@@ -1,4 +1,4 @@
-"""Stages as :mod:`torch.distributed.pipelining` takes them, with what a process keeps from one of its stages to another.
+"""Stages as :mod:`torch.distributed.pipelining` takes them, with what a process keeps for its later ones.
 
 Apart, because torch.distributed.pipelining takes seconds to import.
 """
@@ -16,6 +16,8 @@ from resfx.errors import OptionError, VariantError
 
 from .stage import Stage
 from .store import Store
+
+OTHERWISE = "ScheduleInterleaved1F1B or ScheduleLoopedBFS, or resfx.split without ranks="
 
 
 def place(
@@ -52,8 +54,7 @@ class KeepingStage(PipelineStage):
         if any(rank != stage % self.group_size for stage, rank in ranks.items()):
             raise OptionError("cannot run these stages by this schedule",
                               f"it puts stage i into process {list(ranks.values())}[i]; what processes keep was found "
-                              f"for i % {self.group_size}",
-                              "ScheduleInterleaved1F1B or ScheduleLoopedBFS, or resfx.split without ranks=")  # fmt: skip
+                              f"for i % {self.group_size}", OTHERWISE)  # fmt: skip
         self._ranks = ranks
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
@@ -76,5 +77,5 @@ class KeepingStage(PipelineStage):
         if not full_backward:
             raise VariantError("cannot run these stages by a schedule that splits backward passes",
                                "what a process keeps for its later stages gets its gradient in whole ones",
-                               "ScheduleInterleaved1F1B or ScheduleLoopedBFS, or resfx.split without ranks=")  # fmt: skip
+                               OTHERWISE)  # fmt: skip
         super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)

@@ -91,8 +91,11 @@ class Stages(list[Stage]):
             lines.append(f"  stage {number} from {start}: {len(border)} tensors, {forward:g} bytes per token"
                          f" forward, {back:g} back")  # fmt: skip
             lines += [f"    {c.name} ({', '.join(c.shape)}) {str(c.dtype).removeprefix('torch.')}" for c in border]
-        lines += [f"  stage {number} keeps {len(kept)} tensors, {sum(c.bytes_per_token for c in kept):g} bytes per token,"
-                  " for later stages of its process" for number, kept in enumerate(self.kept) if kept]  # fmt: skip
+        for number, kept in enumerate(self.kept):
+            if kept:
+                size = sum(c.bytes_per_token for c in kept)
+                lines.append(f"  stage {number} keeps {len(kept)} tensors, {size:g} bytes per token, for later stages"
+                             " of its process")  # fmt: skip
         return "\n".join(lines)
 
 
@@ -140,8 +143,8 @@ def split(
     names = block_names(model) if rewritten else _blocks(capture.graph, tree)
     starts = list(at) or _even(stages, names, type(model).__name__)
     if ranks is not None and (ranks < 2 or (len(starts) + 1) % ranks):
-        raise OptionError(f"cannot split {type(model).__name__} for {ranks} processes",
-                          f"{len(starts) + 1} stages", "ranks= from 2, of which the number of stages is a multiple")  # fmt: skip
+        raise OptionError(f"cannot split {type(model).__name__} for {ranks} processes", f"{len(starts) + 1} stages",
+                          "ranks= from 2, of which the number of stages is a multiple")  # fmt: skip
     apply_methods(capture.graph, tree, find_sites(capture.graph, tree), applications)
     shared = model._resfx.shared if rewritten else Shared()
     folded, parts = fold_in_stages(capture, tree, source, shared, starts, ranks)

@@ -53,8 +53,6 @@ class Stage(Holder):
         self.number, self.inputs, self.code = number, list(stage.inputs), stage.code.source
         for path in sorted(stage.modules, key=lambda p: p.count(".")):
             _place(self, path, tree.get_submodule(path))
-        for path in stage.tensors:
-            _place_tensor(self, path, tree)
         bank = tree.get_submodule("resfx") if hasattr(tree, "resfx") else nn.Module()
         for path in stage.modules:
             for key, level in levels_of(bank, path).items():
@@ -62,6 +60,8 @@ class Stage(Holder):
                     _place(self, f"resfx.{key}.{path}", level)
         for path in stage.new:
             _place(self, f"resfx.{path}", bank.get_submodule(path))
+        for path in stage.tensors:  # after the modules, which may hold them
+            _place_tensor(self, path, tree)
         self._levels: dict[str, nn.Module] = levels_of(getattr(self, "resfx", nn.Module()), "")
         self._known = frozenset(signature(class_before(tree).forward).parameters)
         self._run, self._sends = stage.code, len(stage.gives)
