@@ -71,8 +71,7 @@ def break_graph(why: str) -> None:
 
 
 def is_exporting() -> bool:
-    """``torch.compiler.is_exporting()`` of this thread, which Dynamo of torch 2.11 takes for true in whatever it
-    compiles."""
+    """``torch.compiler.is_exporting()`` of this thread; Dynamo of torch 2.11 takes it for true in all it compiles."""
     return torch.compiler._is_exporting_flag and not _elsewhere()
 
 
@@ -107,29 +106,20 @@ def held_buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
     return module._buffers
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether anything watches or changes the module's calls."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
 def has_forward_hooks(module: nn.Module) -> bool:
     """Whether anything watches or changes the module's calls where no gradients are recorded."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    everybody: Any = nn.modules.module  # hooks of all modules
+    own = module._forward_hooks or module._forward_pre_hooks
+    return bool(own or everybody._global_forward_hooks or everybody._global_forward_pre_hooks)
 
 
-_HOOKS = frozenset(k for k in vars(nn.Module()) if "hooks" in k)
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything watches or changes the module's calls."""
+    return has_forward_hooks(module) or bool(module._backward_hooks or module._backward_pre_hooks)
 
 
-def hook_names(attributes: dict[str, Any]) -> list[str]:
-    """Of a module's ``__dict__``, the keys that hold hooks or say how they are called."""
-    return [k for k in attributes if k in _HOOKS]
-
-
-def hook_keys() -> frozenset[str]:
-    """The keys of a module's ``__dict__`` that hold hooks or say how they are called."""
-    return frozenset(hook_names(vars(nn.Module())))
+# The keys of a module's ``__dict__`` that hold hooks or say how they are called.
+HOOKS = frozenset(k for k in vars(nn.Module()) if "hooks" in k)
 
 
 def pre_hooks(module: nn.Module) -> list[Any]:
@@ -303,8 +293,7 @@ def is_traced(tensor: torch.Tensor) -> bool:
 @contextlib.contextmanager
 def own_export() -> Iterator[None]:
     """Inside, ``torch.export`` prints no graph when it fails, leaves what an export around it keeps in globals, and
-    takes oneDNN and cuDNN from no thread: those are switches of the whole process, by which other threads' sums round
-    otherwise, and a graph of operators above them does not need them off."""
+    leaves oneDNN and cuDNN to all threads: by these switches of the whole process, other threads' sums round."""
     global _exporting_in  # noqa: PLW0603 - held under the lock of all traces
     exporter: Any = importlib.import_module("torch.export._trace")
     names = ("_EXPORT_FLAGS", "_EXPORT_MODULE_HIERARCHY", "_ignore_backend_decomps")

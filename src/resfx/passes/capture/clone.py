@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resfx._torch import held_buffers, held_parameters, hook_keys, is_traced, is_transformed, pre_hooks
+from resfx._torch import HOOKS, held_buffers, held_parameters, is_traced, is_transformed, pre_hooks
 
 from .forwards import called_forward, rebound
 from .split import is_split
 
-_HOOKS = hook_keys()
 _ORDINARY = (torch.Tensor, nn.Parameter, nn.Buffer)
 _KEPT_AS_IS = (type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.Tensor,
                types.BuiltinFunctionType, types.ModuleType)  # fmt: skip
@@ -102,7 +101,7 @@ def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], for_a_trace:
         elif name == "_modules":
             state[name] = {k: memo[id(m)] if m is not None else None for k, m in value.items()
                            if m is None or id(m) in memo}  # fmt: skip
-        elif name in _HOOKS and for_a_trace:
+        elif name in HOOKS and for_a_trace:
             state[name] = type(value)()
         else:
             # A forward may be set on the instance, by the user or by what recomputes blocks.
