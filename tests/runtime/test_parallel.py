@@ -21,9 +21,9 @@ def test_mixers_are_refused_under_context_parallel():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
-        with context_parallel(mesh, buffers=[given["input_ids"]], buffer_seq_dims=[1]):
-            with pytest.raises(ResfxError, match="mixes over positions"):
-                new(**given)
+        on = context_parallel(mesh, buffers=[given["input_ids"]], buffer_seq_dims=[1])
+        with on, pytest.raises(ResfxError, match="mixes over positions"):
+            new(**given)
     finally:
         dist.destroy_process_group()
     assert torch.equal(new(**given).logits, want)
