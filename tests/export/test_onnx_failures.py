@@ -6,10 +6,12 @@ import dataclasses
 import subprocess
 import sys
 
+import onnx
 import pytest
 import torch
 from hosts.made import randomise
 from hosts.onnx_models import Stack, batch, plain, stack
+from packaging.version import Version
 
 import resfx
 from resfx.errors import ExportError, MissingPackageError
@@ -68,6 +70,8 @@ def test_types_without_kernels(tmp_path):
     with pytest.raises(ExportError, match="onnxruntime cannot load") as error:
         to_onnx(new, tmp_path / "m.onnx")
     assert "check='reference'" in error.value.try_ and not list(tmp_path.iterdir())
+    if Version(onnx.__version__) < Version("1.23"):
+        pytest.skip("before onnx 1.23 its reference multiplies no bfloat16 matrices")
     assert to_onnx(new, tmp_path / "m.onnx", check="reference").differences["reference"] < 0.05
 
 

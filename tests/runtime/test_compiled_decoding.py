@@ -61,7 +61,7 @@ def test_a_call_like_none_before_runs_where_graphs_may_end():
     [
         (resfx.AttnRes(block=2), 64),
         ("mhc", 8),
-        ("short_swa", 8),
+        ("short_swa", 64),
         *(pytest.param(m, 64, marks=pytest.mark.matrix) for m in ("ddl", "denseformer", "mhc")),
     ],
     ids=str,

@@ -7,9 +7,11 @@ import torch
 from hosts import BY_NAME, tokens
 from hosts.generation import CAUSAL, METHODS, STEPS, acting, generated, given_cache, prompts
 from hosts.sequence import pairs
+from packaging.version import Version
 
 import resfx
 
+OLD = Version(torch.__version__) < Version("2.12")
 AGREE = {("gpt2", "canon"), ("gpt2", "chunk"), ("llama", "swa"), ("llama", "conv"), ("llama", "lean")}
 
 
@@ -31,6 +33,18 @@ def test_a_cache_of_fixed_size(host, method):
     new = acting(host, method)
     static = generated(new, True, do_sample=False, cache_implementation="static")
     assert torch.equal(static, generated(new, False, do_sample=False))
+
+
+def test_a_cache_of_fixed_size_that_the_caller_makes():
+    """The host must go on hiding its empty places, of which nothing but the cache tells."""
+    from transformers import StaticCache
+
+    new, ids = acting("llama", "swa"), prompts(2)[0]
+    cache = StaticCache(config=new.config, max_cache_len=16)
+    with torch.no_grad():
+        want = new(ids).logits[:, 4:]
+        steps = [new(part, past_key_values=cache).logits for part in ids.split([4] + [1] * (ids.shape[1] - 4), 1)]
+    torch.testing.assert_close(torch.cat(steps[1:], 1), want)
 
 
 @pytest.mark.matrix
@@ -95,6 +109,7 @@ def exported(new, folder):
     return (runtime.InferenceSession(folder / name) for name in ("prefill", "step"))
 
 
+@pytest.mark.skipif(OLD, reason="torch 2.11 lowers a row that attends to nothing to other values; the check says so")
 @pytest.mark.parametrize("host, method", pairs(["gpt2", "llama"], {("gpt2", "lean")}))
 def test_a_loop_in_onnx_runtime_generates_the_same_tokens(host, method, tmp_path):
     """Keys, values and the short windows go from outputs to inputs by name; another batch than the exported one."""

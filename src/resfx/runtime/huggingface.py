@@ -120,8 +120,9 @@ class ShortState:
         tensors: its state; empty before the first token.
     """
 
-    is_compileable = is_croppable = supports_early_init = False
-    is_initialized = batch_only = True
+    is_croppable = supports_early_init = False
+    # Compileable, or a host takes the empty places of a cache of fixed size for tokens: it makes no mask for one token.
+    is_compileable = is_initialized = batch_only = True
     is_sliding = "short"  # neither True nor false: a host looks for its first layer of either kind to size its masks
 
     def __init__(self, name: str, tensors: list[torch.Tensor]) -> None:

@@ -96,16 +96,21 @@ class Unit:
         return ", ".join(f"argument {n!r}" for n in names) or "a size, a type or an attribute"
 
 
-def outside_of_compilers(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compiler.disable`` at the time of the call: the decorator itself would import the compiler."""
+_UNSEEN = "resfx: a call not seen before is captured first; make it once before torch.compile(fullgraph=True)"
+
+
+def outside_of_compilers(fn: Callable[..., Any], why: str = _UNSEEN) -> Callable[..., Any]:
+    """``torch.compiler.disable`` at the time of the call: the decorator itself would import the compiler.
+
+    Args:
+        why: what a compiler says that may not go on elsewhere.
+    """
 
     @functools.wraps(fn)
     def outside(*args: Any, **kwargs: Any) -> Any:
         if not is_compiling():
             return fn(*args, **kwargs)
-        break_graph(
-            "resfx: a call not seen before is captured first; make it once before torch.compile(fullgraph=True)"
-        )
+        break_graph(why)
         return torch.compiler.disable(fn)(*args, **kwargs)
 
     return outside

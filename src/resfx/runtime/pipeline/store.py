@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from resfx.runtime.units import outside_of_compilers
+
 Tensors = tuple[torch.Tensor, ...]
+
+_eagerly = functools.partial(
+    outside_of_compilers, why="resfx: what a process keeps of a stage lies outside of its graph"
+)
 
 
 class Store:
@@ -24,7 +31,7 @@ class Store:
         self.microbatch: int | None = None
         self._kept: dict[tuple[int | None, str], torch.Tensor] = {}
 
-    @torch.compiler.disable
+    @_eagerly
     def keep(self, names: Sequence[str], values: Tensors, given: Tensors) -> Tensors:
         """Keep values; what the stage gives, with their gradients behind it."""
         leaves = [value.detach().requires_grad_(value.requires_grad) for value in values]
@@ -32,7 +39,7 @@ class Store:
             self._kept[self.microbatch, name] = leaf
         return _Joined.apply(leaves, *values, *given)
 
-    @torch.compiler.disable
+    @_eagerly
     def recall(self, names: Sequence[str], drops: Sequence[str]) -> Tensors:
         """What earlier stages have kept; those that no later stage reads are let go."""
         found = tuple(self._kept[self.microbatch, name] for name in names)
