@@ -22,6 +22,9 @@ QUICK = {"repeats": 3, "warmup": 1, "progress": False}
 MIB = 2**20
 
 
+SEEN: list[tuple[bool, bool]] = []
+
+
 class Noisy(nn.Module):
     """Everything that a step can disturb: dropout, running statistics, Python's and NumPy's generators."""
 
@@ -32,7 +35,8 @@ class Noisy(nn.Module):
         self.seen = []
 
     def forward(self, x):
-        self.seen.append((self.training, torch.is_grad_enabled()))
+        self.seen.append(x)
+        SEEN.append((self.training, torch.is_grad_enabled()))
         self.steps += 1
         random.random()
         np.random.rand()
@@ -97,6 +101,7 @@ def test_quartiles_are_numpys():
 
 
 def test_both_models_are_left_as_they_were():
+    SEEN.clear()
     model, other = Noisy(), Noisy()
     model.norm.eval()
     model.into.weight.grad = torch.ones(8, 8)
@@ -112,7 +117,8 @@ def test_both_models_are_left_as_they_were():
     result = compare(model, other, (given,), backends=("eager", "compiled:nothing"), **QUICK)
 
     assert [bool(r.after) for r in result.rows] == [True, True, False, False]
-    assert set(model.seen) == {(False, False), (True, True)}  # it did run, in eval and in training mode
+    assert set(SEEN) == {(False, False), (True, True)}  # it did run, in eval and in training mode
+    assert model.seen == other.seen == []
     after = {k: v for m in (model, other) for k, v in m.state_dict(prefix=f"{id(m)}").items()}
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert all(p.grad is g and (g is None or torch.equal(g, copy)) for p, g, copy in grads)

@@ -15,6 +15,7 @@ PAIRS = [
     ("bert", "mudd"), ("llama", "dca"), ("vit", "delta_attnres"), ("bert", "vertical"),
     ("vit", "value_residual"), ("bert", "lime"), ("bert", "value_embedding"), ("vit", "layer_scale"),
     ("vit", "rezero"), ("vit", "laurel"), ("vit", "depth_scaled"), ("vit", "frac_connections"), ("bert", "lambdas"),
+    ("gpt2", "altup"),
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ class and a function that remembers its results belong to everybody: later calls
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import types
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from torch import nn
 
 from resfx._torch import is_traced
 
-_TABLES = (dict, list, set)
+_TABLES, _CACHE = (dict, list, set), type(functools.cache(lambda: None))
 _MISSING = object()
 
 
@@ -32,7 +33,7 @@ def nothing_left(model: nn.Module) -> Iterator[None]:
     before = [dict(vars(place)) for place in places]
     known = [v for names in before for v in names.values()]
     tables = [(v, v.copy()) for v in known if type(v) in _TABLES]
-    caches = [(v, v.cache_info().currsize) for v in known if hasattr(v, "cache_clear") and hasattr(v, "cache_info")]
+    caches = [(v, v.cache_info().currsize) for v in known if isinstance(v, _CACHE)]
     try:
         yield
     finally:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import fx
 
 KEY = "resfx"
-NOW = "resfx_now"  # of a node that was replaced: what stands for it
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class Mark:
         carries: it hands each channel of a wide state through what the host does to its one state: the code of a module
             in which nothing else is new is right as it is where the state is one.
         longer_keys: the attention beside it reads more positions than the call has: there is a cache.
+        now: what stands for the node, which was replaced.
     """
 
     lifted: bool = False
@@ -36,6 +36,7 @@ class Mark:
     inside: bool = False
     carries: bool = False
     longer_keys: bool = False
+    now: fx.Node | None = None
 
 
 _NONE = Mark()
@@ -53,6 +54,6 @@ def note(node: fx.Node, **changes: Any) -> None:
 
 def now(node: fx.Node) -> fx.Node:
     """What stands for a node, which may have been replaced."""
-    while NOW in node.meta:
-        node = node.meta[NOW]
+    while (there := mark_of(node).now) is not None:
+        node = there
     return node

@@ -13,7 +13,7 @@ from torch import fx
 
 from resfx._torch import OpOverload, overload_name, schema_of
 from resfx.passes.capture.marking.record import enter, leave
-from resfx.passes.find.mark import KEY, NOW, Mark
+from resfx.passes.find.mark import KEY, Mark, note
 from resfx.passes.find.operators import is_inplace
 
 
@@ -49,7 +49,7 @@ def dress(node: fx.Node, like: fx.Node, mark: Mark, *dropped: str) -> None:
 def take_over(old: fx.Node, new: fx.Node, *keep: fx.Node) -> None:
     """Let ``new`` stand for ``old`` wherever it is read but in ``keep``, and where objects of the host hold it."""
     old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in keep)
-    old.meta[NOW] = new
+    note(old, now=new)
 
 
 def is_overwritten(node: fx.Node, behind: fx.Node) -> bool:
