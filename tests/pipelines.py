@@ -34,6 +34,8 @@ from benchmarks.systems.processes import in_processes, join
 
 DATA = Path(__file__).parents[1] / "docs" / "systems" / "equal.json"
 BLOCKS, VOCAB, MICRO = 8, 64, 4
+DOUBLE, CLOSE = ", float64", 1e-6
+"""Behind the name of a method whose row is made again in float64, and the difference above which it is."""
 SCHEDULES: dict[str, tuple[int, bool, Callable[..., Any]]] = {
     "GPipe": (1, False, ScheduleGPipe), "1F1B": (1, False, Schedule1F1B),
     "interleaved": (2, False, ScheduleInterleaved1F1B), "interleaved, kept": (2, True, ScheduleInterleaved1F1B),
@@ -102,9 +104,10 @@ def row(label: str, counts: tuple[int, ...] = (2, 4)) -> dict[str, Any]:
 
     ``loss`` is relative; ``gradient`` is that of any parameter, relative to the largest entry of its gradient.
     """
-    ids = batch()[:2]
-    new = model() if label == "(plain)" else resfx.rewrite(model(), configs()[label], args=(ids,), check=False)
-    if label != "(plain)":
+    ids, method = batch()[:2], label.removesuffix(DOUBLE)
+    new: Any = model().double() if label.endswith(DOUBLE) else model()
+    if method != "(plain)":
+        new = resfx.rewrite(new, configs()[method], args=(ids,), check=False)
         randomise(new)
     made: dict[tuple[int, int | None], resfx.Stages] = {}
     found: dict[str, Any] = {}
@@ -158,9 +161,16 @@ def main() -> None:
     DATA.parent.mkdir(exist_ok=True)
     for label in ["(plain)", *configs()]:
         if not options.methods or label in options.methods:
-            rows[label] = attempt(label)
-            print(label, rows[label], flush=True)
-            DATA.write_text(json.dumps(rows, indent=1) + "\n")
+            for name in (label, label + DOUBLE):
+                if name == label or worst(rows[label]) > CLOSE:
+                    rows[name] = attempt(name)
+                    print(name, rows[name], flush=True)
+                    DATA.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def worst(found: dict[str, Any]) -> float:
+    """The largest difference of a gradient in a row."""
+    return max((cell["gradient"] for cell in found.values() if isinstance(cell, dict)), default=0.0)
 
 
 if __name__ == "__main__":
