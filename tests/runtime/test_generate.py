@@ -43,7 +43,7 @@ def test_a_cache_of_fixed_size_that_the_caller_makes():
     cache = StaticCache(config=new.config, max_cache_len=16)
     with torch.no_grad():
         want = new(ids).logits[:, 4:]
-        steps = [new(part, past_key_values=cache).logits for part in ids.split([4] + [1] * (ids.shape[1] - 4), 1)]
+        steps = [new(part, **given_cache(new, cache)).logits for part in ids.split([4] + [1] * (ids.shape[1] - 4), 1)]
     torch.testing.assert_close(torch.cat(steps[1:], 1), want)
 
 
