@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -42,3 +46,12 @@ def net(cls: type[nn.Module] = Net) -> nn.Module:
 def batch(rows: int = 3, tokens: int = 5, width: int = 8) -> Tensor:
     """An input for it, the same every time."""
     return torch.randn(rows, tokens, width, generator=torch.Generator().manual_seed(1))
+
+
+def at_once(call: Callable[[Any], Any], arguments: Iterable[Any]) -> None:
+    """Calls in a thread each; returns when all have ended."""
+    threads = [threading.Thread(target=call, args=(given,)) for given in arguments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

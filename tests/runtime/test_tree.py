@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import threading
 
 import pytest
 import torch
 from hosts import tokens
 from hosts.made import randomise, recompute_activations, rewritten
+from hosts.small import at_once
 from torch import nn
 
 import resfx
@@ -152,11 +152,7 @@ def test_known_and_unknown_calls_in_threads():
     def call(i):
         got[i] = new(calls[i])
 
-    threads = [threading.Thread(target=call, args=(i,)) for i in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(call, range(len(calls)))
     assert len(got) == len(calls) and all(torch.allclose(w, got[i], atol=1e-6) for i, w in enumerate(want))
 
 

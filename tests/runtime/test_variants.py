@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from hosts.small import Net, batch, net
+from hosts.small import Net, at_once, batch, net
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -70,7 +70,7 @@ def test_threads_that_need_captures_at_once():
         x = torch.randn(1, length, 8)
         found.append((x, new(x)))
 
-    _at_once(call, (1, 4, 1, 6, 7, 2))
+    at_once(call, (1, 4, 1, 6, 7, 2))
     assert len(found) == 6 and not torch.compiler.is_exporting()
     for x, out in found:
         assert torch.equal(out, model(x)) and torch.equal(new(x), out)
@@ -91,14 +91,6 @@ def test_a_capture_takes_no_kernels_from_other_threads():
     done.set()
     watcher.join()
     assert seen == {before}
-
-
-def _at_once(call, arguments):
-    threads = [threading.Thread(target=call, args=(n,)) for n in arguments]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 def test_a_number_that_differs_in_every_call_is_named_and_not_kept_for_ever():

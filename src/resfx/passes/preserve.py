@@ -19,6 +19,9 @@ from resfx._torch import held_buffers
 
 from .leftovers import nothing_left
 
+CONTAINERS = (list, dict, set, OrderedDict, defaultdict, deque)
+"""What code writes into beside attributes, and can be given its contents again."""
+
 TRACING = threading.RLock()
 """Held while anything is traced: ``torch.export`` and what surrounds it keep global state."""
 
@@ -51,7 +54,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 def _containers(values: Iterable[Any], depth: int = 0) -> Iterator[Any]:
     """The containers among some values, and those in them."""
     for value in values:
-        if type(value) in (list, dict, set, OrderedDict, defaultdict, deque):
+        if type(value) in CONTAINERS:
             yield value
             if depth < 3:
                 yield from _containers(value.values() if isinstance(value, dict) else value, depth + 1)

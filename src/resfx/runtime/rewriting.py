@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,8 +12,8 @@ from torch import nn
 from resfx._torch import held_modules, hold_modules, outside_of_traces
 from resfx.errors import VariantError
 from resfx.passes.capture.calls import bind, flatten_call
-from resfx.passes.capture.clone import class_before
-from resfx.passes.capture.source import Source, without_self
+from resfx.passes.capture.clone import class_before, signature_of
+from resfx.passes.capture.source import Source
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import hint
 from resfx.passes.fold import Code, Folded, Shared, fold
@@ -65,7 +64,7 @@ class Rewriting:
             if self.source.shared:
                 self._again(module)
                 return unit.variants[-1][1]
-            signature = without_self(inspect.signature(class_before(module).forward))
+            signature = signature_of(module)
             known = unwrapped(module, unit.path)
             source = replace(self.source, model=known, cls=class_before(module), signature=signature)
             self._learn(unit, given)

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, empty, set_values
 from resfx.methods.observe import Observations
-from resfx.ops.channels.formula import mix
 from resfx.ops.register import accumulator, in_type
 
 from .base import Expand, Readout, WideStream
-from .hyper_connections import check_wide, observed_channels, readout_of
+from .hyper_connections import HyperWrite, check_wide, observed_channels, readout_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class AltUp(Method):
     def build_stream(self, places: Sequence[Place]) -> WideStream:
         return WideStream(
             Expand(self.n), [None if p.parallel else AltUpRead(self, p) for p in places],
-            [AltUpWrite(p.parallel) for p in places], Readout(self.n, readout_of(self), factory_of(places[-1])),
+            [HyperWrite(p.parallel) for p in places], Readout(self.n, readout_of(self), factory_of(places[-1])),
         )  # fmt: skip
 
 
@@ -76,10 +75,10 @@ class AltUpRead(Learned):
         nn.init.ones_(self.correct)
 
     def coefficients(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """``P + g (e_j* - P_j*)^T (n, n)``, row: to, column: from, and ``g (n)``."""
+        """``g (n)`` and ``P + g (e_j* - P_j*)^T (n, n)``, here row: from, column: to."""
         predict, correct = in_type(self.predict, dtype), in_type(self.correct, dtype)
         unit = torch.eye(len(correct), dtype=dtype, device=correct.device)[self.computes]
-        return predict + correct.unsqueeze(-1) * (unit - predict[self.computes]), correct
+        return correct, (predict + correct.unsqueeze(-1) * (unit - predict[self.computes])).mT
 
     def forward(self, state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         return state.select(-2, self.computes).contiguous(), self.coefficients(accumulator(state.dtype))
@@ -87,21 +86,9 @@ class AltUpRead(Learned):
     def observe(self, state: Tensor) -> Observations:
         """``read``, the channel computed; ``write``, ``g``; ``mixing``, from row to column; ``apart``: how far the
         channels differ."""
-        matrix, correct = self.coefficients(accumulator(state.dtype))
+        correct, matrix = self.coefficients(accumulator(state.dtype))
         read = torch.eye(len(correct), dtype=correct.dtype, device=correct.device)[self.computes]
-        return observed_channels(state, read, correct, matrix.mT)
+        return observed_channels(state, read, correct, matrix)
 
     def extra_repr(self) -> str:
         return f"channels={len(self.correct)}, computes={self.computes}"
-
-
-class AltUpWrite(nn.Module):
-    """``M X + g f``; for the second of two parallel branches ``X + g f``: both are of one layer."""
-
-    def __init__(self, follows: bool) -> None:
-        super().__init__()
-        self.follows = follows
-
-    def forward(self, state: Tensor, f: Tensor, x: Tensor, c: Tensor | None, memo: tuple[Tensor, Tensor]) -> Tensor:
-        matrix, correct = memo
-        return mix(state, f, correct, None if self.follows else matrix, unit=False)

@@ -170,5 +170,9 @@ def signature_of(module: nn.Module) -> inspect.Signature:
     ``forward`` before it was rewritten, if anything was."""
     if "forward" in vars(module) and "_resfx_unit" not in vars(module):
         return inspect.signature(vars(module)["forward"])
-    whole = inspect.signature(class_before(module).forward)
-    return whole.replace(parameters=list(whole.parameters.values())[1:])
+    return without_self(inspect.signature(class_before(module).forward))
+
+
+def without_self(signature: inspect.Signature) -> inspect.Signature:
+    """The signature as a caller of the bound method sees it."""
+    return signature.replace(parameters=list(signature.parameters.values())[1:])  # whatever it is called

@@ -17,7 +17,7 @@ from resfx.report.progress import step
 from resfx.runtime.huggingface import renamed_arguments
 
 from .calls import Call, bind, by_new_names, flatten_call
-from .clone import clone_tree
+from .clone import clone_tree, without_self
 from .diagnose import SIZE_AS_KEY, quiet_tracing
 from .inputs import Example, example_of, outside_inference_mode
 from .split import is_split, refuse_split
@@ -238,11 +238,6 @@ def _load_program(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
         raise CaptureError(
             f"cannot load {path}", f"{type(error).__name__}: {error}", "save it with torch.export.save"
         ) from error
-
-
-def without_self(signature: inspect.Signature) -> inspect.Signature:
-    """The signature as a caller of the bound method sees it."""
-    return signature.replace(parameters=list(signature.parameters.values())[1:])  # whatever it is called
 
 
 def _trace(model: nn.Module) -> fx.Graph:

@@ -54,11 +54,10 @@ def check_rewrite(
     trial = Trial(new, before, example)
     try:
         _hold(trial, applications, exact)
-    except (CheckError, GraphDiffers, CaptureError) as error:
-        if not isinstance(error, ModelError):  # of a module inside, which the original runs
-            raise
-        raise _failed(trial, error, applications) from error
     except Exception as error:
+        told = isinstance(error, (CheckError, GraphDiffers, CaptureError))
+        if told and not isinstance(error, ModelError):  # which is of a module inside, that the original runs
+            raise
         raise _failed(trial, error, applications) from error
 
 

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict, defaultdict, deque
+from collections import deque
 from typing import Any, NamedTuple
 
 import torch
 
 from resfx.errors import CaptureError
 from resfx.passes.capture.structure import Flattener, Template, innermost
+from resfx.passes.preserve import CONTAINERS
 
 from .record import Write
 from .watch import MISSING, plain
 
-_SEQUENCES, _MAPPINGS = (list, deque), (dict, OrderedDict, defaultdict)
 Place = Template  # ``owned`` or ``known``: what has the attribute
 
 
-class _Set(NamedTuple):
+class _Seen(NamedTuple):
+    """What has the attribute, or the container that it holds; and what that was."""
+
     value: Any
-    before: Any
-
-
-class _Held(NamedTuple):
-    container: Any
     before: Any
 
 
@@ -32,12 +29,12 @@ class Written:
     """What one call has done so far. Code of calls inside it answers for itself."""
 
     def __init__(self) -> None:
-        self._sets: dict[tuple[Place, str], _Set] = {}
-        self._held: dict[tuple[Place, str], _Held] = {}
+        self._sets: dict[tuple[Place, str], _Seen] = {}
+        self._held: dict[tuple[Place, str], _Seen] = {}
 
     def set(self, value: Any, place: Place, name: str, before: Any) -> None:
         """An attribute of ``value``, which is at ``place``, was set."""
-        self._sets.setdefault((place, name), _Set(value, before))
+        self._sets.setdefault((place, name), _Seen(value, before))
         self._held.pop((place, name), None)
 
     def has(self, place: Place, name: str) -> bool:
@@ -46,14 +43,14 @@ class Written:
 
     def read(self, place: Place, name: str, value: Any) -> None:
         """An attribute was read: what it holds may be added to."""
-        if type(value) in (*_SEQUENCES, *_MAPPINGS, set) and (place, name) not in self._sets:
-            self._held.setdefault((place, name), _Held(value, copy.copy(value)))
+        if type(value) in CONTAINERS and (place, name) not in self._sets:
+            self._held.setdefault((place, name), _Seen(value, copy.copy(value)))
 
     def settle(self, inner: Written) -> None:
         """A call inside has ended: what it did is not done again."""
         for key, (container, _) in inner._held.items():
             if key in self._held:
-                self._held[key] = _Held(container, copy.copy(container))
+                self._held[key] = _Seen(container, copy.copy(container))
 
     def writes(self, flat: Flattener) -> list[Write]:
         """What the call did; tensors in it are appended to the leaves of ``flat``."""
