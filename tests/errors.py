@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -84,7 +85,7 @@ def names() -> Iterator[dict[str, Any]]:
 
 
 def message(code: str, known: dict[str, Any]) -> tuple[str, str]:
-    """The class of what a line raises, and its text with paths as seen from the project.
+    """The class of what a line raises, and its text: paths as seen from the project, lines of its files not counted.
 
     Raises:
         AssertionError: if it raises nothing, or no error of this library.
@@ -93,7 +94,8 @@ def message(code: str, known: dict[str, Any]) -> tuple[str, str]:
         eval(code, dict(known))
     except resfx.errors.ResfxError as error:
         assert error.asked and error.found and error.try_, code
-        return type(error).__name__, str(error).replace(f"{ROOT}{os.sep}", "")
+        text = str(error).replace(f"{ROOT}{os.sep}", "")
+        return type(error).__name__, re.sub(r"\.py:\d+", ".py:...", text)
     except Exception as error:
         raise AssertionError(f"{code} raises {type(error).__name__}: {error}") from error
     raise AssertionError(f"{code} raises nothing")
