@@ -182,6 +182,19 @@ def test_a_folder_of_another_study_is_refused(tmp_path):
         plain_run(bench, "scratch", 0, 128, 1e-2).result(bench)
 
 
+def test_a_study_goes_on_where_its_method_has_gained_an_option(tmp_path):
+    bench = bench_in(tmp_path)
+    run = with_method(plain_run(bench, "scratch", 0, 64, 1e-2), "ddl", resfx.DDL())
+    done = execute(run, bench, lambda progress: None)
+    path = run.folder(tmp_path) / "result.json"
+    kept = json.loads(path.read_text())
+    del kept["method"]["target"]
+    path.write_text(json.dumps(kept))
+    assert run.result(bench)["loss"] == done["loss"]
+    with pytest.raises(OptionError, match="another method"):
+        with_method(run, "ddl", resfx.DDL(value_channels=2)).result(bench)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -92,6 +92,8 @@ class Run:
         for name in ("result.json", "run.json"):
             if (folder / name).exists():
                 kept = json.loads((folder / name).read_text())
+                if self.method is not None and kept.get("method"):  # an option added since had its default's meaning
+                    kept["method"] = type(self.method)().to_dict() | kept["method"]
                 other = [n for n in facts if kept.get(n) != facts[n]]
                 if other:
                     raise OptionError(
