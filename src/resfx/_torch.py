@@ -7,7 +7,6 @@ stops working without it, and ``docs/versions.md`` says which of the supported v
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import logging
 import sys
@@ -52,12 +51,12 @@ def is_watched() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()
 
 
-_exporting_in: int | None = None  # the thread in which a capture of ours is being traced
+_tracing_in: int | None = None  # the thread in which a trace of ours is being made
 
 
 def _elsewhere() -> bool:
     """Whether a trace of ours goes on in another thread: torch's flags are set for all threads then."""
-    return _exporting_in is not None and _exporting_in != threading.get_ident()
+    return _tracing_in is not None and _tracing_in != threading.get_ident()
 
 
 def is_compiling() -> bool:
@@ -291,50 +290,46 @@ def is_traced(tensor: torch.Tensor) -> bool:
 
 
 @contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Inside, no other thread traces or compiles, by this library or by ``torch.compile``.
+
+    torch keeps the trace at hand in globals: sizes of a graph that another thread computes with would be recorded in
+    it. So graphs whose sizes are open are worked on in here too. What a tracer does to attributes and calls of every
+    module of the process, it does in this thread alone.
+    """
+    global _tracing_in  # held under the lock
+    if _tracing_in == threading.get_ident():
+        yield
+        return
+    from torch._dynamo.convert_frame import compile_lock
+
+    tracer: Any = proxies._ModuleStackTracer
+    with compile_lock:
+        read, call, _tracing_in = tracer.getattr, tracer.call_module, threading.get_ident()
+        tracer.getattr = lambda self, name, value, *rest: value if _elsewhere() else read(self, name, value, *rest)
+        tracer.call_module = lambda self, module, forward, args, kwargs: (
+            forward(*args, **kwargs) if _elsewhere() else call(self, module, forward, args, kwargs)
+        )
+        try:
+            yield
+        finally:
+            tracer.getattr, tracer.call_module, _tracing_in = read, call, None
+
+
+@contextlib.contextmanager
 def own_export() -> Iterator[None]:
     """Inside, ``torch.export`` prints no graph when it fails, leaves what an export around it keeps in globals, and
     leaves oneDNN and cuDNN to all threads: by these switches of the whole process, other threads' sums round."""
-    global _exporting_in  # noqa: PLW0603 - held under the lock of all traces
     exporter: Any = importlib.import_module("torch.export._trace")
     names = ("_EXPORT_FLAGS", "_EXPORT_MODULE_HIERARCHY", "_ignore_backend_decomps")
     around = {name: getattr(exporter, name, None) for name in names}
-    outer, _exporting_in = _exporting_in, threading.get_ident()
     try:
         exporter.print = lambda *_, **__: None
         exporter._ignore_backend_decomps = contextlib.nullcontext
         yield
     finally:
-        _exporting_in = outer
         vars(exporter).pop("print", None)
         vars(exporter).update(around)
-
-
-@contextlib.contextmanager
-def for_graphs_alone() -> Iterator[None]:
-    """Inside, for a trace of which only the graph is wanted, none of the modules that ``torch.export`` makes on its way
-    is compiled to Python before it is called, and garbage is collected more rarely than for a few objects."""
-    graphs: Any = fx.GraphModule
-    thread, compiled, often = threading.get_ident(), graphs.recompile, gc.get_threshold()
-
-    def when_called(module: fx.GraphModule) -> Any:
-        if threading.get_ident() != thread:
-            return compiled(module)
-        cls: Any = type(module)  # each has a class of its own
-        cls.forward = _compile_and_call
-        return None
-
-    def _compile_and_call(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
-        compiled(module)
-        return module.forward(*args, **kwargs)
-
-    graphs.recompile = when_called
-    if often[0]:
-        gc.set_threshold(max(often[0], 20_000), *often[1:])
-    try:
-        yield
-    finally:
-        graphs.recompile = compiled
-        gc.set_threshold(*often)
 
 
 # -- compiling -----------------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import threading
+import time
 
 import pytest
 import torch
@@ -91,6 +93,57 @@ def test_a_capture_takes_no_kernels_from_other_threads():
     done.set()
     watcher.join()
     assert seen == {before}
+
+
+def test_a_graph_is_worked_on_while_nobody_else_traces():
+    """torch keeps the trace at hand in globals: sizes computed with in another thread are recorded in it."""
+    surgery, trace, failed = threading.Event(), threading.Event(), []
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Waiting(resfx.HyperConnections):
+        def build_stream(self, places):
+            surgery.set()
+            trace.wait(0.3)
+            return super().build_stream(places)
+
+    class Traced(Net):
+        def forward(self, x):
+            if isinstance(x, FakeTensor):
+                trace.set()
+                time.sleep(0.3)
+            return super().forward(x)
+
+    def rewrite(mode):
+        try:
+            if isinstance(mode, str):
+                assert surgery.wait(10)
+            resfx.rewrite(net(Traced if isinstance(mode, str) else Net), mode, args=(batch(),))
+        except Exception as error:
+            failed.append(error)
+
+    at_once(rewrite, ("ddl", Waiting()))
+    assert not failed
+
+
+def test_a_trace_changes_no_module_of_another_thread():
+    """Where a traced model has a module twice, torch hands out proxies in place of modules, to all threads."""
+    other, seen, done = net(), set(), threading.Event()
+
+    class Twice(Net):
+        def __init__(self):
+            super().__init__()
+            self.again = self.blocks[0]
+
+    def watch():
+        while not done.is_set():
+            seen.add(type(other.inp))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    resfx.rewrite(net(Twice), "ddl", args=(batch(),))
+    done.set()
+    watcher.join()
+    assert seen == {nn.Linear}
 
 
 def test_a_number_that_differs_in_every_call_is_named_and_not_kept_for_ever():
