@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import threading
-import time
 
 import pytest
 import torch
@@ -93,36 +91,6 @@ def test_a_capture_takes_no_kernels_from_other_threads():
     done.set()
     watcher.join()
     assert seen == {before}
-
-
-def test_a_graph_is_worked_on_while_nobody_else_traces():
-    """torch keeps the trace at hand in globals: sizes computed with in another thread are recorded in it."""
-    surgery, trace, failed = threading.Event(), threading.Event(), []
-
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Waiting(resfx.HyperConnections):
-        def build_stream(self, places):
-            surgery.set()
-            trace.wait(0.3)
-            return super().build_stream(places)
-
-    class Traced(Net):
-        def forward(self, x):
-            if isinstance(x, FakeTensor):
-                trace.set()
-                time.sleep(0.3)
-            return super().forward(x)
-
-    def rewrite(mode):
-        try:
-            if isinstance(mode, str):
-                assert surgery.wait(10)
-            resfx.rewrite(net(Traced if isinstance(mode, str) else Net), mode, args=(batch(),))
-        except Exception as error:
-            failed.append(error)
-
-    at_once(rewrite, ("ddl", Waiting()))
-    assert not failed
 
 
 def test_a_trace_changes_no_module_of_another_thread():
