@@ -202,6 +202,8 @@ TABLE = [
     Borrowed("torch.onnx._internal.exporter._registration", "exporter_log", "quiet exports to ONNX",
              lambda: importlib.util.find_spec("torch.onnx._internal.exporter._registration") is not None),
     Borrowed("torch._C._len_torch_dispatch_stack", "is_watched", "C++ kernels in eager mode"),
+    Borrowed("torch._C._is_tracing", "is_watched", "C++ kernels in eager mode"),
+    Borrowed("torch._C._is_any_autocast_enabled", "any_autocast", "telling calls under autocast from others"),
     Borrowed("torch._dynamo.graph_break", "break_graph", "a call not seen before under torch.compile"),
     Borrowed("torch._dynamo.lookup_backend", "compile_backend", _COMPILED),
     Borrowed("torch._inductor.compile_fx", "fresh_inductor_cache", _COMPILED),

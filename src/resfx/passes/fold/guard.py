@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx._torch import held_modules
+from resfx._torch import any_autocast, held_modules
 from resfx.passes.capture.calls import carried
 from resfx.passes.capture.structure import Flattener, Template, varied
 
@@ -34,9 +34,10 @@ class Always:
     flags: tuple[bool, ...] | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def fits(self, module: nn.Module, given: dict[str, Any]) -> bool:
-        """Whether the modules are in the mode that was traced."""
-        return self.flags is None or self.flags == tuple([m.training for m in module.modules()])
+    def differs(self, module: nn.Module, given: dict[str, Any]) -> str:
+        """In what a call is unlike the traced one: the mode of the modules, or nothing."""
+        same = self.flags is None or self.flags == tuple([m.training for m in module.modules()])
+        return "" if same else "training mode"
 
     def same(self, other: Any) -> bool:
         """Whether another is good for the same calls."""
@@ -89,12 +90,8 @@ class Guard:
         )
         return isinstance(other, Guard) and parts(self) == parts(other)
 
-    def fits(self, module: nn.Module, given: dict[str, Any]) -> bool:
-        """Whether a call, its arguments by name, is like the one that the code was made for."""
-        return not self.differs(module, given)
-
     def differs(self, module: nn.Module, given: dict[str, Any]) -> str:
-        """In what a call is unlike the one that the code was made for; nothing where it is like it."""
+        """In what a call, its arguments by name, is unlike the one that the code was made for; or nothing."""
         if self.autocast != autocast_state():
             return "autocast"
         if not self.grad and torch.is_grad_enabled():
@@ -131,6 +128,8 @@ class Guard:
 
 def autocast_state() -> tuple[Any, ...]:
     """What autocast does on each kind of device."""
+    if not any_autocast():
+        return ()
     return tuple([(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)])
 
 
