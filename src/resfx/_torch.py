@@ -108,24 +108,23 @@ def held_buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
     return module._buffers
 
 
-def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether anything watches or changes the module's calls where no gradients are recorded."""
-    everybody: Any = nn.modules.module  # hooks of all modules
-    own = module._forward_hooks or module._forward_pre_hooks
-    return bool(own or everybody._global_forward_hooks or everybody._global_forward_pre_hooks)
-
-
 def bare_parameters(module: Any, cls: type[nn.Module]) -> dict[str, nn.Parameter | None] | None:
     """The module's own parameters, if calling it without gradients runs the ``forward`` of just this class on them and
     nothing besides: no hook, no adapter, no parametrisation. A kernel may then take them in the module's place."""
-    if type(module) is not cls or has_forward_hooks(module) or "forward" in module.__dict__:
+    if type(module) is not cls or _has_forward_hooks(module) or "forward" in module.__dict__:
         return None
     return module._parameters
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether anything watches or changes the module's calls."""
-    return has_forward_hooks(module) or bool(module._backward_hooks or module._backward_pre_hooks)
+    return _has_forward_hooks(module) or bool(module._backward_hooks or module._backward_pre_hooks)
+
+
+def _has_forward_hooks(module: nn.Module) -> bool:
+    everybody: Any = nn.modules.module  # hooks of all modules
+    own = module._forward_hooks or module._forward_pre_hooks
+    return bool(own or everybody._global_forward_hooks or everybody._global_forward_pre_hooks)
 
 
 # The keys of a module's ``__dict__`` that hold hooks or say how they are called.
