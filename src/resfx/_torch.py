@@ -29,6 +29,8 @@ from torch.utils._sympy.printers import PythonPrinter  # sizes as Python, for gu
 # Whether a tensor is one of the batched tensors of autograd's ``is_grads_batched``, which no kernel can read.
 is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
 _functorch_active = torch._C._are_functorch_transforms_active
+_watchers, _tracing = torch._C._len_torch_dispatch_stack, torch._C._is_tracing
+any_autocast = torch._C._is_any_autocast_enabled  # on whatever kind of device
 
 
 def is_transformed(tensor: torch.Tensor) -> bool:
@@ -48,7 +50,7 @@ def transforming() -> bool:
 
 def is_watched() -> bool:
     """Whether somebody wants to see each operator: a dispatch mode, or a trace of ``torch.jit``."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()
+    return _watchers() > 0 or _tracing()
 
 
 _tracing_in: int | None = None  # the thread in which a trace of ours is being made
@@ -105,16 +107,23 @@ def held_buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
     return module._buffers
 
 
-def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether anything watches or changes the module's calls where no gradients are recorded."""
-    everybody: Any = nn.modules.module  # hooks of all modules
-    own = module._forward_hooks or module._forward_pre_hooks
-    return bool(own or everybody._global_forward_hooks or everybody._global_forward_pre_hooks)
+def bare_parameters(module: Any, cls: type[nn.Module]) -> dict[str, nn.Parameter | None] | None:
+    """The module's own parameters, if calling it without gradients runs the ``forward`` of just this class on them and
+    nothing besides: no hook, no adapter, no parametrisation. A kernel may then take them in the module's place."""
+    if type(module) is not cls or _has_forward_hooks(module) or "forward" in module.__dict__:
+        return None
+    return module._parameters
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether anything watches or changes the module's calls."""
-    return has_forward_hooks(module) or bool(module._backward_hooks or module._backward_pre_hooks)
+    return _has_forward_hooks(module) or bool(module._backward_hooks or module._backward_pre_hooks)
+
+
+def _has_forward_hooks(module: nn.Module) -> bool:
+    everybody: Any = nn.modules.module  # hooks of all modules
+    own = module._forward_hooks or module._forward_pre_hooks
+    return bool(own or everybody._global_forward_hooks or everybody._global_forward_pre_hooks)
 
 
 # The keys of a module's ``__dict__`` that hold hooks or say how they are called.

@@ -58,7 +58,7 @@ class Rewriting:
         with tracing(), outside_of_traces():
             given = type(module)._resfx_bind(module, *args, **kwargs)  # type: ignore[attr-defined]
             for guard, code in unit.variants:  # another thread may have made it
-                if guard.fits(module, given):
+                if not guard.differs(module, given):
                     return code
             if self.source.shared:
                 self._again(module)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from resfx._torch import held_parameters
 from resfx.methods.base import Place, factory_of
-from resfx.methods.learned import empty
+from resfx.methods.learned import empty, tensors_of
 from resfx.methods.observe import Observations, attention_map
 from resfx.ops.attention_read.formula import attention_read
 from resfx.ops.attention_read.gained import gained_read
@@ -105,8 +104,8 @@ class AttnResRead(Read):
     def read(self, sources: list[Tensor], x: Tensor, ahead: Ahead | None = None) -> Tensor:
         base = x if self.preserve else None
         if ahead is None:
-            own: Any = held_parameters(self)
-            done = gained_read(sources, own["query"], own["gain"], base, self.eps, self.preserve)
+            query, gain = tensors_of(self, "query", "gain")
+            done = gained_read(sources, query, gain, base, self.eps, self.preserve)
             if done is not None:
                 return done
         query = self.query * self.gain
