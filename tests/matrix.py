@@ -36,6 +36,7 @@ def configs() -> dict[str, Method]:
     """Every method at its defaults, and the forms that go another way through the code."""
     found: dict[str, Method] = {name: cls() for name, cls in methods().items()}
     found["ddl, 4 channels"] = resfx.DDL(value_channels=4)
+    found["altup, gemma3n"] = resfx.AltUp.gemma3n()
     found["attnres, blocks"] = resfx.AttnRes(block=2)
     found["attnres, blocks, two phases"] = resfx.AttnRes(block=2, two_phase=True)
     found["attnres, normalized"] = resfx.AttnRes(block=2, normalized=True)
