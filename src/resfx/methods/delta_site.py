@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resfx._torch import held_modules, held_parameters
+from resfx._torch import held_modules
 from resfx.ops.delta.formula import delta_shortcut
 from resfx.ops.delta.site import SOURCES, delta_site
 from resfx.ops.inductor import per_row
 from resfx.ops.register import accumulator, in_type
 
 from .base import Place, factory_of
-from .learned import Draw, Learned, Linear, constant, empty, is_bare, normal, uniform, weights_of, zeros
+from .learned import Draw, Learned, Linear, constant, empty, is_bare, normal, uniform, values_of, weights_of, zeros
 from .observe import Observations, Observed
 
 
@@ -80,8 +80,9 @@ class DeltaSite(Learned):
         gate, target = parts["gate"], parts.get("target")
         if not (is_bare(gate, Linear) and (target is None or is_bare(target, Linear)) and self.config.float32):
             return None
-        mix = held_parameters(self).get("mix")
-        return delta_site(x, f, c, weights_of(gate), weights_of(target), mix, total, *self.settings)
+        if (own := values_of(self, "mix")) is None:
+            return None
+        return delta_site(x, f, c, weights_of(gate), weights_of(target), *own, total, *self.settings)
 
     def observe(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Observations:
         """The gate, and what it does along ``k = f / |f|``, per row: :meth:`along`."""

@@ -155,6 +155,15 @@ def weights_of(linear: Any) -> tuple[Tensor | None, Tensor | None]:
     return parameters["weight"], parameters.get("bias")
 
 
+def values_of(module: nn.Module, *names: str) -> list[Any] | None:
+    """A module's own parameters as a kernel takes them, without the cost of looking up attributes; ``None`` where one
+    is computed when it is asked for (a parametrisation). One that is pruned is a plain attribute."""
+    held, plain = held_parameters(module), vars(module)
+    if not all(name in held or name in plain for name in names):
+        return None
+    return [held[name] if name in held else plain[name] for name in names]
+
+
 class CopiedNorm:
     """What a copy of a host's norm is beside that (:func:`copied_norm`): it starts as the host's own does at the time,
     and its parameters carry the mark by which transformers' initialisers leave a tensor alone."""

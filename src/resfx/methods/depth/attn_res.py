@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from resfx._torch import held_parameters
 from resfx.methods.base import Place, factory_of
-from resfx.methods.learned import empty
+from resfx.methods.learned import empty, values_of
 from resfx.methods.observe import Observations, attention_map
 from resfx.ops.attention_read.formula import attention_read
 from resfx.ops.attention_read.gained import gained_read
@@ -104,9 +103,8 @@ class AttnResRead(Read):
 
     def read(self, sources: list[Tensor], x: Tensor, ahead: Ahead | None = None) -> Tensor:
         base = x if self.preserve else None
-        if ahead is None:
-            own: Any = held_parameters(self)
-            done = gained_read(sources, own["query"], own["gain"], base, self.eps, self.preserve)
+        if ahead is None and (own := values_of(self, "query", "gain")) is not None:
+            done = gained_read(sources, *own, base, self.eps, self.preserve)
             if done is not None:
                 return done
         query = self.query * self.gain

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from resfx._torch import held_buffers, held_parameters
+from resfx._torch import held_buffers
 from resfx.methods.base import Method, Place, factory_of
-from resfx.methods.learned import Learned, empty, normal, set_values
+from resfx.methods.learned import Learned, empty, normal, set_values, values_of
 from resfx.methods.observe import Observations
 from resfx.ops.channels.formula import combine, inverse_deviation, mix, total
 from resfx.ops.channels.manifold import manifold_read
@@ -197,12 +197,10 @@ class ManifoldRead(Learned):
         return torch.sigmoid(pre), half + half, res, unit
 
     def forward(self, state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
-        if (rounds := self.mixing.rounds if self.mixing else (0, 0)) is not None:
-            own: Any = held_parameters(self)
-            done = manifold_read(
-                state, own["projection"], own["alpha"], own["pre"], own["post"], own.get("res"),
-                held_buffers(self)["origin"], self.eps, rounds,
-            )  # fmt: skip
+        rounds = self.mixing.rounds if self.mixing else (0, 0)
+        own = values_of(self, "projection", "alpha", "pre", "post", "res")
+        if rounds is not None and own is not None:
+            done = manifold_read(state, *own, held_buffers(self)["origin"], self.eps, rounds)
             if done is not None:
                 return done
         weights, post, res, unit = self.coefficients(state)
