@@ -82,7 +82,7 @@ class DeltaSite(Learned):
             return None
         if (own := values_of(self, "mix")) is None:
             return None
-        return delta_site(x, f, c, weights_of(gate), weights_of(target), *own, total, *self.settings)
+        return delta_site(x, f, c, weights_of(gate), weights_of(target), own[0], total, *self.settings)
 
     def observe(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Observations:
         """The gate, and what it does along ``k = f / |f|``, per row: :meth:`along`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -104,7 +104,8 @@ class AttnResRead(Read):
     def read(self, sources: list[Tensor], x: Tensor, ahead: Ahead | None = None) -> Tensor:
         base = x if self.preserve else None
         if ahead is None and (own := values_of(self, "query", "gain")) is not None:
-            done = gained_read(sources, *own, base, self.eps, self.preserve)
+            query, gain = own
+            done = gained_read(sources, query, gain, base, self.eps, self.preserve)
             if done is not None:
                 return done
         query = self.query * self.gain

@@ -200,7 +200,9 @@ class ManifoldRead(Learned):
         rounds = self.mixing.rounds if self.mixing else (0, 0)
         own = values_of(self, "projection", "alpha", "pre", "post", "res")
         if rounds is not None and own is not None:
-            done = manifold_read(state, *own, held_buffers(self)["origin"], self.eps, rounds)
+            projection, alpha, pre, post, res = own
+            origin = held_buffers(self)["origin"]
+            done = manifold_read(state, projection, alpha, pre, post, res, origin, self.eps, rounds)
             if done is not None:
                 return done
         weights, post, res, unit = self.coefficients(state)

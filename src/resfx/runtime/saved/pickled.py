@@ -1,4 +1,4 @@
-"""A rewritten model in a pickle, for another process or ``torch.save(model)``: what it was before, the recipe, its tensors.
+"""A rewritten model in a pickle, for another process or ``torch.save(model)``: what it was, the recipe, its tensors.
 
 Generated code and the classes that run it belong to one process. Where the pickle is read, the model is rewritten anew
 with the same methods at the same adds, and given the very tensors that were sent: those in shared memory stay shared.
@@ -32,7 +32,7 @@ def reduced(module: nn.Module, rewrite: Rewrite, source: Source, applications: S
     """
     if source.shared:
         raise SaveError("cannot pickle a rewritten graph", "it has no code of its own to be captured from again",
-                        "keep the graph that was passed to rewrite, and torch.save(module.state_dict(), path)")  # fmt: skip
+                        "keep the graph that was passed to rewrite, and save new.state_dict()")  # fmt: skip
     recipe = tuple(dataclasses.replace(a, placed={}, seen=(), skips=[]) for a in applications)
     modes = {name: part.training for name, part in module.named_modules()}
     base, tensors = original_tree(module), _held(module)
@@ -81,5 +81,6 @@ def _hold(module: nn.Module, tensors: dict[str, torch.Tensor | None]) -> None:
     parts = dict(module.named_modules())
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
-        held = held_parameters if leaf in held_parameters(parts[owner]) else held_buffers
-        held(parts[owner])[leaf] = tensor
+        part = parts[owner]
+        held: dict[str, Any] = (held_parameters if leaf in held_parameters(part) else held_buffers)(part)
+        held[leaf] = tensor
