@@ -54,7 +54,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "Saving and exporting": (
         'resfx.save(model, "save")', 'resfx.save(new, "somebody_elses")', 'resfx.save(new, "save", weights="nwe")',
         'resfx.load("no_such_folder", model)', 'resfx.load(model, "save")', 'resfx.load("save", new)',
-        'resfx.load("save", text)', 'resfx.load("save")', 'torch.save(new, "new.pt")', 'resfx.export.to_onnx(new, ".")',
+        'resfx.load("save", text)', 'resfx.load("save")', 'resfx.export.to_onnx(new, ".")',
         'resfx.compare(model, new, json="save")', 'resfx.compare(model, new, x, backends=["onnx"])',
     ),
 }  # fmt: skip

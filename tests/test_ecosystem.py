@@ -13,7 +13,8 @@ CHEAP = (
 """Functions of tools that are tried in every mode."""
 
 ONE = {
-    "swapped": "attnres", "parametrized": "ddl", "backward": "mhc", "torchao_weight": "short_swa",
+    "swapped": "attnres", "parametrized": "ddl", "parametrized_new": "mhc", "backward": "mhc",
+    "torchao_weight": "short_swa",
     "accelerate_bf16": "mhc", "per_example": "ddl", "lora": "mhc", "export_saved": "ddl", "jit": "ddl",
     "trainer": "ddl", "first_call": "short_swa", "offload": "attnres", "states": "mhc",
 }  # fmt: skip

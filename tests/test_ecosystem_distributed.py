@@ -7,10 +7,10 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from .ecosystem.distributed import _ddp, processes
-from .ecosystem.distributed_checkpoint import _between, _meta
-from .ecosystem.sharded import _fsdp2, _uneven
-from .ecosystem.tensor_parallel import _both, _new_call, _sequence
+from .ecosystem.spread.distributed import _ddp, processes
+from .ecosystem.spread.distributed_checkpoint import _between, _meta
+from .ecosystem.spread.sharded import _fsdp2, _uneven
+from .ecosystem.spread.tensor_parallel import _both, _new_call, _sequence
 from .ecosystem.tool import MODES, Make
 
 pytest.importorskip("transformers")

@@ -146,7 +146,8 @@ def _rewritten(source: Source, base: nn.Module, applications: list[Application],
     surgery = apply_methods(capture.graph, tree, found, applications)
     skips = found.skips + [s for a in applications for s in a.skips]
     report = Report(type(tree).__name__, found.sites, skips, surgery.streams, nodes, surgery.changes)
-    rewriting = Rewriting(dataclasses.replace(source, model=nn.Module()), applications, report)  # the model may go
+    known = dataclasses.replace(source, model=nn.Module())  # the model may go
+    rewriting = Rewriting(known, applications, report, _rewritten)
     rewriting.hand_out(fold(capture, tree, source, rewriting.shared), tree)
     return hand_back(tree, rewriting, base)
 

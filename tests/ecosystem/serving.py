@@ -178,8 +178,9 @@ def pickled(make: Make) -> None:
     held = io.BytesIO()
     torch.save(model, held)
     held.seek(0)
-    hold_equal(logits(model), logits(torch.load(held, weights_only=False)))
-    hold_equal(logits(model), logits(pickle.loads(pickle.dumps(model))))
+    loaded = torch.load(held, weights_only=False)
+    hold_equal(logits(model), logits(loaded))
+    hold_step(model.train(), pickle.loads(pickle.dumps(model)))
 
 
 def _elsewhere(make: Make, state: dict[str, torch.Tensor], answer: Any) -> None:
@@ -208,20 +209,20 @@ def processes(make: Make) -> None:
     hold_equal(before * 2, logits(model), 1e-6)
 
 
-@tool("a model sent to another process (spawn)")
+@tool("a model sent to other processes (torch.multiprocessing.spawn), which write into its weights", seconds=400)
 def sent(make: Make) -> None:
-    _answered_alike(make(), "spawn")
+    model = make()
+    before = logits(model)
+    answer = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    torch.multiprocessing.spawn(_doubles, (model, answer), nprocs=1)
+    hold_equal(before, torch.from_numpy(answer.get()))
+    hold_equal(before * 2, logits(model), 1e-6, "weights written elsewhere")
 
 
-def _answered_alike(model: Any, start: str) -> None:
-    """Hold what another process finds with a model against what this one does."""
-    context = torch.multiprocessing.get_context(start)
-    answer = context.Queue()
-    worker = context.Process(target=_answers, args=(model, answer))
-    worker.start()
-    found = torch.from_numpy(answer.get(timeout=120))
-    worker.join()
-    hold_equal(logits(model), found)
+def _doubles(rank: int, model: Any, answer: Any) -> None:
+    answer.put(logits(model).numpy())
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
 
 
 def _answers(model: Any, answer: Any) -> None:
@@ -230,7 +231,13 @@ def _answers(model: Any, answer: Any) -> None:
 
 @tool("a forked process that makes an unknown call")
 def forked(make: Make) -> None:
-    _answered_alike(make.cold(), "fork")
+    model, context = make.cold(), torch.multiprocessing.get_context("fork")
+    answer = context.Queue()
+    worker = context.Process(target=_answers, args=(model, answer))
+    worker.start()
+    found = torch.from_numpy(answer.get(timeout=120))
+    worker.join()
+    hold_equal(logits(model), found)
 
 
 @tool("accelerate: cpu_offload, dispatch_model over devices, disk_offload", needs="accelerate")

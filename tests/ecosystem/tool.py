@@ -166,9 +166,9 @@ def tool(name: str, needs: str | None = None, seconds: int = 180) -> Callable[[R
 def tools(glob: str = "*") -> dict[str, Tool]:
     """The tools of every file here, by name; those whose name, file or function fits a glob."""
     package = importlib.import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.name != "__main__":
-            importlib.import_module(f"{__package__}.{module.name}")
+    for module in pkgutil.walk_packages(package.__path__, f"{__package__}."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     fits = lambda one: any(fnmatch.fnmatchcase(n, glob) for n in (one.name, one.kind, one.run.__name__))
     return {name: one for name, one in TOOLS.items() if fits(one)}
 

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from resfx._torch import held_parameters
-from resfx.errors import ResfxError, SaveError, VariantError
+from resfx.errors import ResfxError, VariantError
 from resfx.report.report import Report
 
 from .huggingface import starting_new_modules
 from .rewriting import Rewriting
+from .saved.pickled import reduced
 from .saved.pretrained import save_pretrained
 
 
@@ -115,10 +116,8 @@ class Rewritten:
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise SaveError(
-            "cannot pickle a rewritten module", "its class is made at run time",
-            "resfx.save(module, folder), or torch.save(module.state_dict(), path)",
-        )  # fmt: skip
+        made = self._resfx
+        return reduced(self, made.rewrite, made.source, made.applications)  # type: ignore[arg-type]
 
 
 def own_parameters(module: nn.Module, copy: bool = False) -> None:

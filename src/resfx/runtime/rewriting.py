@@ -22,6 +22,7 @@ from resfx.passes.scopes.application import Application
 from resfx.passes.scopes.apply import apply_methods
 from resfx.report.report import Report
 
+from .saved.pickled import Rewrite
 from .units import Unit, levels_of, make_unit
 from .wrapped import find_below, unwrapped
 
@@ -34,6 +35,7 @@ class Rewriting:
         source: where captures come from.
         applications: the methods and what each claimed.
         first: what the first capture found and what was done to it.
+        rewrite: makes such a model again, in another process.
         shared: generated functions.
         captures: paths of the modules captured since, in order.
     """
@@ -41,6 +43,7 @@ class Rewriting:
     source: Source
     applications: list[Application]
     first: Report
+    rewrite: Rewrite
     shared: Shared = field(default_factory=Shared)
     captures: list[str] = field(default_factory=list)
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from .tool import Make, hold_equal, step, stir, tool, trained
+from ..tool import Make, hold_equal, step, stir, tool, trained
 
 ROWS = torch.randint(3, 60, (8, 9), generator=torch.Generator().manual_seed(5))
 """A batch for all processes together: each takes its own equal part; the mean of their losses is the whole's."""

@@ -20,9 +20,9 @@ from torch.distributed.checkpoint.state_dict import (
 
 import resfx
 
+from ..tool import IDS, Make, hold_equal, llama, logits, tool
 from .distributed import NEAR, mine, processes, whole
 from .sharded import shard
-from .tool import IDS, Make, hold_equal, llama, logits, tool
 
 
 def _spread(make: Make, std: float = 0.1) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
+from ..tool import Make, hold_equal, logits, tool
 from .distributed import (
     NEAR,
     by_parts,
@@ -31,7 +32,6 @@ from .distributed import (
     same_training,
     whole,
 )  # fmt: skip
-from .tool import Make, hold_equal, logits, tool
 
 HALF = 2**-6
 """What gradients that meet in bfloat16 may differ by when they meet in another order."""

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from ..tool import Make, hold_equal, tool
 from .distributed import NEAR, ROWS, by_parts, descend, gradients, mean, mine, processes, same_gradients, whole
-from .tool import Make, hold_equal, tool
 
 
 def launched() -> None:

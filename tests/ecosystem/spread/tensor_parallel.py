@@ -22,8 +22,8 @@ from torch.distributed.tensor.parallel import (
 
 import resfx
 
+from ..tool import IDS, Make, hold_equal, logits, stir, tool
 from .distributed import ROWS, by_parts, descend_both, gradients, mine, processes, same_gradients, whole
-from .tool import IDS, Make, hold_equal, logits, stir, tool
 
 CLOSE = 1e-5
 """What may differ, as a part of the largest value in a tensor: the sums in every layer are in another order."""

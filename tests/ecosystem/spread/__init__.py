@@ -1,0 +1,1 @@
+"""Tools that spread a model over processes."""
