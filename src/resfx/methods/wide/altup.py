@@ -110,7 +110,7 @@ class AltUpRead(Learned):
 
     def __init__(self, config: AltUp, place: Place) -> None:
         super().__init__()
-        self.config, self.computes = config, config.computed(place)
+        self.config, self.eps, self.computes = config, config.eps, config.computed(place)
         self.make(place.width, factory_of(place))
         self.reset_parameters()
 
@@ -163,7 +163,7 @@ class RoutedRead(AltUpRead):
             nn.init.normal_(behind, std=ROUTER_STD if self.config.start == "published" else 0.0)
 
     def prediction(self, state: Tensor) -> Tensor:
-        seen = route(state.select(-2, self.computes), self.router, self.config.eps)
+        seen = route(state.select(-2, self.computes), self.router, self.eps)
         eye = torch.eye(self.config.n, dtype=seen.dtype, device=seen.device)
         return eye + torch.einsum("...r,ijr->...ij", seen, in_type(self.predict, seen.dtype))
 
@@ -181,12 +181,13 @@ class RoutedWrite(nn.Module):
 
     def __init__(self, config: AltUp, place: Place) -> None:
         super().__init__()
-        self.config, self.computes, self.follows = config, config.computed(place), place.parallel
+        self.config, self.eps, self.follows = config, config.eps, place.parallel
+        self.computes = config.computed(place)
 
     def coefficients(self, f: Tensor, x: Tensor, memo: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """``g (..., n)`` and what the new state has of the old, ``(..., n, n)``, row: to, column: from."""
         predict, router, correct = memo
-        seen = route(x + f, router, self.config.eps)
+        seen = route(x + f, router, self.eps)
         g = 1 + nn.functional.linear(seen, in_type(correct, seen.dtype))
         return g, self.config.mixing(predict, g, self.computes)
 
