@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, empty, set_values
 from resfx.methods.observe import Observations, Observed, apart
-from resfx.ops.channels.formula import combine, inverse_deviation, mix
+from resfx.ops.channels.formula import combine, mix
+from resfx.ops.channels.rows import deviation_formula
 from resfx.ops.register import accumulator, in_type
 
 from .base import Expand, Readout, WideStream
@@ -203,6 +204,7 @@ class RoutedWrite(nn.Module):
 def route(x: Tensor, router: Tensor, eps: float) -> Tensor:
     """``tanh(W_r N(x) / d)``: ``(..., d)`` to ``(..., n)``, in float32 for half types."""
     wide = accumulator(x.dtype)
-    # The norm is a scale, so it can follow the projection: no normalised copy of the channel.
-    seen = nn.functional.linear(in_type(x, router.dtype), router).to(wide) * inverse_deviation(x, eps, False)
+    # The norm is a scale, so it can follow the projection: no normalised copy of the channel. Step by step, since a
+    # compiler with dynamic sizes loses the size of a sum that a closed form is handed.
+    seen = nn.functional.linear(in_type(x, router.dtype), router).to(wide) * deviation_formula(x, eps, False)
     return torch.tanh(seen / x.shape[-1])
