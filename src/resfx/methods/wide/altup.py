@@ -110,7 +110,8 @@ class AltUpRead(Learned):
 
     def __init__(self, config: AltUp, place: Place) -> None:
         super().__init__()
-        self.config, self.eps, self.computes = config, config.eps, config.computed(place)
+        self.config, self.computes = config, config.computed(place)
+        self.eps = config.eps  # on the module: a compiler takes a float of the config for one that varies
         self.make(place.width, factory_of(place))
         self.reset_parameters()
 
@@ -181,7 +182,7 @@ class RoutedWrite(nn.Module):
 
     def __init__(self, config: AltUp, place: Place) -> None:
         super().__init__()
-        self.config, self.eps, self.follows = config, config.eps, place.parallel
+        self.config, self.follows, self.eps = config, place.parallel, config.eps
         self.computes = config.computed(place)
 
     def coefficients(self, f: Tensor, x: Tensor, memo: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
