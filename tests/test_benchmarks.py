@@ -8,6 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import common
+from benchmarks.forms import configs
+from benchmarks.systems.carried import FORMULAS, METHODS
+from benchmarks.systems.counted import LAYERS, RANKS, STEP
+from benchmarks.systems.page import DATA
 from benchmarks.systems.simulate import Link, one_f_one_b, step_time
 
 
@@ -26,6 +30,18 @@ def test_a_page_and_its_figures_are_written(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "data" / "toys.json").read_text())["rows"] == rows
     assert "| ddl | 1.25 |" in (tmp_path / "toys.md").read_text()
     assert str(tmp_path / "toys.md") in capsys.readouterr().err
+
+
+def test_what_crosses_is_counted_for_every_method_and_form_and_is_what_the_formula_says():
+    rows = json.loads((DATA / "counted.json").read_text())
+    assert set(rows) == set(FORMULAS) == set(METHODS) >= set(configs())
+    for name, row in rows.items():
+        for key, ranks in ("vectors", None), ("vectors, kept", RANKS):
+            counts, formula = row[key]
+            assert counts == formula == FORMULAS[name].crossing(LAYERS, LAYERS, ranks), name
+        for key, stages, ranks in ("bytes", 2, None), ("bytes, interleaved", 4, None), ("bytes, kept", 4, RANKS):
+            (forward, back), _ = row[key]
+            assert forward == back == STEP * sum(FORMULAS[name].crossing(LAYERS, stages, ranks)), name
 
 
 FREE, SLOW = Link("free", 1e30, 0.0), Link("slow", 1.0, 0.0)

@@ -134,6 +134,22 @@ class Outputs(nn.Module):
         return {"same": x, "twice": [y, y], "none": None, "flag": True, "more": more["extra"] + y}
 
 
+class SqueezesNothing(nn.Module):
+    """Squeezes an axis that is longer than one, as PixArt of diffusers does."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return (x + self.block(x).squeeze(1)).squeeze(1)
+
+
+def test_a_squeeze_of_a_long_axis_does_nothing(tmp_path):
+    x = torch.randn(2, 3, 4)
+    to_onnx(resfx.rewrite(SqueezesNothing().eval(), "rezero", args=(x,)), tmp_path / "m.onnx", args=(x,))
+
+
 def test_outputs_of_any_structure(tmp_path):
     made = to_onnx(Outputs(), tmp_path / "m.onnx", (batch(),), {"extra": batch()})
     assert list(made.inputs) == ["x", "extra"]

@@ -7,7 +7,7 @@ import torch
 from hosts import HOSTS, WIDTH
 from torch import nn
 
-from resfx import DDL, MHC, HyperConnections
+from resfx import DDL, MHC, AltUp, HyperConnections
 from resfx.passes.check import tensors_of
 
 CC, TC = DDL(value_channels=4), DDL(value_channels=4, compress="token")
@@ -19,6 +19,7 @@ METHODS = {
     "three": MHC(n=3, readout="learned", sinkhorn_iterations=5, sinkhorn_newton=0),
     "static": HyperConnections(n=3, dynamic=False),
     "linear": HyperConnections(n=2, tanh=False, norm="rms", readout="learned"),
+    "routed": AltUp.gemma3n(n=3),
     "erase": DDL(value_channels=2, preserve="erase", share_compressor="sublayer", embed_conv=False),
     "write": DDL(value_channels=3, write_only=True),
     "repository": DDL.repository(value_channels=4, compress="token", embed_conv=False),

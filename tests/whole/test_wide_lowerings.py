@@ -46,7 +46,8 @@ def test_generate_with_its_cache(method):
 
 
 @pytest.mark.parametrize(
-    "method", ["three", *(pytest.param(m, marks=pytest.mark.matrix) for m in ("hyper", "mhc", "token", "channel"))]
+    "method",
+    ["three", "routed", *(pytest.param(m, marks=pytest.mark.matrix) for m in ("hyper", "mhc", "token", "channel"))],
 )
 def test_compiles_whole(method):
     new = copy.deepcopy(rewritten("nanogpt", METHODS[method])[1])

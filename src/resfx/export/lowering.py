@@ -25,7 +25,7 @@ from resfx.runtime.saved.folder import refuse_unwritable, replacing
 from . import builtin
 from .axes import axis_names, other_example, rename_axes
 from .operators import attach_bodies, translation_table
-from .repairs import expand_rotary_caches, own_names, share_heads
+from .repairs import drop_idle_squeezes, expand_rotary_caches, own_names, share_heads
 from .trace import Exportable, flatten_model, trace
 from .translations import translations
 from .verify import verify, wants_reference
@@ -130,6 +130,7 @@ def to_onnx(
     with tracing(), _translating(asked):
         program = trace(flat, dynamic, fused)
         share_heads(program)
+        drop_idle_squeezes(program)
         names = axis_names(program, flat.inputs, dynamic)
         lowered = _lower(program, flat, opset)
     expand_rotary_caches(lowered.model)

@@ -46,6 +46,14 @@ def share_heads(program: torch.export.ExportedProgram) -> None:
             node.kwargs = {**node.kwargs, "enable_gqa": True}
 
 
+def drop_idle_squeezes(program: torch.export.ExportedProgram) -> None:
+    """Let each squeeze of an axis longer than one hand on what it is given, as torch does: ONNX's own refuses."""
+    for node in program.graph_module.graph.find_nodes(op="call_function", target=torch.ops.aten.squeeze.dim):
+        x: Any = node.args[0]
+        if node.meta["val"].dim() == x.meta["val"].dim():
+            node.target, node.args = torch.ops.aten.alias.default, (x,)
+
+
 def own_names(model: Any, prefix: str) -> None:
     """Give weights the names they have in the model, and leave out stack traces: they hold paths of this machine."""
     for name in list(model.graph.initializers):

@@ -51,7 +51,9 @@ class AttnRes(DepthMethod):
     unit: ClassVar = "sublayer"
     carries: ClassVar = "outputs"
     parameters: ClassVar[str] = "2 d"
-    crosses: ClassVar[str] = "the embedding and what each sublayer wrote; in blocks, a state for each and one more"
+    crosses: ClassVar[str] = (
+        "the embedding, what each sublayer wrote, the state; in blocks a sum for each and up to 3 more"
+    )
     saved: ClassVar[str] = "d + 6 n + 2"
 
     block: int | None = None

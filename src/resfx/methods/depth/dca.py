@@ -42,7 +42,7 @@ class DCA(DepthMethod):
     name: ClassVar[str] = "dca"
     carries: ClassVar = "outputs"
     parameters: ClassVar[str] = "3 d (t + 1), t sources"
-    crosses: ClassVar[str] = "the embedding and what each block added"
+    crosses: ClassVar[str] = "the state, its 3 mixtures, the embedding and what each block added"
 
     k: int | None = None
     form: Literal["live", "printed"] = "live"

@@ -44,7 +44,7 @@ class MUDD(DepthMethod):
 
     name: ClassVar[str] = "mudd"
     parameters: ClassVar[str] = "d K + K C l + C l, K = C l for l sources and C = 4 streams"
-    crosses: ClassVar[str] = "the state before each block, and its 4 mixtures"
+    crosses: ClassVar[str] = "the state before each block"
 
     streams: str = "qkvr"
     hidden: int | None = None

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, empty, set_values
 from resfx.methods.observe import Observations, Observed, apart
-from resfx.ops.channels.formula import combine, mix
-from resfx.ops.channels.rows import deviation_formula
+from resfx.ops.channels.formula import combine, inverse_deviation, mix
 from resfx.ops.register import accumulator, in_type
 
 from .base import Expand, Readout, WideStream
@@ -111,7 +110,7 @@ class AltUpRead(Learned):
 
     def __init__(self, config: AltUp, place: Place) -> None:
         super().__init__()
-        self.config, self.computes = config, config.computed(place)
+        self.config, self.eps, self.computes = config, config.eps, config.computed(place)
         self.make(place.width, factory_of(place))
         self.reset_parameters()
 
@@ -164,7 +163,7 @@ class RoutedRead(AltUpRead):
             nn.init.normal_(behind, std=ROUTER_STD if self.config.start == "published" else 0.0)
 
     def prediction(self, state: Tensor) -> Tensor:
-        seen = route(state.select(-2, self.computes), self.router, self.config.eps)
+        seen = route(state.select(-2, self.computes), self.router, self.eps)
         eye = torch.eye(self.config.n, dtype=seen.dtype, device=seen.device)
         return eye + torch.einsum("...r,ijr->...ij", seen, in_type(self.predict, seen.dtype))
 
@@ -182,12 +181,13 @@ class RoutedWrite(nn.Module):
 
     def __init__(self, config: AltUp, place: Place) -> None:
         super().__init__()
-        self.config, self.computes, self.follows = config, config.computed(place), place.parallel
+        self.config, self.eps, self.follows = config, config.eps, place.parallel
+        self.computes = config.computed(place)
 
     def coefficients(self, f: Tensor, x: Tensor, memo: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """``g (..., n)`` and what the new state has of the old, ``(..., n, n)``, row: to, column: from."""
         predict, router, correct = memo
-        seen = route(x + f, router, self.config.eps)
+        seen = route(x + f, router, self.eps)
         g = 1 + nn.functional.linear(seen, in_type(correct, seen.dtype))
         return g, self.config.mixing(predict, g, self.computes)
 
@@ -204,7 +204,6 @@ class RoutedWrite(nn.Module):
 def route(x: Tensor, router: Tensor, eps: float) -> Tensor:
     """``tanh(W_r N(x) / d)``: ``(..., d)`` to ``(..., n)``, in float32 for half types."""
     wide = accumulator(x.dtype)
-    # The norm is a scale, so it can follow the projection: no normalised copy of the channel. Step by step, since a
-    # compiler with dynamic sizes loses the size of a sum that a closed form is handed.
-    seen = nn.functional.linear(in_type(x, router.dtype), router).to(wide) * deviation_formula(x, eps, False)
+    # The norm is a scale, so it can follow the projection: no normalised copy of the channel.
+    seen = nn.functional.linear(in_type(x, router.dtype), router).to(wide) * inverse_deviation(x, eps, False)
     return torch.tanh(seen / x.shape[-1])
