@@ -124,6 +124,25 @@ def trainer_peft(make: Make) -> None:
     hold_equal(torch.tensor(found[0]), torch.tensor(found[1]), 1e-5, "losses")
 
 
+@tool("HF Trainer: PEFT, bf16=True and gradient_checkpointing=True together, accumulated", needs="accelerate peft")
+def trainer_all(make: Make) -> None:
+    import peft
+
+    found = []
+    for model in (make.plain(), make.start(), make()):
+        torch.manual_seed(5)
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            options = {"bf16": True, "gradient_checkpointing": True, "gradient_accumulation_steps": 2}
+            one = _trainer(adapted, folder, **options)
+            one.train()
+        found.append(_losses(one))
+    plain, start, moved = found
+    hold_equal(torch.tensor(plain[:1]), torch.tensor(start[:1]), 1e-5, "first loss")
+    assert moved[-1] < moved[0], moved
+
+
 @tool("accelerate: gradient accumulation, save_state and load_state", needs="accelerate")
 def accelerate_state(make: Make) -> None:
     import accelerate
