@@ -1,7 +1,8 @@
 """Every method on every host through every lowering, as a table: ``python -m tests.matrix`` writes ``docs/matrix.md``.
 
 A cell is a word of what held, or the reason why the method leaves the host alone. Nothing is asserted here beyond
-what is written: the table is the result.
+what is written: the table is the result. Rows that a run leaves out (``--methods``, ``--hosts``, ``--missing``) stay as
+the page has them.
 """
 
 from __future__ import annotations
@@ -24,27 +25,12 @@ from hosts import BY_NAME, Host, tokens
 from hosts.made import randomise
 
 import resfx
-from resfx.methods.base import Method, methods
+from benchmarks.forms import configs
+from resfx.methods.base import Method
 from resfx.passes.check import tensors_of
 
 HOSTS = ("gpt2", "llama", "bert", "vit", "gpt_neox", "qwen3", "t5")
 CHECKS = ("exact f32", "exact bf16", "trains", "compiles", "ONNX", "save", "generate")
-
-
-def configs() -> dict[str, Method]:
-    """Every method at its defaults, and the forms that go another way through the code."""
-    found: dict[str, Method] = {name: cls() for name, cls in methods().items()}
-    found["ddl, 4 channels"] = resfx.DDL(value_channels=4)
-    found["attnres, blocks"] = resfx.AttnRes(block=2)
-    found["attnres, blocks, two phases"] = resfx.AttnRes(block=2, two_phase=True)
-    found["attnres, normalized"] = resfx.AttnRes(block=2, normalized=True)
-    found["lambdas, skips"] = resfx.Lambdas(skips=((0, 1),), backout=True)
-    for mixing in ("identity", "permutation", "kronecker", "orthogonal"):
-        found[f"mhc, {mixing}"] = resfx.MHC(mixing=mixing)
-    found["value_residual, dense heads"] = resfx.ValueResidual(form="dense", per_head=True)
-    found["value_residual, shared"] = resfx.ValueResidual(form="shared")
-    found["short_swa, narrow"] = resfx.ShortSWA(window=4, heads=2, head_dim=4)
-    return found
 
 
 def close(a: Any, b: Any, tolerance: float) -> bool:
@@ -146,19 +132,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", nargs="*")
     parser.add_argument("--hosts", nargs="*", default=HOSTS)
+    parser.add_argument("--missing", action="store_true", help="only the rows that the page lacks")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("docs/matrix.md"))
     options = parser.parse_args()
     chosen = [label for label in configs() if not options.methods or label in options.methods]
+    done = rows_of(options.out.read_text()) if options.out.exists() else {}
     pairs = [(label, host) for host in options.hosts for label in chosen]
-    done: dict[tuple[str, str], list[str]] = {}
+    pairs = [pair for pair in pairs if not (options.missing and pair in done)]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, mp_context=spawn) as pool:
         futures = {pool.submit(cells, *pair): pair for pair in pairs}
         for future in as_completed(futures):
             done[futures[future]] = future.result()
             print(futures[future], done[futures[future]], flush=True)
-            options.out.write_text(page([(pair, done[pair]) for pair in sorted(pairs) if pair in done]))
+            options.out.write_text(page(sorted(done.items())))
 
 
 def cells(label: str, host: str) -> list[str]:
@@ -184,6 +172,16 @@ def page(rows: list[tuple[tuple[str, str], list[str]]]) -> str:
         full = found + [""] * (len(CHECKS) - len(found))
         lines.append(f"| {label} | {host} | " + " | ".join(w.replace("|", "/") for w in full) + " |")
     return "\n".join(lines) + "\n"
+
+
+def rows_of(text: str) -> dict[tuple[str, str], list[str]]:
+    """What :func:`page` wrote, of the methods and hosts that there still are."""
+    table = [[word.strip() for word in line.strip("| ").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    known, found = configs(), {}
+    for label, host, *words in table[2:]:
+        if label in known and host in BY_NAME:
+            found[label, host] = [word for word in words if word]
+    return found
 
 
 def attempt_row(host: Host, method: Method) -> list[str]:

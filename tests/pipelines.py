@@ -24,12 +24,12 @@ import torch
 import torch.distributed as dist
 from hosts import tokens
 from hosts.made import randomise
-from matrix import configs
 from torch import nn
 from torch.distributed.pipelining import Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import resfx
+from benchmarks.forms import configs
 from benchmarks.systems.processes import in_processes, join
 
 DATA = Path(__file__).parents[1] / "docs" / "systems" / "equal.json"

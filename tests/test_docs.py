@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import pkgutil
@@ -16,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import resfx
 from resfx.methods.base import methods
+from resfx.studies.results import rows_of
 from website import pictures
 from website.methods import PAGES, method_pages, options_of
 from website.pages import ROOT, pages, run
@@ -57,6 +59,15 @@ def test_there_is_a_page_for_each_method_with_every_option():
         assert all(what for _, _, what in options), f"{cls.__name__}: an option that its docstring does not explain"
         assert f"resfx.{cls.__name__}" in made[name] and ":func:" not in made[name]
     assert plain("see :func:`resfx.scan`, as::\n\n    x") == "see `resfx.scan`, as:\n\n    x"
+
+
+def test_the_page_of_a_method_says_what_the_study_found():
+    made, study = method_pages(), json.loads((PAGES.parent / "study" / "results.json").read_text())
+    rows = [row for setting in ("scratch", "graft") for row in rows_of(study["runs"], setting) if row.any["method"]]
+    for row in rows:
+        assert f"| {row.label} | " in (text := made[row.any["method"]["method"]]) and str(row.difference) in text
+    studied = {row.any["method"]["method"] for row in rows}
+    assert {name for name, text in made.items() if "Not in [the study]" in text} == set(methods()) - studied != set()
 
 
 @pytest.mark.matrix

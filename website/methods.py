@@ -6,17 +6,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from resfx.methods.base import Method, methods
+from resfx.studies.results import Row, rows_of
 
 from .text import linked, plain
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "methods"
+STUDY = ROOT / "docs" / "study" / "results.json"
+SETTINGS = {"scratch": "from scratch", "graft": "grafted"}
 SCOPES = {
     "site": "replaces a residual add",
     "depth": "reads over the depth axis",
@@ -76,6 +82,10 @@ All are keywords of `resfx.{cls.__name__}`, and `--set NAME=VALUE` on the comman
 |---|---|---|
 {options}
 
+## In the study
+
+{studied(name)}
+
 Measured and tried: [what it costs](../costs.md), [the matrix](../matrix.md), [first use](../first_use.md);
 when to take it: [which method when](../which.md).
 """
@@ -86,6 +96,39 @@ def described(cls: type[Method]) -> tuple[str, str]:
     summary = (sys.modules[cls.__module__].__doc__ or "").strip().split("\n")[0]
     text = re.split(r"^(?:Attributes|Args):$", inspect.cleandoc(cls.__doc__ or ""), flags=re.MULTILINE)[0]
     return summary, plain(text).strip()
+
+
+def studied(name: str) -> str:
+    """The method's rows of the committed study, each form's difference to the plain model; or that it has none."""
+    study = _study()
+    found = [row for setting in SETTINGS for row in rows_of(study["runs"], setting) if _is_of(row, name)]
+    if not found:
+        return "Not in [the study](../study.md)."
+    lines = [f"| {r.label} | {SETTINGS[r.setting]} | {_difference(r)} | {len(r.results)} |" for r in found]
+    return "\n".join([
+        f"[At {study['size']} size](../study.md): the held-out loss less the plain model's, nats per token, with the",
+        "95 % interval over seeds. Below zero is better; an interval that contains zero leaves it open.", "",
+        "| form | trained | difference to plain | seeds |", "|---|---|---|---|", *lines,
+    ])  # fmt: skip
+
+
+def _is_of(row: Row, name: str) -> bool:
+    config = row.any["method"]
+    return config is not None and config["method"] == name
+
+
+@functools.cache
+def _study() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(STUDY.read_text(encoding="utf-8"))
+    return found
+
+
+def _difference(row: Row) -> str:
+    """With its interval; one seed has none."""
+    difference = row.difference
+    if difference is None:
+        return "no plain model of these seeds yet"
+    return str(difference) if difference.seeds > 1 else f"{difference}, no interval"
 
 
 def options_of(cls: type[Method]) -> list[tuple[str, str, str]]:

@@ -13,7 +13,7 @@ from torch.distributed.pipelining import Schedule1F1B, ScheduleInterleaved1F1B
 
 import resfx
 
-from .carried import METHODS
+from .carried import FORMULAS, METHODS
 from .processes import in_processes, join
 
 WIDTH, LAYERS, ROWS, LENGTH, MICRO = 32, 8, 8, 8, 4
@@ -32,11 +32,11 @@ def _row(name: str) -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    carried, ids = METHODS[name], torch.zeros(ROWS // MICRO, LENGTH, dtype=torch.long)
+    method, carried, ids = METHODS[name], FORMULAS[name], torch.zeros(ROWS // MICRO, LENGTH, dtype=torch.long)
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=64, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=2, num_key_value_heads=1,
         intermediate_size=48))  # fmt: skip
-    new = model if carried.method is None else resfx.rewrite(model, carried.method, args=(ids,), check=False)
+    new = model if method is None else resfx.rewrite(model, method, args=(ids,), check=False)
     split = lambda stages, ranks=None: resfx.split(new, stages, args=(ids,), ranks=ranks)
     return {
         "vectors": [vectors_at(split(LAYERS)), carried.crossing(LAYERS, LAYERS)],
@@ -71,7 +71,8 @@ def _send(rank: int, stages: resfx.Stages, folder: str) -> None:
     schedule: Any = (Schedule1F1B(mine[0], MICRO, loss_fn=_loss) if len(mine) == 1 else
                      ScheduleInterleaved1F1B(mine, MICRO, loss_fn=_loss))  # fmt: skip
     ids = torch.randint(64, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
-    schedule.step(ids) if rank == 0 else schedule.step(target=ids)
+    given = {"input_ids": ids} if rank == 0 or any(stage.submod.inputs for stage in mine) else {}
+    schedule.step(**given, **({} if rank == 0 else {"target": ids}))
     torch.save(found, f"{folder}/sent{rank}")
     dist.destroy_process_group()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from resfx.report.drawing import EDGE, GREY, INK, KINDS, LINE, MARK, PAD, Drawing
 
-from .carried import METHODS
+from .carried import FORMULAS
 
 SHOWN = {"attnres": MARK, "denseformer": KINDS["mlp"], "attnres, blocks of 8": KINDS["mixer"],
          "mhc": KINDS["attention"], "depth_read": KINDS["conv"], "ddl": INK}  # fmt: skip
@@ -39,7 +39,7 @@ def _curves(out: Drawing, left: float, top: float, ranks: int | None) -> None:
         out.path(f"M{left:g} {y:g} H{left + WIDTH:g}", EDGE, 1)
         out.text(left - 6, y + 4, (str(value), "small"), anchor="end")
     for name, colour in SHOWN.items():
-        values = METHODS[name].crossing(LAYERS, LAYERS, ranks)
+        values = FORMULAS[name].crossing(LAYERS, LAYERS, ranks)
         points = " L".join("{:.4g} {:.4g}".format(*place(i, v)) for i, v in enumerate(values, 1))
         out.path(f"M{points}", colour, 2)
     out.text(left + WIDTH, bottom + 18, ("blocks done", "small"), anchor="end")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import statistics
 import tempfile
@@ -17,7 +16,7 @@ from torch.distributed.pipelining import Schedule1F1B, ScheduleInterleaved1F1B
 
 import resfx
 
-from .carried import METHODS
+from .carried import FORMULAS, METHODS
 from .processes import in_processes, join
 from .simulate import Link, step_time
 
@@ -49,7 +48,7 @@ def splits(name: str) -> dict[str, resfx.Stages]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    model, method = LlamaForCausalLM(LlamaConfig(**SIZES)), METHODS[name].method
+    model, method = LlamaForCausalLM(LlamaConfig(**SIZES)), METHODS[name]
     new = model if method is None else resfx.rewrite(model, method, args=(ids(ROWS),), check=False)
     made = {(s, k): resfx.split(new, s, args=(ids(ROWS),), ranks=r if k else None) for r, s, k in SETUPS.values()}
     return {setup: made[s, k] for setup, (_, s, k) in SETUPS.items()}
@@ -79,10 +78,11 @@ def costs(stages: resfx.Stages) -> Costs:
     return forward, backward[::-1]
 
 
-def all_costs(made: dict[str, dict[str, resfx.Stages]], path: str) -> None:
+def all_costs(made: dict[str, dict[str, resfx.Stages]], path: str, realtime: bool) -> None:
     """The median for every method and setup, taken in turns; left in a file."""
     torch.set_num_threads(1)
-    prefer()
+    if realtime:
+        prefer()
     seen: dict[tuple[str, int], list[Costs]] = {}
     for _ in range(ROUNDS + 1):  # the first only warms up
         for name, split in made.items():
@@ -116,14 +116,18 @@ def timed(act: Callable[[], Any]) -> float:
 
 
 def prefer() -> None:
-    """Compute before this machine's other work, where the system lets us: waiting for it would be most of a step."""
-    with contextlib.suppress(PermissionError, AttributeError):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    """Compute before this machine's other work, for which a busy one would have us wait most of a step.
+
+    Raises:
+        PermissionError: where the system does not let us.
+    """
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
-def in_group(rank: int, count: int, made: dict[str, dict[str, resfx.Stages]], folder: str) -> None:
+def in_group(rank: int, count: int, made: dict[str, dict[str, resfx.Stages]], folder: str, realtime: bool) -> None:
     """One process: steps of all methods in turns; the times are left in a file."""
-    prefer()
+    if realtime:
+        prefer()
     join(rank, count, folder)
     setups = [setup for setup, (ranks, _, _) in SETUPS.items() if ranks == count]
     steps = {(name, setup): stepper(split[setup]) for name, split in made.items() for setup in setups}
@@ -158,16 +162,20 @@ def link() -> tuple[float, float]:
 # -- both -------------------------------------------------------------------------------------------------------------
 
 
-def measured(names: Sequence[str] = NAMES) -> dict[str, Any]:
-    """For every method and setup: the step over the plain pipeline's, measured (median, quartiles) and simulated."""
+def measured(names: Sequence[str] = NAMES, realtime: bool = False) -> dict[str, Any]:
+    """For every method and setup: the step over the plain pipeline's, measured (median, quartiles) and simulated.
+
+    Args:
+        realtime: take the processors before this machine's other work (``SCHED_RR``).
+    """
     made = {name: splits(name) for name in names}
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
-        in_processes(all_costs, [(made, f"{folder}/costs")], 1800)
+        in_processes(all_costs, [(made, f"{folder}/costs", realtime)], 1800)
         found: dict[tuple[str, int], Costs] = torch.load(f"{folder}/costs")
         times: dict[tuple[str, str], list[float]] = {}
         for count in (2, 4):
-            in_processes(in_group, [(rank, count, made, folder) for rank in range(count)], 3600)
+            in_processes(in_group, [(rank, count, made, folder, realtime) for rank in range(count)], 3600)
             times |= torch.load(f"{folder}/times{count}")
         wire = Link("gloo", *torch.load(f"{folder}/link"))
     rows: dict[str, Any] = {}
@@ -181,11 +189,11 @@ def measured(names: Sequence[str] = NAMES) -> dict[str, Any]:
                 "measured": middle, "quartiles": [low, high], "simulated": said[name] / said["(plain)"],
                 "seconds": statistics.median(times[name, setup]), "simulated_seconds": said[name],
             }  # fmt: skip
-    at = {"cores": cores, "rounds": ROUNDS, "bandwidth": wire.bandwidth, "latency": wire.latency}
+    at = {"cores": cores, "rounds": ROUNDS, "realtime": realtime, "bandwidth": wire.bandwidth, "latency": wire.latency}
     return {**at, "rows": rows}
 
 
 def simulated(name: str, cost: Costs, ranks: int, keeps: bool, wire: Link, cores: int) -> float:
     """Seconds of a step by what its stages compute and by the formula of what crosses."""
-    crossing = METHODS[name].crossing(SIZES["num_hidden_layers"], len(cost[0]), ranks if keeps else None)
+    crossing = FORMULAS[name].crossing(SIZES["num_hidden_layers"], len(cost[0]), ranks if keeps else None)
     return step_time(ranks, MICRO, *cost, [v * VECTOR for v in crossing], wire, cores)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import scale
-from .carried import METHODS
+from .carried import FORMULAS
 from .drawing import crossing, measured_beside_simulated
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -16,7 +16,8 @@ DATA = DOCS / "systems"
 TEXT = """# Pipelines: what crosses between stages
 
 Made by `make systems`. A model is cut between blocks by `resfx.split`; what crosses is what the stages behind read. A
-block has two sublayers; there are 4 channels `n`, and the window `K` of `depth_read` is 4.
+block has two sublayers; there are 4 channels `n` (of `altup` 2), the window `K` of `depth_read` is 4, and keys and
+values are each half as wide as the stream, `r = 1/2`.
 
 Where a process holds several stages (interleaved schedules), `resfx.split(..., ranks=n)` has it keep what one of its
 stages received or made for its later ones, so that only what it lacks crosses: the cross-stage caching of Attention
@@ -57,7 +58,7 @@ blocks, width 128, 8 micro-batches of 128 tokens. Simulated from the processor t
 micro-batch in one process alone (medians), the formula of what crosses, and gloo's bandwidth ({BANDWIDTH:.1f} GB/s) and
 latency ({LATENCY:.0f} us) between two processes; {CORES} processes compute at a time, more of them share the {CORES}
 cores evenly. Left out: the processor time of sending, and of the schedule itself. Measured: the median of {ROUNDS}
-steps of each in turns, with quartiles, before the machine's other work (`SCHED_RR`). {MEASURED_SAID}
+steps of each in turns, with quartiles, {BESIDE} the machine's other work. {MEASURED_SAID}
 
 {MEASURED}
 
@@ -68,7 +69,7 @@ steps of each in turns, with quartiles, before the machine's other work (`SCHED_
 1F1B with {LAYERS} blocks of width {WIDTH}, {MICRO} micro-batches of {TOKENS} tokens, bfloat16, devices of {TERA:g}
 TFLOP/s; a backward pass takes twice a forward pass, transfers run beside the computation. Step time over that of the
 plain model's pipeline, without the method's own arithmetic; and what the stage that holds most keeps of what it
-received for backward passes to come.
+received for backward passes to come. What carries as much shares a row: {ALIKE}.
 
 {SIMULATED}
 
@@ -87,7 +88,7 @@ def counted(rows: dict[str, Any]) -> tuple[str, str]:
     """The table, and whether everything is as the formula says."""
     shown, unlike = [], []
     for name, row in rows.items():
-        cells = [name, METHODS[name].formula]
+        cells = [name, FORMULAS[name].formula]
         for key in ("vectors", "vectors, kept"):
             found, expected = row[key]
             cells.append(", ".join(f"{v:g}" for v in found))
@@ -152,7 +153,7 @@ def simulated() -> str:
             *(f"GB held, {n} stages" for n in counts)]  # fmt: skip
     return table(head, (
         [name, *(f"{scale.ratio(name, n, link):.2f}" for n in counts for link in scale.LINKS),
-         *(f"{scale.held(name, n):.1f}" for n in counts)] for name in METHODS
+         *(f"{scale.held(name, n):.1f}" for n in counts)] for name in _alike()
     ))  # fmt: skip
 
 
@@ -161,23 +162,37 @@ def interleaved() -> str:
     counts = (8, 32)
     ways = [(n, link, keeps) for n in counts for link in scale.LINKS for keeps in (False, True)]
     head = ["method", *(f"{n} processes, {link.name}{', kept' if keeps else ''}" for n, link, keeps in ways)]
-    carrying = [name for name, carried in METHODS.items() if carried.made(1) or carried.fresh(1) > 1]
     return table(head, ([name, *(f"{scale.ratio(name, n, link, scale.EACH, keeps):.2f}" for n, link, keeps in ways)]
-                        for name in carrying))  # fmt: skip
+                        for name in _alike() if name != "(plain)"))  # fmt: skip
+
+
+def _alike() -> dict[str, list[str]]:
+    """By one method: those that carry as much in the simulated model, whatever a process keeps."""
+    found: dict[Any, list[str]] = {}
+    for name, carried in FORMULAS.items():
+        ways = (carried.crossing(scale.LAYERS, scale.LAYERS, ranks) for ranks in (None, 8))
+        found.setdefault(tuple(map(tuple, ways)), []).append(name)
+    return {names[0]: names for names in found.values()}
+
+
+def _shared() -> str:
+    """Which methods share a row."""
+    return "; ".join(f"with {first}, {', '.join(names[1:])}" for first, names in _alike().items() if names[1:])
 
 
 def page() -> None:
     """Write the page and its pictures."""
     data = {part: json.loads((DATA / f"{part}.json").read_text()) for part in ("counted", "equal", "measured")}
     made: dict[str, Any] = {"SIMULATED": simulated(), "INTERLEAVED": interleaved(), "EACH": scale.EACH,
-            "LAYERS": scale.LAYERS, "WIDTH": scale.WIDTH, "MICRO": scale.MICRO, "TOKENS": scale.TOKENS,
-            "TERA": scale.FLOPS / 1e12}  # fmt: skip
+            "ALIKE": _shared(), "LAYERS": scale.LAYERS, "WIDTH": scale.WIDTH, "MICRO": scale.MICRO,
+            "TOKENS": scale.TOKENS, "TERA": scale.FLOPS / 1e12}  # fmt: skip
     here = data["measured"]
     made["COUNTED"], made["COUNTED_SAID"] = counted(data["counted"])
     made["EQUAL"], made["EQUAL_SAID"] = equal(data["equal"])
     made["MEASURED"], made["MEASURED_SAID"] = measured(here["rows"])
     made |= {"BANDWIDTH": here["bandwidth"] / 1e9, "LATENCY": here["latency"] * 1e6, "CORES": here["cores"],
-             "ROUNDS": here["rounds"]}  # fmt: skip
+             "ROUNDS": here["rounds"],
+             "BESIDE": "before (`SCHED_RR`)" if here["realtime"] else "beside"}  # fmt: skip
     (DOCS / "systems.md").write_text(TEXT.format(**made))
     (DATA / "crossing.svg").write_text(crossing())
     (DATA / "measured.svg").write_text(measured_beside_simulated(here["rows"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .carried import METHODS
+from .carried import FORMULAS
 from .simulate import Link, step_time
 
 LINKS = (Link("NVLink, 450 GB/s", 450e9, 5e-6), Link("InfiniBand, 50 GB/s", 50e9, 1e-5))
@@ -22,12 +22,12 @@ def ratio(name: str, ranks: int, link: Link, each: int = 1, keeps: bool = False)
     backward = [2 * seconds for seconds in forward]
     ours, plain = (
         step_time(ranks, MICRO, forward, backward, [v * VECTOR for v in crossing], link)
-        for crossing in (METHODS[name].crossing(LAYERS, stages, ranks if keeps else None), [1] * (stages - 1))
+        for crossing in (FORMULAS[name].crossing(LAYERS, stages, ranks if keeps else None), [1] * (stages - 1))
     )
     return ours / plain
 
 
 def held(name: str, stages: int) -> float:
     """Gigabytes that the stage which holds most keeps of what it received, for backward passes to come."""
-    crossing = METHODS[name].crossing(LAYERS, stages)
+    crossing = FORMULAS[name].crossing(LAYERS, stages)
     return max(v * VECTOR * (stages - stage) for stage, v in enumerate(crossing, 1)) / 1e9

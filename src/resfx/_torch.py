@@ -7,7 +7,6 @@ stops working without it, and ``docs/versions.md`` says which of the supported v
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import logging
 import sys
@@ -30,6 +29,8 @@ from torch.utils._sympy.printers import PythonPrinter  # sizes as Python, for gu
 # Whether a tensor is one of the batched tensors of autograd's ``is_grads_batched``, which no kernel can read.
 is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
 _functorch_active = torch._C._are_functorch_transforms_active
+_watchers, _tracing = torch._C._len_torch_dispatch_stack, torch._C._is_tracing
+any_autocast = torch._C._is_any_autocast_enabled  # on whatever kind of device
 
 
 def is_transformed(tensor: torch.Tensor) -> bool:
@@ -49,15 +50,15 @@ def transforming() -> bool:
 
 def is_watched() -> bool:
     """Whether somebody wants to see each operator: a dispatch mode, or a trace of ``torch.jit``."""
-    return torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()
+    return _watchers() > 0 or _tracing()
 
 
-_exporting_in: int | None = None  # the thread in which a capture of ours is being traced
+_tracing_in: int | None = None  # the thread in which a trace of ours is being made
 
 
 def _elsewhere() -> bool:
     """Whether a trace of ours goes on in another thread: torch's flags are set for all threads then."""
-    return _exporting_in is not None and _exporting_in != threading.get_ident()
+    return _tracing_in is not None and _tracing_in != threading.get_ident()
 
 
 def is_compiling() -> bool:
@@ -106,16 +107,23 @@ def held_buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
     return module._buffers
 
 
-def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether anything watches or changes the module's calls where no gradients are recorded."""
-    everybody: Any = nn.modules.module  # hooks of all modules
-    own = module._forward_hooks or module._forward_pre_hooks
-    return bool(own or everybody._global_forward_hooks or everybody._global_forward_pre_hooks)
+def bare_parameters(module: Any, cls: type[nn.Module]) -> dict[str, nn.Parameter | None] | None:
+    """The module's own parameters, if calling it without gradients runs the ``forward`` of just this class on them and
+    nothing besides: no hook, no adapter, no parametrisation. A kernel may then take them in the module's place."""
+    if type(module) is not cls or _has_forward_hooks(module) or "forward" in module.__dict__:
+        return None
+    return module._parameters
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether anything watches or changes the module's calls."""
-    return has_forward_hooks(module) or bool(module._backward_hooks or module._backward_pre_hooks)
+    return _has_forward_hooks(module) or bool(module._backward_hooks or module._backward_pre_hooks)
+
+
+def _has_forward_hooks(module: nn.Module) -> bool:
+    everybody: Any = nn.modules.module  # hooks of all modules
+    own = module._forward_hooks or module._forward_pre_hooks
+    return bool(own or everybody._global_forward_hooks or everybody._global_forward_pre_hooks)
 
 
 # The keys of a module's ``__dict__`` that hold hooks or say how they are called.
@@ -291,50 +299,46 @@ def is_traced(tensor: torch.Tensor) -> bool:
 
 
 @contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Inside, no other thread traces or compiles, by this library or by ``torch.compile``.
+
+    torch keeps the trace at hand in globals: sizes of a graph that another thread computes with would be recorded in
+    it. So graphs whose sizes are open are worked on in here too. What a tracer does to attributes and calls of every
+    module of the process, it does in this thread alone.
+    """
+    global _tracing_in  # held under the lock
+    if _tracing_in == threading.get_ident():
+        yield
+        return
+    from torch._dynamo.convert_frame import compile_lock
+
+    tracer: Any = proxies._ModuleStackTracer
+    with compile_lock:
+        read, call, _tracing_in = tracer.getattr, tracer.call_module, threading.get_ident()
+        tracer.getattr = lambda self, name, value, *rest: value if _elsewhere() else read(self, name, value, *rest)
+        tracer.call_module = lambda self, module, forward, args, kwargs: (
+            forward(*args, **kwargs) if _elsewhere() else call(self, module, forward, args, kwargs)
+        )
+        try:
+            yield
+        finally:
+            tracer.getattr, tracer.call_module, _tracing_in = read, call, None
+
+
+@contextlib.contextmanager
 def own_export() -> Iterator[None]:
     """Inside, ``torch.export`` prints no graph when it fails, leaves what an export around it keeps in globals, and
     leaves oneDNN and cuDNN to all threads: by these switches of the whole process, other threads' sums round."""
-    global _exporting_in  # noqa: PLW0603 - held under the lock of all traces
     exporter: Any = importlib.import_module("torch.export._trace")
     names = ("_EXPORT_FLAGS", "_EXPORT_MODULE_HIERARCHY", "_ignore_backend_decomps")
     around = {name: getattr(exporter, name, None) for name in names}
-    outer, _exporting_in = _exporting_in, threading.get_ident()
     try:
         exporter.print = lambda *_, **__: None
         exporter._ignore_backend_decomps = contextlib.nullcontext
         yield
     finally:
-        _exporting_in = outer
         vars(exporter).pop("print", None)
         vars(exporter).update(around)
-
-
-@contextlib.contextmanager
-def for_graphs_alone() -> Iterator[None]:
-    """Inside, for a trace of which only the graph is wanted, none of the modules that ``torch.export`` makes on its way
-    is compiled to Python before it is called, and garbage is collected more rarely than for a few objects."""
-    graphs: Any = fx.GraphModule
-    thread, compiled, often = threading.get_ident(), graphs.recompile, gc.get_threshold()
-
-    def when_called(module: fx.GraphModule) -> Any:
-        if threading.get_ident() != thread:
-            return compiled(module)
-        cls: Any = type(module)  # each has a class of its own
-        cls.forward = _compile_and_call
-        return None
-
-    def _compile_and_call(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
-        compiled(module)
-        return module.forward(*args, **kwargs)
-
-    graphs.recompile = when_called
-    if often[0]:
-        gc.set_threshold(max(often[0], 20_000), *often[1:])
-    try:
-        yield
-    finally:
-        graphs.recompile = compiled
-        gc.set_threshold(*often)
 
 
 # -- compiling -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import nn
 
+from resfx._torch import tracing
 from resfx.methods.base import Method, Start, method_of
 from resfx.passes.capture.clone import copy_sharing_parameters
 from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
@@ -45,9 +46,10 @@ def scan(model: Any, args: Positional | None = None, kwargs: Named | None = None
     if source.example:
         source.try_out(source.model, *source.example)
     call = source.call(*source.example) if source.example and not source.shared else None
-    capture = source.capture(source.model, call)
-    nodes = len(capture.graph.nodes)
-    return Report(type(source.model).__name__, *find_sites(capture.graph, source.model), nodes)
+    with tracing():
+        capture = source.capture(source.model, call)
+        nodes = len(capture.graph.nodes)
+        return Report(type(source.model).__name__, *find_sites(capture.graph, source.model), nodes)
 
 
 @overload
@@ -133,6 +135,7 @@ def rewrite_by(
     return new
 
 
+@tracing()
 def _rewritten(source: Source, base: nn.Module, applications: list[Application], example: Example | None) -> Any:
     """The way through: copy, capture, find, rewrite, fold, hand back in the user's class."""
     tree = copy_sharing_parameters(base)

@@ -31,6 +31,9 @@ FORMS = {
     "altup": AltUp(),
     "altup same": AltUp(n=3, choose="same", readout="learned"),
     "altup published": AltUp(n=3, start="published"),
+    "altup prediction": AltUp(n=3, reads="prediction"),
+    "altup gemma": AltUp.gemma3n(),
+    "altup routed": AltUp(n=3, dynamic=True),
     "frac": FracConnections(),
     "frac static": FracConnections(m=2, dynamic=False),
     "mhc published": MHC(n=2, start="published", sinkhorn_newton=12),
@@ -47,6 +50,7 @@ DEFAULT = [
     ("hyper", "vit"), ("hyper linear", "gpt_neox"), ("hyper learned", "bert"), ("mhc", "llama"), ("mhc", "t5"),
     ("mhc rounds", "gpt2"), ("mhc permutation", "vit"), ("frac", "bert"), ("frac", "gpt_neox"),
     ("mhc kronecker", "vit"), ("mhc orthogonal", "vit"), ("altup", "bert"), ("altup same", "gpt_neox"),
+    ("altup gemma", "llama"), ("altup routed", "gpt_neox"),
     ("channel", "bert"), ("channel embed", "qwen3"), ("channel sublayer", "gpt_neox"), ("channel write", "vit"),
     ("token", "llama"), ("token embed", "t5"),
 ]  # fmt: skip

@@ -107,6 +107,29 @@ def test_a_read_over_depth(start, dtype, joined):
     close(got, read, (sources, x), dtype)
 
 
+class Twice(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+@pytest.mark.parametrize("name", ["mix", "query", "pre", "gate.weight"])
+def test_parametrised_parameters_are_read_as_what_they_stand_for(name, joined):
+    x, f, c, s = torch.randn(4, *ROWS, D).unbind()
+    if name == "query":
+        place = DepthPlace(**PLACE, dtype=torch.float32, read=2, sources=3, last=False, outputs=1)
+        module, args = AttnResRead(resfx.AttnRes(), place), ([f, c, s], x)
+    elif name == "pre":
+        module = resfx.MHC().build_stream([Place(**PLACE, dtype=torch.float32)] * 3).reads[1]
+        args = (torch.randn(*ROWS, 4, D),)
+    else:
+        module, args = resfx.DDL().build(Place(**PLACE, dtype=torch.float32)), (x, f, c)
+    owner, _, last = name.rpartition(".")
+    nn.utils.parametrize.register_parametrization(moved(module).get_submodule(owner), last, Twice())
+    got, names = joined(module, *args)
+    assert bool({"DeltaSite", "GainedRead", "ManifoldRead"} & set(names)) == (name != "gate.weight")
+    close(got, module, args, torch.float32)
+
+
 def test_equal_channels_are_read_exactly(joined):
     """The preserving start, whatever the state: the excess of the weights is taken off to the last bit."""
     for n in (2, 3, 4, 5):

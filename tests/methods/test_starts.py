@@ -30,6 +30,7 @@ FORMS = {
     "mhc permutation": resfx.MHC(n=3, mixing="permutation"),
     "mhc orthogonal": resfx.MHC(mixing="orthogonal"),
     "altup same": resfx.AltUp(n=3, choose="same", readout="learned"),
+    "altup gemma": resfx.AltUp.gemma3n(start="published"),
     "mhc published": resfx.MHC(start="published", readout="learned"),
     "attnres published": resfx.AttnRes(start="published", block=2),
     "attnres normalized": resfx.AttnRes(normalized=True),

@@ -142,17 +142,17 @@ def test_matrices_are_multiplied_over_depth():
     )
 
 
-def test_scalars_go_to_a_writer():
-    written = {}
-
-    class Writer:
-        def add_scalar(self, tag, value, step):
-            written[tag, step] = value
+def test_scalars_go_to_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
 
     seen = resfx.probe(ddl(), batch())
-    seen.write(Writer(), 7)
-    assert written["ddl/beta/blocks.1:0", 7] == pytest.approx(float(2 * torch.sigmoid(torch.tensor(2.0))))
-    assert {tag for tag, _ in written} == set(seen.scalars())
+    with SummaryWriter(tmp_path) as writer:
+        seen.write(writer, 7)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    written = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    assert set(written) == set(seen.scalars()) and {e.step for [e] in written.values()} == {7}
+    assert written["ddl/beta/blocks.1:0"][0].value == pytest.approx(float(2 * torch.sigmoid(torch.tensor(2.0))))
     depth = Quantity("a/b", ("source",), ("x",), (np.array([1.0, 2.0]),), ((0, 3),))
     assert depth.scalars() == {"a/b/x/0": 1.0, "a/b/x/3": 2.0}
 

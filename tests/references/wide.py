@@ -124,18 +124,32 @@ class ManifoldReference(HyperReference):
 
 
 class AltUpReference(HyperReference):
-    """AltUp, algorithm 1, with a sublayer and its shortcut as the layer."""
+    """AltUp, algorithm 1, with a sublayer and its shortcut as the layer; or in Gemma 3n's form."""
+
+    def route(self, x):
+        N = x / torch.sqrt((x**2).mean(-1, keepdim=True) + self.config.eps)
+        return torch.tanh(torch.einsum("btd,nd->btn", N, self.w["router"]) / x.shape[-1])
 
     def read(self, X, path, first):
         sublayer = self.sublayer = 0 if first else self.sublayer + 1
         j = sublayer % self.config.n if self.config.choose == "alternating" else 0
-        return X[..., j, :], (j, self.weights[f"{path}.read.predict"], self.weights[f"{path}.read.correct"])
+        self.w = {k.rsplit(".", 1)[1]: v for k, v in self.weights.items() if k.startswith(f"{path}.read.")}
+        p = self.w["predict"].expand(*X.shape[:2], *self.w["predict"].shape)
+        if self.config.dynamic:
+            eye = torch.eye(self.config.n, dtype=X.dtype)
+            p = eye + torch.einsum("btijr,btr->btij", p, self.route(X[..., j, :]))
+        predicted = torch.einsum("btij,btjd->btid", p, X)
+        x = predicted if self.config.reads == "prediction" else X
+        return x[..., j, :], (j, predicted)
+
+    def corrections(self, computed):
+        g = self.w["correct"]
+        return 1 + torch.einsum("btr,nr->btn", self.route(computed), g) if self.config.dynamic else g
 
     def write(self, X, f, x, c, path, memo):
-        j, p, g = memo
-        predicted = torch.stack([sum(p[i, k] * X[..., k, :] for k in range(len(g))) for i in range(len(g))], -2)
-        computed = x + f
-        return torch.stack([predicted[..., i, :] + g[i] * (computed - predicted[..., j, :]) for i in range(len(g))], -2)
+        j, predicted = memo
+        error = x + f - predicted[..., j, :]
+        return predicted + self.corrections(x + f)[..., None] * error[..., None, :]
 
 
 class FracReference:

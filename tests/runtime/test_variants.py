@@ -93,6 +93,27 @@ def test_a_capture_takes_no_kernels_from_other_threads():
     assert seen == {before}
 
 
+def test_a_trace_changes_no_module_of_another_thread():
+    """Where a traced model has a module twice, torch hands out proxies in place of modules, to all threads."""
+    other, seen, done = net(), set(), threading.Event()
+
+    class Twice(Net):
+        def __init__(self):
+            super().__init__()
+            self.again = self.blocks[0]
+
+    def watch():
+        while not done.is_set():
+            seen.add(type(other.inp))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    resfx.rewrite(net(Twice), "ddl", args=(batch(),))
+    done.set()
+    watcher.join()
+    assert seen == {nn.Linear}
+
+
 def test_a_number_that_differs_in_every_call_is_named_and_not_kept_for_ever():
     model = Stepped().eval()
     new = resfx.rewrite(model, "ddl", args=(batch(), 0.5))

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from resfx._torch import exporter_log
+from resfx._torch import exporter_log, tracing
 from resfx.errors import ExportError, ResfxError, require
 from resfx.ops.onnx import RUNTIME
 from resfx.ops.record import DOMAIN, operators
@@ -127,7 +127,7 @@ def to_onnx(
     fused = profile != "standard"
     flat = flatten_model(new, args, kwargs, fused)
     asked = f"cannot lower {flat.source.cls.__name__} to ONNX"
-    with _translating(asked):
+    with tracing(), _translating(asked):
         program = trace(flat, dynamic, fused)
         share_heads(program)
         names = axis_names(program, flat.inputs, dynamic)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from resfx._torch import tracing
 from resfx.errors import ExportError
 from resfx.ops.register import opaque_operators
 from resfx.passes.capture.calls import Call, unbind
@@ -75,6 +76,7 @@ class Exportable:
         return [flat[i] for i in self.positions]
 
 
+@tracing()
 def flatten_model(model: Any, args: Positional | None, kwargs: Named | None, fused: bool = True) -> Exportable:
     """Capture one call of a rewritten module, or of any other model, in eval mode. ``model`` is not changed.
 
@@ -112,6 +114,7 @@ def flatten_model(model: Any, args: Positional | None, kwargs: Named | None, fus
     return Exportable(source, tree, call, variant, _plain(call, source, inputs))
 
 
+@tracing()
 def trace(model: Exportable, dynamic: bool | Axes, fused: bool) -> torch.export.ExportedProgram:
     """The flat program of a model.
 

@@ -28,7 +28,8 @@ class Place:
         width: features of the stream, ``d``.
         context_width: features of the normalised context, or ``None`` where the branch has no opening norm.
         kind: ``attention``, ``mlp``, ``conv`` or ``other``.
-        depth: number of residual adds before this one in its stream (for ``wide``: in the widened part).
+        depth: number of residual adds before this one in its stream; for ``wide``, of those before it in the widened
+            part that read a state of their own, so that parallel branches have one.
         dtype: element type for new parameters.
         device: where new parameters live.
         block: name of the repeated block that the add belongs to.

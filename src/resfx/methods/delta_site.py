@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resfx._torch import held_modules
+from resfx._torch import bare_parameters, held_modules
 from resfx.ops.delta.formula import delta_shortcut
 from resfx.ops.delta.site import SOURCES, delta_site
 from resfx.ops.inductor import per_row
 from resfx.ops.register import accumulator, in_type
 
 from .base import Place, factory_of
-from .learned import Draw, Learned, Linear, constant, empty, is_bare, normal, uniform, values_of, weights_of, zeros
+from .learned import Draw, Learned, Linear, constant, empty, normal, tensors_of, uniform, zeros
 from .observe import Observations, Observed
 
 
@@ -77,12 +77,13 @@ class DeltaSite(Learned):
     def _at_once(self, x: Tensor, f: Tensor, c: Tensor, total: Tensor | None) -> Tensor | None:
         """Gates and shortcut as one kernel; ``None`` where there is none, or a gate is not what was built here."""
         parts = held_modules(self)
-        gate, target = parts["gate"], parts.get("target")
-        if not (is_bare(gate, Linear) and (target is None or is_bare(target, Linear)) and self.config.float32):
+        gate = bare_parameters(parts["gate"], Linear)
+        target = bare_parameters(parts["target"], Linear) if "target" in parts else {}
+        if gate is None or target is None or not self.config.float32:
             return None
-        if (own := values_of(self, "mix")) is None:
-            return None
-        return delta_site(x, f, c, weights_of(gate), weights_of(target), own[0], total, *self.settings)
+        (mix,) = tensors_of(self, "mix")
+        weights = gate["weight"], gate.get("bias"), target.get("weight"), target.get("bias")
+        return delta_site(x, f, c, weights, mix, total, *self.settings)
 
     def observe(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Observations:
         """The gate, and what it does along ``k = f / |f|``, per row: :meth:`along`."""

@@ -15,15 +15,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from resfx._torch import held_buffers
+from resfx._torch import held_buffers, tracing
 
 from .leftovers import nothing_left
 
 CONTAINERS = (list, dict, set, OrderedDict, defaultdict, deque)
 """What code writes into beside attributes, and can be given its contents again."""
-
-TRACING = threading.RLock()
-"""Held while anything is traced: ``torch.export`` and what surrounds it keep global state."""
 
 
 @contextlib.contextmanager
@@ -82,7 +79,7 @@ def traceable(model: nn.Module) -> Iterator[None]:
     Buffers that are ``None`` are plain attributes inside: ``torch.export`` would write one that the trace sets over an
     input of the graph.
     """
-    with TRACING, left_as_found(model), nothing_left(model):
+    with tracing(), left_as_found(model), nothing_left(model):
         for module in model.modules():
             for name in [n for n, b in held_buffers(module).items() if b is None]:
                 vars(module)[name] = held_buffers(module).pop(name)

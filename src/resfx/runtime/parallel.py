@@ -25,6 +25,8 @@ def refuse_split_positions(module: nn.Module, path: str) -> None:
     Raises:
         ResfxError: naming the norm, or the mixer.
     """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return  # nothing is split
     if not is_compiling() and positions_are_split():
         new = (m for level in module.__dict__["_resfx_new"].values() for m in level.modules())
         if mixer := next((m for m in new if isinstance(m, Mixer)), None):

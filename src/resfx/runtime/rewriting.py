@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx._torch import held_modules, hold_modules, outside_of_traces
+from resfx._torch import held_modules, hold_modules, outside_of_traces, tracing
 from resfx.errors import VariantError
 from resfx.passes.capture.calls import bind, flatten_call
 from resfx.passes.capture.clone import class_before, signature_of
@@ -18,7 +18,6 @@ from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import hint
 from resfx.passes.fold import Code, Folded, Shared, fold
 from resfx.passes.fold.guard import Guard
-from resfx.passes.preserve import TRACING
 from resfx.passes.scopes.application import Application
 from resfx.passes.scopes.apply import apply_methods
 from resfx.report.report import Report
@@ -59,10 +58,10 @@ class Rewriting:
             CaptureError: if the call cannot be traced.
             VariantError: if the rewrite cannot be repeated on it.
         """
-        with TRACING, outside_of_traces():
+        with tracing(), outside_of_traces():
             given = type(module)._resfx_bind(module, *args, **kwargs)  # type: ignore[attr-defined]
             for guard, code in unit.variants:  # another thread may have made it
-                if guard.fits(module, given):
+                if not guard.differs(module, given):
                     return code
             if self.source.shared:
                 self._again(module)

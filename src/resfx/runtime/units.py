@@ -63,7 +63,7 @@ class Unit:
         """The code for a call, made if no call like it was seen before."""
         given = type(module)._resfx_bind(module, *args, **kwargs)  # type: ignore[attr-defined]
         for guard, code in self.variants:
-            if guard.fits(module, given):
+            if not guard.differs(module, given):
                 return code
         return outside_of_compilers(self._make)(module, args, kwargs)
 

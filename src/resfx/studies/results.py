@@ -115,6 +115,15 @@ class Row:
         }  # fmt: skip
 
 
+def rows_of(runs: Iterable[dict[str, Any]], setting: str) -> list[Row]:
+    """The rows of a setting, from what each run came to as plain data; in the order of the runs."""
+    by_label: dict[str, dict[int, dict[str, Any]]] = {}
+    for result in runs:
+        if result["setting"] == setting:
+            by_label.setdefault(result["label"], {})[result["seed"]] = result
+    return [Row(name, setting, found, by_label.get(PLAIN, {})) for name, found in by_label.items()]
+
+
 class Results:
     """The finished runs of a study; ``print`` shows the table.
 
@@ -137,11 +146,7 @@ class Results:
 
     def rows(self, setting: str) -> list[Row]:
         """The rows of a setting in the order of the runs, the plain model first."""
-        by_label: dict[str, dict[int, dict[str, Any]]] = {}
-        for result in self.runs:
-            if result["setting"] == setting:
-                by_label.setdefault(result["label"], {})[result["seed"]] = result
-        return [Row(n, setting, found, by_label.get(PLAIN, {})) for n, found in by_label.items()]
+        return rows_of(self.runs, setting)
 
     @property
     def settings(self) -> list[str]:

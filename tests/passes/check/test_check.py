@@ -126,6 +126,19 @@ def test_what_the_users_own_code_does_to_gradients_is_kept(act, training):
     assert same_steps(rewrite(cls, training=training), cls)
 
 
+def retain(module, h):
+    if h.requires_grad:
+        h.retain_grad()
+    return h
+
+
+def test_a_gradient_that_is_kept_no_more_is_named(recwarn):
+    rewrite(beside(retain))
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"retain_grad\(\) at .*test_check.py:.* is lost in rewritten code"):
+        rewrite(within(retain))
+
+
 @pytest.mark.parametrize(("act", "word"), ACTS)
 @pytest.mark.parametrize("training", [False, True])
 def test_what_generated_code_would_lose_of_gradients_is_refused_by_name(act, word, training):

@@ -14,7 +14,7 @@ from references import wide as wide_references
 from torch import nn
 
 import resfx
-from resfx import DDL, MHC, HyperConnections
+from resfx import DDL, MHC, AltUp, HyperConnections
 from resfx.errors import ConflictError, NoSitesError, VariantError
 
 
@@ -60,6 +60,26 @@ def test_an_add_left_out_stays_a_plain_add_between_two_wide_streams():
         y = wide_references.run_stream(reference, y, subs, [f"resfx.hyper_connections.{i}.add0" for i in pair])
     three.float()
     assert (part(x) - y).abs().max() < 1e-5
+
+
+def test_parallel_branches_of_altup_compute_one_channel_and_each_has_its_own_correction():
+    torch.manual_seed(0)
+    model, config = nn.Sequential(Mlp(True), Mlp(True)).double().eval(), AltUp(dynamic=True)
+    x = torch.randn(2, 5, WIDTH, dtype=torch.float64)
+    new = resfx.rewrite(model, config, args=(x,))
+    randomise(new, 0.3)
+    assert [m.computes for n, m in new.named_modules() if n.endswith(".read")] == [0, 1]
+    reference = wide_references.reference_for(config, dict(new.new_parameters()))
+    X = reference.enter(x, "")
+    for i, block in enumerate(model):
+        path = f"resfx.altup.{i}.add0"
+        h, memo = reference.read(X, path, i == 0)
+        c = block.norm(h)
+        f, g = block.branch(c), block.other(c)
+        X = reference.write(X, f, h, c, path, memo)
+        X = X + reference.corrections(h + g)[..., None] * g[..., None, :]
+    want = reference.leave(X, path)
+    assert (new(x) - want).abs().max() <= 1e-12 * want.abs().max()
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from resfx.methods.base import Place, factory_of
-from resfx.methods.learned import empty, values_of
+from resfx.methods.learned import empty, tensors_of
 from resfx.methods.observe import Observations, attention_map
 from resfx.ops.attention_read.formula import attention_read
 from resfx.ops.attention_read.gained import gained_read
@@ -103,8 +103,8 @@ class AttnResRead(Read):
 
     def read(self, sources: list[Tensor], x: Tensor, ahead: Ahead | None = None) -> Tensor:
         base = x if self.preserve else None
-        if ahead is None and (own := values_of(self, "query", "gain")) is not None:
-            query, gain = own
+        if ahead is None:
+            query, gain = tensors_of(self, "query", "gain")
             done = gained_read(sources, query, gain, base, self.eps, self.preserve)
             if done is not None:
                 return done

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from resfx._torch import held_buffers
 from resfx.methods.base import Method, Place, factory_of
-from resfx.methods.learned import Learned, empty, normal, set_values, values_of
+from resfx.methods.learned import Learned, empty, normal, set_values, tensors_of
 from resfx.methods.observe import Observations
 from resfx.ops.channels.formula import combine, inverse_deviation, mix, total
 from resfx.ops.channels.manifold import manifold_read
@@ -197,10 +197,8 @@ class ManifoldRead(Learned):
         return torch.sigmoid(pre), half + half, res, unit
 
     def forward(self, state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
-        rounds = self.mixing.rounds if self.mixing else (0, 0)
-        own = values_of(self, "projection", "alpha", "pre", "post", "res")
-        if rounds is not None and own is not None:
-            projection, alpha, pre, post, res = own
+        if (rounds := self.mixing.rounds if self.mixing else (0, 0)) is not None:
+            projection, alpha, pre, post, res = tensors_of(self, "projection", "alpha", "pre", "post", "res")
             origin = held_buffers(self)["origin"]
             done = manifold_read(state, projection, alpha, pre, post, res, origin, self.eps, rounds)
             if done is not None:

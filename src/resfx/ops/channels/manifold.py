@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from resfx._torch import any_autocast
 from resfx.ops.native import small_calls
 
 Read = tuple[Tensor, tuple[Tensor, Tensor | None]]
@@ -37,7 +37,7 @@ def manifold_read(
         The read ``(..., d)``, and ``H_post (..., n)`` with ``H_res (..., n, n)``, float32 for half types; ``None``
         where there is no kernel for this, or gradients are recorded.
     """
-    if (library := small_calls()) is None or torch.is_autocast_enabled("cpu"):
+    if (library := small_calls()) is None or any_autocast():
         return None
     found = library.run("ManifoldRead", (state, projection, alpha, pre, post, res, origin), (eps,), rounds)
     if not found:

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resfx._torch import compiled_from, fake_mode, share_codegen
+from resfx._torch import compiled_from, fake_mode, share_codegen, tracing
 from resfx.errors import CaptureError, ModelError
-from resfx.passes.preserve import TRACING
 from resfx.report.progress import step
 from resfx.runtime.huggingface import renamed_arguments
 
@@ -97,7 +96,7 @@ class Source:
             ModelError: if the model itself raises on this call.
             CaptureError: if it runs and cannot be traced.
         """
-        with TRACING, outside_inference_mode(), quiet_tracing():
+        with tracing(), outside_inference_mode(), quiet_tracing():
             try:
                 return self._captured(tree, call)
             except CaptureError as error:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import inspect
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
-from resfx._torch import denying, for_graphs_alone
+from resfx._torch import denying
 from resfx.errors import CaptureError
 from resfx.passes.find.mark import note
 from resfx.passes.preserve import traceable, without_recomputation
@@ -108,7 +111,7 @@ def capture_call(
     try:
         with (
             traceable(clone), warnings.catch_warnings(), torch.set_grad_enabled(grad), traced_plainly(clone),
-            recorder.listening(clone, kept_functions(clone)), for_graphs_alone(), without_recomputation(),
+            recorder.listening(clone, kept_functions(clone)), _for_graphs_alone(), without_recomputation(),
         ):  # fmt: skip
             warnings.simplefilter("ignore")
             program = torch.export.export(
@@ -134,6 +137,34 @@ def capture_call(
         graph, constants, shape_guard(values, known), outcome["output"], outcome["states"], call.template,
         recorder.calls, recorder.objects, known, grad,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _for_graphs_alone() -> Iterator[None]:
+    """Inside, for a trace of which only the graph is wanted, none of the modules that ``torch.export`` makes on its way
+    is compiled to Python before it is called, and garbage is collected more rarely than for a few objects."""
+    graphs: Any = fx.GraphModule
+    thread, compiled, often = threading.get_ident(), graphs.recompile, gc.get_threshold()
+
+    def when_called(module: fx.GraphModule) -> Any:
+        if threading.get_ident() != thread:
+            return compiled(module)
+        cls: Any = type(module)  # each has a class of its own
+        cls.forward = _compile_and_call
+        return None
+
+    def _compile_and_call(module: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        compiled(module)
+        return module.forward(*args, **kwargs)
+
+    graphs.recompile = when_called
+    if often[0]:
+        gc.set_threshold(max(often[0], 20_000), *often[1:])
+    try:
+        yield
+    finally:
+        graphs.recompile = compiled
+        gc.set_threshold(*often)
 
 
 def distinct(leaves: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

@@ -17,6 +17,7 @@ from .gradients import Gradients, backward, check_original, finite, names
 from .learning import check_learning
 from .trial import Example, Outcome, Trial, untouched
 from .values import OtherForm, Pair, difference, pairs, rounded, same
+from .watch import watched
 
 ROUNDING = 64  # units of a type's precision, of the largest output, that a graph may differ from eager code by
 
@@ -149,9 +150,13 @@ def _check_gradients(trial: Trial, usual: Outcome) -> Gradients | None:
     """Hold the gradients of the original's parameters; those of the new ones come back."""
     values = {n: v.clone().requires_grad_() for n, v in trial.start.items()}
     host = {n: trial.new.get_parameter(n) for n in trial.names}
-    grads = backward(trial.forward(values), {**host, **values})
-    want = usual.grads or {}
-    check_original(type(trial.new).__name__, want, grads or dict.fromkeys(want), str(usual.seen))
+    name, want = type(trial.new).__name__, usual.grads or {}
+    with watched() as seen:
+        grads = backward(trial.forward(values), {**host, **values})
+    check_original(name, want, grads or dict.fromkeys(want), str(usual.seen))
+    if lost := sorted(usual.seen.retained - seen.retained):
+        warn(f"{name}: retain_grad() at {', '.join(lost)} is lost in rewritten code, and no .grad is kept there;"
+             " register_full_backward_hook on the module shows it gradients")  # fmt: skip
     if grads is None:
         return None
     bad = sorted(n for n in values if not finite(grads[n]))

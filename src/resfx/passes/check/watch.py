@@ -27,11 +27,13 @@ class Seen:
         functions: names of the ``autograd.Function`` classes in the graph of its outputs.
         hooks: where hooks were put on tensors, as ``file:line``.
         generators: which random number generators beside torch's it drew from.
+        retained: where tensors were told to keep their gradient, which changes nothing that is computed.
     """
 
     functions: set[str] = field(default_factory=set)
     hooks: set[str] = field(default_factory=set)
     generators: set[str] = field(default_factory=set)
+    retained: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
         return bool(self.functions or self.hooks or self.generators)
@@ -59,9 +61,10 @@ class _Hooks(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if getattr(func, "__name__", "") in _HOOKS:
+        if (name := getattr(func, "__name__", "")) in (*_HOOKS, "retain_grad"):
             user = [f for f in traceback.extract_stack()[:-1] if not f.filename.startswith(_TORCH)]
-            self.seen.hooks.add(f"{user[-1].filename}:{user[-1].lineno}")
+            places = self.seen.hooks if name in _HOOKS else self.seen.retained
+            places.add(f"{user[-1].filename}:{user[-1].lineno}")
         return func(*args, **(kwargs or {}))
 
 

@@ -139,13 +139,33 @@ def _listed(node: fx.Node, index: Index) -> Sum | None:
 
 def _reduced(node: fx.Node, index: Index) -> Sum | None:
     """``stack((a, b)).sum(0)``, and its mean."""
-    source, dim = _value(node, 0, "input", None), _value(node, 1, "dim", None)
-    if isinstance(dim, (list, tuple)) and len(dim) == 1:
-        dim = dim[0]
-    if not isinstance(source, fx.Node) or not isinstance(dim, int):
+    source, dims = _value(node, 0, "input", None), _value(node, 1, "dim", None)
+    if not isinstance(source, fx.Node) or not isinstance(dims, (int, list, tuple)):
         return None
-    kept = _value(node, 2, "keepdim", False) or node.kwargs.get("dtype") is not None
-    return _over(node, source, dim, index.name[node] == "mean", bool(kept), index)
+    axes = [dims] if isinstance(dims, int) else list(dims)
+    more = len(axes) > 1 or _value(node, 2, "keepdim", False) or node.kwargs.get("dtype") is not None
+    found = (_over(node, source, dim, index.name[node] == "mean", bool(more), index) for dim in axes)
+    return next((each for each in found if each is not None), None)
+
+
+def _accumulated(node: fx.Node, index: Index) -> Sum | None:
+    """``stack((a, b)).cumsum(0)``: the last of its rows is the sum."""
+    source, dim = _value(node, 0, "input", None), _value(node, 1, "dim", None)
+    return (
+        _over(node, source, dim, False, True, index) if isinstance(source, fx.Node) and isinstance(dim, int) else None
+    )
+
+
+def _product(node: fx.Node, index: Index) -> Sum | None:
+    """``stack((a, b), -1) @ weights``, and the weights first."""
+    for place, name in enumerate(("input", "other")):
+        source = _value(node, place, name, None)
+        if isinstance(source, fx.Node) and index.name.get(source) == "stack":  # no further: rotary halves are stacked
+            rank = len(shape(source) or ())
+            found = _over(node, source, -1 if place == 0 or rank == 1 else -2, False, True, index)
+            if found is not None:
+                return found
+    return None
 
 
 def _einsum(node: fx.Node, index: Index) -> Sum | None:
@@ -210,7 +230,8 @@ def _joined(node: fx.Node, dim: int, index: Index) -> list[Slot] | None:
 
 _READERS: dict[str, Callable[[fx.Node, Index], Sum | None]] = {
     "add": _add, "sub": _sub, "subtract": _sub, "rsub": _rsub, "lerp": _lerp, "sum": _reduced, "mean": _reduced,
-    "nansum": _reduced, "einsum": _einsum, "getitem": _item, "_foreach_add": _listed, "_foreach_sub": _listed,
+    "nansum": _reduced, "einsum": _einsum, "cumsum": _accumulated, "matmul": _product, "mv": _product,
+    "getitem": _item, "_foreach_add": _listed, "_foreach_sub": _listed,
     "addcmul": _plus_product(("tensor1", "tensor2"), operator.mul),
     "addcdiv": _plus_product(("tensor1", "tensor2"), operator.truediv),
     "addmm": _plus_product(("mat1", "mat2"), torch.matmul),

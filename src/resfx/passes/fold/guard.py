@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx._torch import held_modules, pytree
+from resfx._torch import any_autocast, held_modules
 from resfx.passes.capture.calls import carried
-from resfx.passes.capture.objects import fields_of
 from resfx.passes.capture.structure import Flattener, Template, varied
+
+from .likeness import Likeness
 
 Shape = Callable[[Sequence[torch.Tensor]], bool]
 
@@ -33,9 +34,10 @@ class Always:
     flags: tuple[bool, ...] | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def fits(self, module: nn.Module, given: dict[str, Any]) -> bool:
-        """Whether the modules are in the mode that was traced."""
-        return self.flags is None or self.flags == tuple([m.training for m in module.modules()])
+    def differs(self, module: nn.Module, given: dict[str, Any]) -> str:
+        """In what a call is unlike the traced one: the mode of the modules, or nothing."""
+        same = self.flags is None or self.flags == tuple([m.training for m in module.modules()])
+        return "" if same else "training mode"
 
     def same(self, other: Any) -> bool:
         """Whether another is good for the same calls."""
@@ -77,6 +79,10 @@ class Guard:
     grad: bool
     varying: set[tuple[type, str]]
 
+    def __post_init__(self) -> None:
+        likeness = Likeness(self.arguments, self.objects, self.free, self.used, self.kinds)
+        self._like, self._constants = likeness.function, likeness.constants
+
     def same(self, other: Any) -> bool:
         """Whether another guard accepts the same calls."""
         parts = attrgetter(
@@ -84,25 +90,15 @@ class Guard:
         )
         return isinstance(other, Guard) and parts(self) == parts(other)
 
-    def fits(self, module: nn.Module, given: dict[str, Any]) -> bool:
-        """Whether a call, its arguments by name, is like the one that the code was made for."""
-        return not self.differs(module, given)
-
     def differs(self, module: nn.Module, given: dict[str, Any]) -> str:
-        """In what a call is unlike the one that the code was made for; nothing where it is like it."""
+        """In what a call, its arguments by name, is unlike the one that the code was made for; or nothing."""
         if self.autocast != autocast_state():
             return "autocast"
         if not self.grad and torch.is_grad_enabled():
             return "gradients"
-        found: dict[Any, Any] = {}
-        like = self._like
-        for name, template in self.arguments.items():
-            if not like(template, given[name], found):
-                return f"argument {name!r}"
-        tensors = [found[i] for i in self.used]
-        for tensor, (dtype, device) in zip(tensors, self.kinds, strict=True):
-            if tensor.dtype != dtype or tensor.device != device:
-                return "types"
+        tensors = self._like(given, self._constants, self._state)
+        if type(tensors) is str:
+            return tensors
         if not self.shapes(tensors):
             return "sizes"
         for way, value in self.reads:
@@ -114,64 +110,10 @@ class Guard:
                 return f"list of modules {'.'.join(way)!r}"
         return ""
 
-    def _like(self, template: Any, value: Any, found: dict[Any, Any]) -> bool:
-        if type(template) is dict:
-            return isinstance(value, dict) and value.keys() == template.keys() and all(
-                self._like(t, value[k], found) for k, t in template.items()
-            )  # fmt: skip
-        if type(template) is list:
-            return len(value) == len(template) and all(
-                self._like(t, v, found) for t, v in zip(template, value, strict=True)
-            )
-        kind = template[0]
-        if kind == "tensor":
-            slot = template[1]
-            if slot in self.free:
-                return True
-            found[slot] = value
-            return isinstance(value, torch.Tensor)
-        if kind == "const":
-            return type(value) is template[1] and bool(value is template[2] or value == template[2])
-        if kind == "int":
-            return type(value) is int or isinstance(value, torch.SymInt)
-        if kind == "known":
-            cls, state = self.objects[template[1]]
-            return type(value) is cls and (state is None or self._state_is(template[1], value, state, found))
-        if kind == "owned":
-            return True
-        if kind == "held":
-            return template[2] == type(template[2])(value)
-        if type(value) is not (dict if kind == "dict" else template[1]):
-            return False
-        parts = template[-1]
-        if kind == "dict":
-            return tuple(value) == template[1] and all(
-                self._like(t, value[k], found) for k, t in zip(template[1], parts, strict=True)
-            )
-        if kind == "seq":
-            children: Any = value
-        elif kind == "node":
-            children, context = pytree.SUPPORTED_NODES[template[1]].flatten_fn(value)
-            if context != template[2]:
-                return False
-        else:
-            fields = fields_of(value)
-            if tuple(fields) != template[2]:
-                return False
-            children = fields.values()
-        if len(children) != len(parts):
-            return False
-        for t, v in zip(parts, children, strict=True):  # noqa: SIM110 - every call comes by here
-            if not self._like(t, v, found):
-                return False
-        return True
-
-    def _state_is(self, number: int, value: Any, state: Template, found: dict[Any, Any]) -> bool:
+    def _state(self, number: int, value: Any) -> list[torch.Tensor] | None:
+        """What an object holds, as calls carry it; ``None`` if its state is another than the traced one."""
         flat = Flattener(varying=self.varying)
-        if flat.state(value) != state:
-            return False
-        found.update({(number, i): carried(leaf) for i, leaf in enumerate(flat.leaves)})
-        return True
+        return [carried(leaf) for leaf in flat.leaves] if flat.state(value) == self.objects[number][1] else None
 
     def varied(self, given: dict[str, Any]) -> set[tuple[type, str]]:
         """Integer fields of objects in which a call differs from the one the code was made for, if in nothing else."""
@@ -186,6 +128,8 @@ class Guard:
 
 def autocast_state() -> tuple[Any, ...]:
     """What autocast does on each kind of device."""
+    if not any_autocast():
+        return ()
     return tuple([(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)])
 
 

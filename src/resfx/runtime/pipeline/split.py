@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from resfx._torch import tracing
 from resfx.errors import InputError, OptionError, VariantError
 from resfx.passes.capture.clone import copy_sharing_parameters
 from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
@@ -99,6 +100,7 @@ class Stages(list[Stage]):
         return "\n".join(lines)
 
 
+@tracing()
 def split(
     model: Any, stages: int | None = None, args: Positional | None = None, kwargs: Named | None = None, *,
     at: Sequence[str] = (), ranks: int | None = None,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -22,7 +23,7 @@ CROSS = "cross-attention: its keys come from another stream"
 WINDOWED = "attention over windows or pooled positions: its projections are not the stream's sequence"
 CLASS_TOKEN = "a class token's attention: its stream is one position, and no sequence"
 UNREADABLE = "a padding mask that is not (batch, positions)"
-NOT_ROWS = "the stream is not (batch, positions, features), nor (batch, height, width, features)"
+NOT_ROWS = "the stream is not (batch, positions, features), nor of several axes of positions, with features last or not"
 REMEDIES = {
     UNREADABLE: "a mask of (batch, positions), one text to a row: a mask of pairs does not say what is padding",
 }
@@ -89,12 +90,13 @@ def find_attention(site: Site, region: set[fx.Node], index: Index) -> Attention 
     if k not in region or v not in region:
         return CROSS
     stream, queries = shape(site.node), shape(q)
-    if stream is None or queries is None or len(stream) < 3 or site.axis != -1:
+    if stream is None or queries is None or len(stream) < 3 or site.axis == 0:
         return NOT_ROWS
+    along = positions_along(stream, site.axis)
     projections = _projections(q, k, v, region, index)
-    if stream[1:-1] == (1,) and _reads_more(projections.get("k"), index):
+    if along == (1,) and _reads_more(projections.get("k"), index):
         return CLASS_TOKEN
-    positions, rows = math.prod(hint(n) or 0 for n in stream[1:-1]), hint(queries[-2]) or 0
+    positions, rows = math.prod(hint(n) or 0 for n in along), hint(queries[-2]) or 0
     apart = len(queries) != 4 or hint(queries[0]) == hint(stream[0])  # each row of the batch is one of the stream's
     ancestors = _mask_ancestors(masks, index)
     padding, drops = _padding(ancestors)
@@ -107,6 +109,12 @@ def find_attention(site: Site, region: set[fx.Node], index: Index) -> Attention 
     longer = keys is not None and (hint(keys[-2]) or 0) > rows
     windowed = not (apart and (rows == positions or (len(queries) == 4 and rows > positions)))
     return Attention(core, q, k, v, projections, causal, padding, drops, heads, longer, windowed)
+
+
+def positions_along(sizes: Sequence[Any], axis: int) -> tuple[Any, ...]:
+    """The sizes of the axes of positions: all but the batch's and that of the features."""
+    features = axis % len(sizes)
+    return tuple(n for i, n in enumerate(sizes) if i not in (0, features))
 
 
 def _reads_more(projection: fx.Node | None, index: Index) -> bool:

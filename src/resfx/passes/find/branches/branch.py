@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from resfx.passes.find.graph import hint, outermost, owner, shape
+from resfx.passes.find.graph import hint, outermost, owner, same_shape, shape
 from resfx.passes.find.index import Index
 from resfx.passes.find.site import Site, Stream
 
-from .attention import Attention, branch_region, find_attention
+from .attention import Attention, branch_region, find_attention, positions_along
 from .features import is_norm_output, norm_output
 
 NO_MLP = "no MLP in this branch"
@@ -110,27 +111,42 @@ class Branch:
         return (before | after) - entries
 
     def rows_of(self, node: fx.Node) -> fx.Node | None:
-        """A projection's output as the stream lies, ``(batch, positions, features)``, through at most two views."""
-        stream = shape(self.site.node)
+        """A projection's output as the stream lies, with features where it has them, through at most two views."""
+        stream, axis = shape(self.site.node), self.site.axis
         for _ in range(3):
             sizes = shape(node)
             if sizes is not None and stream is not None and len(sizes) == len(stream):
-                same = all(hint(a) == hint(b) for a, b in zip(sizes[1:-1], stream[1:-1], strict=True))
-                return outermost(node) if same else None
+                along = zip(positions_along(sizes, axis), positions_along(stream, axis), strict=True)
+                return outermost(node) if all(hint(a) == hint(b) for a, b in along) else None
             users = [u for u in node.users if self.index.role[u] == "pass"]
             if len(users) != 1:
                 return None
             node = users[0]
         return None
 
+    def axis_of(self, node: fx.Node) -> int | None:
+        """Which axis of a node that opens the branch has the features: the stream's, or the last where positions were
+        made one axis; ``None`` where that cannot be told."""
+        sizes, stream, axis = shape(node), shape(self.site.node), self.site.axis
+        if axis == -1 or sizes is None or stream is None or same_shape(node, self.site.node):
+            return axis
+        positions = math.prod(hint(n) or 0 for n in positions_along(stream, axis))
+        lies = [hint(n) for n in sizes[1:]]
+        ways = {-1: [positions, self.site.width], 1: [self.site.width, positions]}
+        found = [a for a, way in ways.items() if lies == way]
+        return found[0] if len(found) == 1 else None
+
     def norm(self, tree: nn.Module) -> nn.Module | None:
         """The norm that opens the branch, the host's own; ``None`` where the fork is a norm's output already.
 
-        A norm written out in a block's own code has no module: its place takes a fresh root-mean-square norm.
+        A norm written out in a block's own code has no module, and that of a stream whose features are not last takes
+        other axes than a mixer's: their place takes a fresh root-mean-square norm.
         """
         context = self.site.context
         if context is None or context is self.site.fork or is_norm_output(self.site.fork, self.index):
             return None
+        if self.site.axis != -1:
+            return nn.RMSNorm(self.site.width or 1)
         module = tree.get_submodule(owner(context))
         if type(module).forward is nn.Module.forward:  # an exported program keeps parameters, not code
             return self._norm_of_operator(context, module)

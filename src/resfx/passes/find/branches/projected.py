@@ -13,7 +13,7 @@ from resfx.passes.find.graph import hint, outermost, shape
 from resfx.passes.find.index import Index
 from resfx.passes.find.mark import mark_of
 
-from .attention import WINDOWED, Attention, ready_to_rotate
+from .attention import WINDOWED, Attention, positions_along, ready_to_rotate
 from .branch import Branch
 
 Layout = Literal["btc", "bthd", "bhtd"]
@@ -59,7 +59,8 @@ def projected(branch: Branch, name: str, behind: bool = True) -> Projected | str
     sizes = shape(rotated)
     if sizes is None or size is None or (features := hint(sizes[-1])) is None:
         return FLAT
-    positions = size[1] if len(size) == 3 else math.prod(hint(n) or 0 for n in size[1:-1])
+    along = positions_along(size, branch.site.axis)
+    positions = along[0] if len(along) == 1 else math.prod(hint(n) or 0 for n in along)
     placed = [n for n in own if behind and mark_of(n).method]
     start = next((n for n in own if _layout(n, positions) is not None), None)
     if start is None or any(index.role[n] not in ("weight", "pass", "part") for n in own[: own.index(start)]):

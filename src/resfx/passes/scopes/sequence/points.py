@@ -12,6 +12,7 @@ from resfx.passes.find.branches.branch import Branch
 from resfx.passes.find.branches.projected import FLAT, UNPROJECTED, projected
 from resfx.passes.find.graph import same_shape
 
+ALIKE = "as many features as positions, in a branch that turns them: which axis is which cannot be told"
 EXPERTS = "a mixture of experts: its hidden features are not a sequence"
 _ROUTERS = frozenset(
     ["topk", "_grouped_mm", "grouped_mm", "index_add", "scatter", "scatter_add", "one_hot", "nonzero", "sort"]
@@ -29,6 +30,7 @@ class Point:
         readers: the users of ``node`` that get the mixed tensor.
         layout: how ``node`` lies, see :class:`resfx.methods.sequence.mixer.Mixer`. Positions on several axes, the rows
             and columns of an image, are handed over as one.
+        axis: of the features, where they are not the last of ``"btc"``.
         residual: the readers get the sum of the node and the mixer's output.
     """
 
@@ -37,6 +39,7 @@ class Point:
     node: fx.Node
     readers: set[fx.Node]
     layout: str = "btc"
+    axis: int = -1
     residual: bool = False
 
 
@@ -60,7 +63,8 @@ def _stream(branch: Branch) -> list[Point] | str:
     if same_shape(branch.fork, branch.site.node) is False:
         return NOT_ROWS
     ends = [branch.site.node, *(s.node for s in branch.siblings)]
-    return [Point("swa", "stream", branch.fork, branch.readers(branch.fork, ends), residual=True)]
+    return [Point("swa", "stream", branch.fork, branch.readers(branch.fork, ends), axis=branch.site.axis,
+                  residual=True)]  # fmt: skip
 
 
 def _attention(branch: Branch) -> list[Point] | str:
@@ -95,7 +99,7 @@ def _fused(branch: Branch, projection: fx.Node) -> list[Point] | str:
     if branch.index.rank(node) == 4:
         return [Point("qkv", "qkv", node, set(node.users), "bhtd" if swapped else "bthd")]
     rows = branch.rows_of(node)
-    return FLAT if rows is None else [Point("qkv", "qkv", rows, set(rows.users))]
+    return FLAT if rows is None else [Point("qkv", "qkv", rows, set(rows.users), axis=branch.site.axis)]
 
 
 def _mlp(branch: Branch) -> list[Point] | str:
@@ -112,12 +116,16 @@ def _hidden(branch: Branch) -> list[Point] | str:
     rows = [branch.rows_of(n) for n in first]
     if any(r is None for r in rows):
         return FLAT
-    return [Point(f"d{i}", "hidden", r, set(r.users)) for i, r in enumerate(rows) if r is not None]
+    axis = branch.site.axis
+    return [Point(f"d{i}", "hidden", r, set(r.users), axis=axis) for i, r in enumerate(rows) if r is not None]
 
 
-def _opening(label: str, point: str, branch: Branch, ends: Iterable[fx.Node]) -> list[Point]:
+def _opening(label: str, point: str, branch: Branch, ends: Iterable[fx.Node]) -> list[Point] | str:
     """What leads to ``ends``, after the norm that opens the branch."""
-    return [Point(label, point, e, branch.readers(e, ends)) for e in branch.entries(ends)[:1]]
+    for entry in branch.entries(ends)[:1]:
+        axis = branch.axis_of(entry)
+        return ALIKE if axis is None else [Point(label, point, entry, branch.readers(entry, ends), axis=axis)]
+    return []
 
 
 _FINDERS: dict[str, Callable[[Branch], list[Point] | str]] = {

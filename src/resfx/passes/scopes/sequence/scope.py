@@ -25,6 +25,7 @@ from resfx.passes.find.site import Site, Stream
 from resfx.passes.find.terms import Slot, Term
 from resfx.passes.scopes.indexed import index_of
 from resfx.passes.scopes.insert import dress, inserting_behind
+from resfx.passes.scopes.rows import from_rows, to_rows, value_in_rows
 from resfx.passes.scopes.surgery import Surgery, Turn, reasons_of
 
 from .points import Point, points_of
@@ -119,7 +120,7 @@ def place_for(branch: Branch, point: Point, guide: Attention, tree: nn.Module) -
     """What a method may know of a point."""
     site, sizes, value = branch.site, shape(point.node), point.node.meta["val"]
     assert sizes is not None
-    features = {"bhtd": (sizes[1], sizes[-1]), "bthd": sizes[2:]}.get(point.layout, sizes[-1:])
+    features = {"bhtd": (sizes[1], sizes[-1]), "bthd": sizes[2:]}.get(point.layout, (sizes[point.axis],))
     width = math.prod(hint(size) or 1 for size in features)
     kind = next((p.dtype for p in tree.parameters() if p.is_floating_point()), value.dtype)
     norm = branch.norm(tree) if point.residual else None
@@ -139,14 +140,18 @@ def _insert(turn: Turn, site: Site, point: Point, guide: Attention) -> tuple[fx.
         if padding is not None:
             mask = graph.call_function(torch.ops.aten.eq.Scalar, (padding, 0)) if guide.padding_drops else padding
         spread = point.layout == "btc" and node.meta["val"].dim() > 3  # positions on several axes
-        rows = graph.call_method("flatten", (node, 1, -2)) if spread else node
+        turned = to_rows(graph, node, point.axis)
+        rows = graph.call_method("flatten", (turned, 1, -2)) if spread else turned
         call = graph.call_module(path, (rows,), {} if mask is None else {"mask": mask})
-        mixed = result = graph.call_method("view_as", (call, node)) if spread else call
+        back = graph.call_method("view_as", (call, turned)) if spread else call
+        mixed = result = back if point.axis == -1 else from_rows(graph, back, point.axis, node)
         if point.residual:
             result = graph.call_function(torch.ops.aten.add.Tensor, (node, mixed))
+    in_rows = value_in_rows(node.meta["val"], point.axis)
+    values = {back: in_rows, **dict.fromkeys((rows, call), in_rows.flatten(1, -2) if spread else in_rows)}
     for new in made:
         dress(new, site.node, turn.mark(point.label, longer_keys=guide.longer_keys))
-        new.meta["val"] = node.meta["val"].flatten(1, -2) if spread and new in (rows, call) else node.meta["val"]
+        new.meta["val"] = values.get(new, new.meta["val"] if point.axis != -1 else node.meta["val"])
     if mask is not None and mask is not padding:
         mask.meta = {"val": padding.meta["val"].eq(0), KEY: turn.mark()}  # type: ignore[union-attr]
     for reader in point.readers:

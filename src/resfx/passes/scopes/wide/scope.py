@@ -9,6 +9,7 @@ whatever follows the last add get a collapsed state.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -57,7 +58,11 @@ def _build(turn: Turn, run: Sequence[Add]) -> None:
     """Build the modules of one stream: ``read`` and ``write`` at its adds, ``expand`` at the first, ``collapse`` at the
     last. An add without a ``read`` shares the one before."""
     tree = turn.surgery.tree
-    places = [dataclasses.replace(place_at(a.site, tree), depth=i, parallel=a.parallel) for i, a in enumerate(run)]
+    reads = itertools.accumulate((not a.parallel for a in run), initial=-1)
+    places = [
+        dataclasses.replace(place_at(a.site, tree), depth=depth, parallel=a.parallel)
+        for a, depth in zip(run, list(reads)[1:], strict=True)
+    ]
     stream: WideStream = turn.application.method.build_stream(places)
     turn.module(run[0].site, "expand", lambda: stream.expand)
     for add, read, write in zip(run, stream.reads, stream.writes, strict=True):
