@@ -18,7 +18,8 @@ FAULT = "**NO**"
 def page(tools: Sequence[Tool], rows: Rows, columns: Sequence[str]) -> str:
     """The whole page: a row for each tool, empty where it was not run."""
     words = [shown(rows.get(tool.name, {}), c) for tool in tools for c in columns if c != PLAIN]
-    codes = Counter(cell.code for tool in tools for cell in rows.get(tool.name, {}).values())
+    ran = [cell for tool in tools for cell in rows.get(tool.name, {}).values()]
+    codes = Counter(cell.code for cell in ran)
     versions = ", ".join(f"{n} cells with `{code or 'an earlier one'}`" for code, n in codes.most_common())
     lines = [
         "# The ecosystem: what acts on models, on rewritten ones", "",

@@ -49,14 +49,14 @@ def _trains(make: Make, within: float = 1e-5, **options: Any) -> None:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer = _trainer(model, folder, **options)
+            before_all = trainer.evaluate()["eval_loss"]
             trainer.train()
             found.append(_losses(trainer))
-            assert torch.isfinite(torch.tensor(trainer.evaluate()["eval_loss"]))
+            assert trainer.evaluate()["eval_loss"] < before_all, "the loss over all examples does not fall"
         for name, parameter in model.named_parameters():
             assert not torch.equal(parameter, before[name]), f"{name} does not move"
-    plain, start, moved = found
+    plain, start, _ = found
     assert abs(plain[0] - start[0]) <= within * plain[0], f"first loss {plain[0]} became {start[0]}"
-    assert moved[-1] < moved[0], moved
 
 
 @tool("HF Trainer: train, evaluate", needs="accelerate")
@@ -136,11 +136,11 @@ def trainer_all(make: Make) -> None:
             warnings.simplefilter("ignore")
             options = {"bf16": True, "gradient_checkpointing": True, "gradient_accumulation_steps": 2}
             one = _trainer(adapted, folder, **options)
+            before = one.evaluate()["eval_loss"]
             one.train()
+            assert one.evaluate()["eval_loss"] < before, "the loss over all examples does not fall"
         found.append(_losses(one))
-    plain, start, moved = found
-    hold_equal(torch.tensor(plain[:1]), torch.tensor(start[:1]), 1e-5, "first loss")
-    assert moved[-1] < moved[0], moved
+    hold_equal(torch.tensor(found[0][:1]), torch.tensor(found[1][:1]), 1e-5, "first loss")
 
 
 @tool("accelerate: gradient accumulation, save_state and load_state", needs="accelerate")
