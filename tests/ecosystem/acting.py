@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from .tool import IDS, LONGER, Make, hold_changed, hold_equal, hold_step, llama, logits, tool
+from .tool import IDS, LONGER, Limit, Make, hold_changed, hold_equal, hold_step, llama, logits, tool
 
 
 class Scaled(nn.Module):
@@ -264,15 +264,57 @@ def resized(make: Make) -> None:
     hold_changed(make, change)
 
 
-@tool("model.apply, named_modules walked: torchinfo", needs="torchinfo")
+@tool("model.apply, named_modules walked: torchinfo of the tree", needs="torchinfo")
 def walked(make: Make) -> None:
-    import torchinfo
-
     model = make()
     seen: list[str] = []
     model.apply(lambda m: seen.append(type(m).__name__))
     assert len(seen) == len(list(model.modules()))
-    stats = torchinfo.summary(model, input_data={"input_ids": IDS}, verbose=0, depth=5)
-    total = sum(p.numel() for p in model.parameters())
-    assert stats.total_params == total, f"{stats.total_params} of {total} parameters counted"
+    assert _counted(model) == sum(p.numel() for p in model.parameters())
+
+
+class Borrowing(nn.Module):
+    """A block that runs a module which another part of the model holds, between its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, lent: nn.Module) -> torch.Tensor:
+        return self.second(lent(self.first(x)))
+
+
+class Lent(nn.Module):
+    """A plain model of such blocks, as rewritten code runs the modules below ``resfx``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleList(Borrowing() for _ in range(2))
+        self.bank = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block, lent in zip(self.body, self.bank.values(), strict=True):
+            x = block(x, lent)
+        return x
+
+
+def _counted(model: nn.Module, **call: Any) -> int:
+    import torchinfo
+
+    return torchinfo.summary(model, verbose=0, depth=9, **call).total_params
+
+
+@tool("torchinfo of a call", needs="torchinfo")
+def walked_call(make: Make) -> None:
+    model, lent = make(), Lent()
+    total, found = sum(p.numel() for p in model.parameters()), _counted(model, input_data={"input_ids": IDS})
     hold_equal(logits(model), logits(make()))
+    if found == total:
+        return
+    plain = sum(p.numel() for p in lent.parameters()), _counted(lent, input_size=(1, 4))
+    assert plain[0] != plain[1], f"{found} of {total} parameters counted"
+    raise Limit(
+        "it takes what runs after a module for its children, and counts parameters again where a module runs outside of"
+        f" the one that holds it: a plain model with {plain[0]} has {plain[1]}, this one {found} instead of {total};"
+        " without input_data the count is right"
+    )

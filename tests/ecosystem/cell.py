@@ -18,7 +18,7 @@ from pathlib import Path
 
 import resfx
 
-from .tool import Make, Tool, refusal
+from .tool import Limit, Make, Tool, refusal
 
 STORE = Path(__file__).parents[2] / "build" / "ecosystem.json"
 
@@ -28,7 +28,7 @@ class Cell:
     """What came of a tool on a model.
 
     Attributes:
-        word: ``works``, ``refused``, ``fails`` or ``skipped``.
+        word: ``works``, ``refused``, ``limit``, ``fails`` or ``skipped``.
         said: what was said, in the tool's words or an error's.
         code: a digest of the library's sources that it was run with.
     """
@@ -74,6 +74,8 @@ def attempt(tool: Tool, make: Make) -> Cell:
         return Cell("skipped", lacks, version())
     try:
         return Cell("works", tool.run(make) or "", version())
+    except Limit as limit:
+        return Cell("limit", str(limit), version())
     except Exception as error:
         if os.environ.get("RESFX_TRACEBACK"):
             traceback.print_exc()

@@ -18,17 +18,19 @@ FAULT = "**NO**"
 def page(tools: Sequence[Tool], rows: Rows, columns: Sequence[str]) -> str:
     """The whole page: a row for each tool, empty where it was not run."""
     words = [shown(rows.get(tool.name, {}), c) for tool in tools for c in columns if c != PLAIN]
-    codes = Counter(cell.code for tool in tools for cell in rows.get(tool.name, {}).values())
+    ran = [cell for tool in tools for cell in rows.get(tool.name, {}).values()]
+    codes = Counter(cell.code for cell in ran)
     versions = ", ".join(f"{n} cells with `{code or 'an earlier one'}`" for code, n in codes.most_common())
     lines = [
         "# The ecosystem: what acts on models, on rewritten ones", "",
         f"Made by `make ecosystem` (torch {torch.__version__.split('+')[0]}). A tool acts on a small Llama or GPT-2",
         "after the rewrite; beside it, what it does on the model as it is (`plain`). Where new parameters are at their",
         "start, results are the plain model's; where they are off it, those of a model that was changed before its",
-        "rewrite, or of the same model before and after. `refused`: an error by name. What each row holds is its",
-        "function in `tests/ecosystem`.", "",
+        "rewrite, or of the same model before and after. `refused`: an error by name. `limit`: one of the tool's own,",
+        "seen on a plain model of the same form. What each row holds is its function in `tests/ecosystem`.", "",
         f"{words.count('works')} of {len(words)} cells work, {words.count('refused')} are refused by name,"
-        f" {words.count('as plain: fails')} fail as the plain model does, {words.count(FAULT)} are faults"
+        f" {words.count('as plain: fails')} fail as the plain model does,"
+        f" {words.count('limit')} are a limit of the tool's own, {words.count(FAULT)} are faults"
         + (f"; {words.count('')} were not run (empty)." if "" in words else "."),
         f"Versions of the library (digest of its sources): {versions}.",
     ]  # fmt: skip

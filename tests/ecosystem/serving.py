@@ -205,7 +205,7 @@ def processes(make: Make) -> None:
     found = torch.from_numpy(answer.get(timeout=120))
     worker.join()
     assert worker.exitcode == 0
-    hold_equal(before, found)
+    hold_equal(before, found, 1e-6, "another process's")
     hold_equal(before * 2, logits(model), 1e-6)
 
 

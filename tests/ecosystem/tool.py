@@ -120,6 +120,10 @@ def stir(model: Any, std: float) -> Any:
     return model
 
 
+class Limit(Exception):
+    """Raised by a row where the tool itself falls short, on any model of the same form; says how that was seen."""
+
+
 Run = Callable[[Make], "str | None"]
 
 

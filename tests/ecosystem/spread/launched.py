@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,3 +131,14 @@ def trainer_fsdp1(make: Make) -> None:
 @tool("Trainer, fsdp, version 2", needs="transformers accelerate")
 def trainer_fsdp2(make: Make) -> None:
     _of_trainer(make, fsdp="full_shard auto_wrap", fsdp_config={**WRAPPED, "version": 2})
+
+
+@tool("accelerate launch of a script, two processes", needs="accelerate", seconds=400)
+def accelerate_launch(make: Make) -> None:
+    root = Path(__file__).parents[3]
+    options = ["--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no",
+               "--main_process_port=0"]  # fmt: skip
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options, "--module",
+               "tests.ecosystem.spread.script", make.mode or ""]  # fmt: skip
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-600:]
