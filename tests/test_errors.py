@@ -375,3 +375,43 @@ def test_a_model_that_computes_otherwise_while_exported_is_captured_as_it_is(tmp
     assert torch.equal(new(x), model(x))
     resfx.save(new, tmp_path / "saved")
     assert torch.equal(resfx.load(tmp_path / "saved", model)(x), model(x))
+
+
+WRONG = {
+    "rewrite(model, 'ddl', x, check='yes')": "rewrite: check must be true or false",
+    "rewrite(model, 'ddl', x, forms=torch.ones(2))": "forms must be a text or a sequence",
+    "of(new).code('blocks.9')": "there is no module 'blocks.9'",
+    "of(new).code(3)": "there is no module 3",
+    "export.to_onnx(new, 'x.onnx', external_data='yes')": "external_data must be one of ('auto',) or true or false",
+    "export.to_onnx(new, 'x.onnx', dynamic=3)": "dynamic must be true or false or a mapping",
+    "export.to_onnx(new, 'x.onnx', opset=3)": "opset must lie in 18 to 25",
+    "export.to_onnx(new, 'x.onnx', profile='portible')": "try:   profile='portable'",
+    "export.session('x.onnx', threads=-1)": "threads must be at least 0",
+    "export.session(3)": "a path: a text or a pathlib.Path",
+    "export.build_kernels(native='yes')": "native='yes'",
+    "split(new, at='')": "at must be a sequence",
+    "split(new, at=['blocks.1', 'blocks.1'])": "a block twice",
+    "split(new, 3, at=['blocks.1'])": "stages=3 beside it",
+    "checkpoint_blocks(new, every='2')": "every must be a whole number",
+    "compare(model, new, x, repeats=1.5)": "repeats must be a whole number",
+    "compare(model, new, x, backends=3)": "backends must be a sequence of eager",
+    "page(new, 'x.html', comparison='')": "comparison must be Comparison or None",
+    "page(new, 'x.html', figures='')": "figures must be a sequence",
+    "load('save', model, custom={'mine': 1})": "custom must be a mapping",
+    "probe(new, x, loss=3)": "loss must be a function or None",
+}
+
+
+@pytest.fixture(scope="module")
+def known():
+    model, x = nn.Sequential(Residual(), Residual()), torch.randn(2, 8)
+    return {"torch": torch, "model": model, "x": x, "new": resfx.rewrite(model, "ddl", x)}
+
+
+@pytest.mark.parametrize("call", WRONG)
+def test_an_argument_of_another_type_is_refused_before_anything_is_done(call, known, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.ResfxError) as caught:
+        eval(f"resfx.{call}", {"resfx": resfx, **known})
+    says(caught.value)
+    assert WRONG[call] in str(caught.value) and not list(tmp_path.iterdir())

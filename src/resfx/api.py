@@ -13,6 +13,7 @@ from torch import nn
 
 from resfx._torch import tracing
 from resfx.methods.base import Method, Start, method_of
+from resfx.methods.options import refuse_wrong_arguments
 from resfx.passes.capture.clone import copy_sharing_parameters
 from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
 from resfx.passes.check import GraphDiffers
@@ -100,6 +101,7 @@ def rewrite(
         CheckError: if the rewritten graph breaks a promise; says at which site.
     """
     methods = _methods(mode, start, unknown)
+    refuse_wrong_arguments(rewrite, forms=forms, check=check)
     filters = globs_of(include, "include"), globs_of(exclude, "exclude"), forms_of(forms)
     again = model if isinstance(model, Rewritten) else None
     source = again._resfx.source if again else source_of(model, args, kwargs)

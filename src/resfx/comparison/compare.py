@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from resfx.errors import CaptureError, ExportError, OptionError, ResfxError
+from resfx.methods.options import refuse_wrong_arguments
 from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
 from resfx.passes.capture.source import source_of
 from resfx.passes.preserve import preserved
@@ -65,11 +66,12 @@ def compare(
         plot, json: files to write as well.
 
     Raises:
-        ValueError: for fewer than one round.
         ExportError: without inputs.
         InputError, ModelError: if a model does not take this call, or raises on it.
-        OptionError: for unknown backends or modes, or if ``plot`` or ``json`` cannot be written where they are to be.
+        OptionError: for unknown backends or modes, fewer than one round, or if ``plot`` or ``json`` cannot be written
+            where they are to be.
     """
+    refuse_wrong_arguments(compare, repeats=repeats, warmup=warmup, seconds=seconds, progress=progress)
     _validate(backends, modes, repeats, warmup)
     for file in (plot, json):
         if file is not None:
@@ -145,11 +147,13 @@ def _reason(error: Exception) -> str:
 
 def _validate(backends: Sequence[str], modes: Sequence[str], repeats: int, warmup: int) -> None:
     for given, known, what in ((backends, BACKENDS, "backends"), (modes, MODES, "modes")):
-        unknown = [g for g in given if (g.partition(":")[0] if what == "backends" else g) not in known]
-        if isinstance(given, str) or unknown or not given:
+        listed = isinstance(given, Sequence) and not isinstance(given, str)
+        names = [str(g).partition(":")[0] if what == "backends" else g for g in given] if listed else []
+        if not names or not all(name in known for name in names):
             raise OptionError(f"{what} must be a sequence of {', '.join(known)}", f"{given!r}", f"{what}={known}")
     if repeats < 1 or warmup < 0:
-        raise ValueError(f"repeats must be at least 1 and warmup at least 0, not {repeats} and {warmup}")
+        raise OptionError("compare: repeats must be at least 1 and warmup at least 0", f"{repeats} and {warmup}",
+                          "repeats=20, warmup=3, the defaults")  # fmt: skip
 
 
 def _example(before: Any, after: Any, args: Any, kwargs: Any) -> Example:

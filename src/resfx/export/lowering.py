@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
 from resfx._torch import exporter_log, tracing
-from resfx.errors import ExportError, ResfxError, require
+from resfx.errors import ExportError, OptionError, ResfxError, require
+from resfx.methods.options import refuse_wrong_arguments
 from resfx.ops.onnx import RUNTIME
 from resfx.ops.record import DOMAIN, operators
 from resfx.passes.capture.inputs import Named, Positional, outside_inference_mode
@@ -122,6 +123,8 @@ def to_onnx(
         *(("onnxruntime",) if check in (True, "onnxruntime") or profile == "ort-cuda" else ()),
     ):
         require(package, "onnx", "ONNX export")
+    refuse_wrong_arguments(to_onnx, opset=opset, external_data=external_data, check=check, dynamic=dynamic,
+                           profile=profile)  # fmt: skip
     _refuse_bad_options(opset, profile, check)
     refuse_unwritable(path)
     fused = profile != "standard"
@@ -157,13 +160,11 @@ def to_onnx(
 
 def _refuse_bad_options(opset: int, profile: str, check: Any) -> None:
     if not 18 <= opset <= 25:
-        raise ValueError(f"opset must lie in 18 to 25, not {opset}: the exporter labels others wrongly")
-    if profile not in get_args(Profile):
-        raise ValueError(f"profile must be one of {', '.join(get_args(Profile))}, not {profile!r}")
-    if check not in (True, False, "onnxruntime", "reference"):
-        raise ValueError(f"check must be True, False, 'onnxruntime' or 'reference', not {check!r}")
+        raise OptionError("to_onnx: opset must lie in 18 to 25", f"{opset}: the exporter labels others wrongly",
+                          "opset=23, the default")  # fmt: skip
     if profile == "ort-cuda" and check == "reference":
-        raise ValueError("check='reference' cannot run profile='ort-cuda'; use True, False or 'onnxruntime'")
+        raise OptionError("to_onnx: check='reference' cannot run profile='ort-cuda'", "nodes of ONNX Runtime alone",
+                          "check=True, False or 'onnxruntime'")  # fmt: skip
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from resfx.errors import ExportError, require
+from resfx.errors import ExportError, OptionError, path_of, require
+from resfx.methods.options import refuse_wrong_arguments
 from resfx.ops.library import built_kernels
 
 CPU_ONLY = ("CPUExecutionProvider",)
@@ -38,7 +39,10 @@ def session(
             (ONNX Runtime itself falls back to the CPU in silence).
     """
     runtime = require("onnxruntime", "onnx", "running an ONNX model")
-    path = os.fspath(path)
+    path = os.fspath(path_of(path, "cannot run a file"))
+    refuse_wrong_arguments(session, providers=providers, kernels=kernels, threads=threads)
+    if threads < 0:
+        raise OptionError("session: threads must be at least 0", f"{threads}", "threads=0: ONNX Runtime chooses")
     if not os.path.isfile(path):
         raise ExportError(f"cannot run {path}", "there is no such file", "resfx.export.to_onnx(model, path) makes one")
     offered = runtime.get_available_providers()

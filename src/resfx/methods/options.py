@@ -1,4 +1,4 @@
-"""The options of a method's config, held against the names and types of its dataclass before anything is done."""
+"""A config's fields and a function's arguments, held against names and annotations before anything is done."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import dataclasses
 import functools
 import inspect
 import numbers
+import os
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Union
 
 from resfx.errors import OptionError, meant, nearest
@@ -49,9 +50,23 @@ def refuse_wrong_types(config: Any) -> None:
         object.__setattr__(config, field.name, value)
 
 
+def refuse_wrong_arguments(function: Callable[..., Any], **given: Any) -> None:
+    """Raise :class:`OptionError` for an argument that is not of its annotated type, with the types that are."""
+    kinds = kinds_of(function)
+    for name, value in given.items():
+        if name in kinds and not fits(plain(value), kinds[name]):
+            near = meant(str(value), _texts(kinds[name]))
+            default = inspect.signature(function).parameters[name].default
+            remedy = "see its docstring" if default is inspect.Parameter.empty else f"{name}={default!r}, the default"
+            raise OptionError(
+                f"{function.__name__}: {name} must be {describe(kinds[name])}",
+                f"{value!r:.60}, a {type(value).__name__}", f"{name}={near!r}" if near else remedy,
+            )  # fmt: skip
+
+
 @functools.cache
 def kinds_of(cls: Any) -> dict[str, Any]:
-    """The types of a config's fields; none where an annotation cannot be read."""
+    """The types of a config's fields or a function's arguments; none where an annotation cannot be read."""
     try:
         return typing.get_type_hints(cls)
     except (NameError, TypeError):  # a class made in a function, with names that only it knows
@@ -71,7 +86,7 @@ def fits(value: Any, kind: Any) -> bool:
     """Whether a value is of an annotated type. Types that are not known here take anything."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        return any(value == allowed and type(value) is type(allowed) for allowed in inner)
+        return any(type(value) is type(allowed) and value == allowed for allowed in inner)
     if origin in (Union, types.UnionType):
         return any(fits(value, part) for part in inner)
     if origin in (tuple, list):
@@ -80,13 +95,28 @@ def fits(value: Any, kind: Any) -> bool:
         if origin is tuple and inner and not (len(inner) == 2 and inner[1] is Ellipsis):
             return len(value) == len(inner) and all(map(fits, value, inner))
         return not inner or all(fits(v, inner[0]) for v in value)
+    if origin is Sequence:
+        return (
+            isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and all(fits(v, *inner) for v in value)
+        )
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
+    if origin is type:
+        return isinstance(value, type) and (inner[0] is Any or issubclass(value, inner[0]))
+    if origin is os.PathLike:
+        return isinstance(value, os.PathLike)
+    if origin is Callable:
+        return callable(value)
     if kind in (bool, str, type(None)):
         return type(value) is kind
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return True
+    try:
+        return isinstance(value, kind)
+    except TypeError:  # no class, or a protocol
+        return True
 
 
 def _texts(kind: Any) -> list[str]:
@@ -101,7 +131,14 @@ def describe(kind: Any) -> str:
         return f"one of {inner}"
     if origin in (Union, types.UnionType):
         return " or ".join(map(describe, inner))
-    if origin in (tuple, list):
-        return f"a {origin.__name__} of {describe(inner[0])}" if inner else f"a {origin.__name__}"
+    if origin in (tuple, list, Sequence):
+        name = origin.__name__.lower()
+        return f"a {name} of {describe(inner[0])}" if inner else f"a {name}"
+    if origin is Mapping:
+        return f"a mapping of {describe(inner[0])} to {describe(inner[1])}"
+    if origin in (os.PathLike, Callable, type):
+        return {os.PathLike: "a path", Callable: "a function", type: "a class"}[origin]
+    if kind is Any:
+        return "anything"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "None"}
     return words.get(kind, getattr(kind, "__name__", str(kind)))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from resfx.errors import ExportError
+from resfx.errors import ExportError, OptionError, path_of
 from resfx.ops.record import Joined, Operator, Port, folders, joined_of, kernel_of, records_of
 
 SOURCE = Path(__file__).with_name("cpp") / "kernels.cpp"
@@ -59,6 +59,9 @@ def build_kernels(path: str | os.PathLike[str] | None = None, *, native: bool = 
         ExportError: if there is no compiler, or it fails; an older file is then left as it was.
     """
     asked = "cannot build the kernels for ONNX Runtime"
+    if not isinstance(native, bool):
+        raise OptionError(asked, f"native={native!r:.60}", "native=True, the default, or False")
+    path = None if path is None else path_of(path, asked)
     if platform.system() == "Windows":
         raise ExportError(asked, "Windows is not supported", "models run without them, through function bodies")
     compiler = os.environ.get("CXX") or next((c for c in COMPILERS if shutil.which(c)), None)

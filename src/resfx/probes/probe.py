@@ -11,6 +11,7 @@ from torch import Tensor
 
 from resfx.errors import InputError
 from resfx.methods.observe import Observed
+from resfx.methods.options import refuse_wrong_arguments
 from resfx.ops.register import accumulator
 from resfx.passes.capture.inputs import Example, Named, Positional, example_of
 from resfx.passes.scopes.bank import Placed
@@ -46,8 +47,10 @@ def probe(new: Any, args: Positional | None = None, kwargs: Named | None = None,
 
     Raises:
         ResfxError: if the module is not a rewritten one.
+        OptionError: for a loss that cannot be called.
         InputError: without inputs, or with such as ``forward`` does not take.
     """
+    refuse_wrong_arguments(probe, loss=loss)
     rewriting = rewriting_of(new)
     example = example_of(args, kwargs)
     if example is None:

@@ -12,6 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from resfx._torch import call_with_hooks, set_compiled_call
+from resfx.errors import OptionError
+from resfx.methods.options import refuse_wrong_arguments
 
 from .module import rewriting_of
 
@@ -82,10 +84,11 @@ def checkpoint_blocks(module: Any, every: int = 1, **options: Any) -> Any:
 
     Raises:
         ResfxError: if the module is not a rewritten one.
-        ValueError: if ``every`` is negative, or no whole number.
+        OptionError: if ``every`` is negative, or no whole number.
     """
-    if type(every) is not int or every < 0:
-        raise ValueError(f"every must be a whole number of at least 0, not {every!r}")
+    refuse_wrong_arguments(checkpoint_blocks, every=every)
+    if every < 0:
+        raise OptionError("checkpoint_blocks: every must be at least 0", f"{every}", "every=1, or 0 for none")
     names = block_names(module)
     chosen = set(names[::every]) if every else set()
     for name in names:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from resfx._torch import held_parameters
-from resfx.errors import ResfxError, VariantError
+from resfx.errors import OptionError, ResfxError, VariantError, meant
 from resfx.report.report import Report
 
 from .huggingface import starting_new_modules
@@ -50,7 +50,15 @@ class Handle:
         return {n: p for n, p in self.module.named_parameters() if n.startswith("resfx.")}
 
     def code(self, name: str = "") -> str:
-        """The generated code of a module, of its newest variant."""
+        """The generated code of a module, of its newest variant; nothing for one that runs its own.
+
+        Raises:
+            OptionError: for a name that no module has, with the nearest that one has.
+        """
+        names = [n for n, _ in self.module.named_modules()]
+        if name not in names:
+            raise OptionError(f"there is no module {name!r:.60}", f"a {type(self.module).__name__} has others",
+                              f"code({meant(str(name), names) or names[-1]!r})")  # fmt: skip
         unit = self.module.get_submodule(name).__dict__.get("_resfx_unit")
         return unit.variants[-1][1].source if unit is not None and unit.variants else ""
 

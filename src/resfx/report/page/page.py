@@ -9,6 +9,7 @@ from typing import Any
 
 from resfx.comparison.result import Comparison
 from resfx.errors import OptionError, require
+from resfx.methods.options import refuse_wrong_arguments
 from resfx.report.facts import Facts
 from resfx.report.picture import picture
 from resfx.report.text import headline
@@ -45,6 +46,7 @@ def page(
         ResfxError: for a module that was not rewritten.
         MissingPackageError: for charts without plotly.
     """
+    refuse_wrong_arguments(page, path=path, comparison=comparison, figures=figures)
     if Path(path).suffix.lower() != ".html":
         raise OptionError("a page is written as .html", f"{os.fspath(path)!r}", "page(model, 'report.html')")
     refuse_unwritable(path)

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from resfx._torch import tracing
 from resfx.errors import InputError, OptionError, VariantError
+from resfx.methods.options import refuse_wrong_arguments
 from resfx.passes.capture.clone import copy_sharing_parameters
 from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
 from resfx.passes.capture.source import Source, source_of
@@ -129,6 +130,11 @@ def split(
         CaptureError: if the model cannot be captured.
         VariantError: if a stage cannot begin where ``at`` says.
     """
+    refuse_wrong_arguments(split, stages=stages, at=at, ranks=ranks)
+    if at and (len(set(at)) != len(at) or stages not in (None, len(at) + 1)):
+        raise OptionError(f"cannot split {type(model).__name__} at {', '.join(at)}",
+                          "a block twice" if len(set(at)) != len(at) else f"stages={stages} beside it",
+                          "at= or stages=, each block once")  # fmt: skip
     rewritten = isinstance(model, Rewritten)
     source: Source = model._resfx.source if rewritten else source_of(model, args, kwargs)
     applications: list[Application] = model._resfx.applications if rewritten else []

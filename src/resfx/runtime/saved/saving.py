@@ -22,6 +22,7 @@ from resfx.api import Model, rewrite_by
 from resfx.errors import InputError, ModelError, OptionError, ResfxError, SaveError, path_of
 from resfx.methods.base import Method
 from resfx.methods.learned import upgrade_all
+from resfx.methods.options import refuse_wrong_arguments
 from resfx.passes import source_of
 from resfx.passes.capture.inputs import Named, Positional, outside_inference_mode
 from resfx.runtime.huggingface import from_folder
@@ -117,7 +118,7 @@ def load(
 
     Raises:
         SaveError: for a damaged or foreign folder, another version, or another base model.
-        OptionError: for ``cls`` or options beside a model.
+        OptionError: for ``cls`` or options beside a model, or where ``custom`` is not of classes by name.
         InputError: if the inputs come in a form that is not taken, or do not fit ``forward``.
         ModelError: if the model itself raises on them.
 
@@ -131,9 +132,7 @@ def load(
                           "leave them out, or leave the model out where save_pretrained wrote the folder")  # fmt: skip
     _refuse_other(folder, model)
     path = path_of(folder, "cannot load a save")
-    if custom is not None and not isinstance(custom, Mapping):
-        raise OptionError("custom must be the classes of methods by name", f"a {type(custom).__name__}",
-                          "custom={'my_method': MyMethod}")  # fmt: skip
+    refuse_wrong_arguments(load, custom=custom)
     recipe = _read_recipe(path, custom or {})
     if (recipe.weights == PRETRAINED) != (model is None):
         raise SaveError(f"cannot load {path}", "it holds the new weights alone, written by resfx.save"
