@@ -125,6 +125,8 @@ def forward_of_unit(self: Any, *args: Any, resfx: Handed | None = None, **kwargs
     if resfx is None:
         kwargs = by_new_names(type(self)._resfx_renamed, kwargs)
     code = unit.code_for(self, args, kwargs) if resfx is None else resfx.code
+    if resfx is not None and not is_compiling():
+        resfx.begin(unit.path)
     new = [look_below(self._resfx_new, way) for way in code.new]
     return code.function(self, new, resfx, *args, **kwargs)
 
