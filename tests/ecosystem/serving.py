@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .tool import IDS, LONGER, Make, hold_equal, hold_step, logits, step, tool
+from .tool import IDS, LONGER, Limit, Make, hold_equal, hold_step, logits, step, tool
 
 GREEDY = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
 
@@ -85,7 +85,14 @@ def assisted(make: Make) -> None:
     model, ids = make(), IDS[:1]
     want = model.generate(ids, **GREEDY)
     helper = make.plain()
-    assert torch.equal(want, model.generate(ids, assistant_model=helper, **GREEDY)), "assisted"
+    try:
+        found = model.generate(ids, assistant_model=helper, **GREEDY)
+    except ValueError as error:
+        if "can be cropped" not in str(error):
+            raise
+        raise Limit("it takes tokens back from the cache, and a mixer keeps only its last few: transformers refuses"
+                    " every cache that cannot be cropped, those of recurrent layers too") from error  # fmt: skip
+    assert torch.equal(want, found), "assisted"
     assert torch.equal(want, model.generate(ids, prompt_lookup_num_tokens=2, **GREEDY)), "prompt lookup"
     assert torch.equal(helper.generate(ids, **GREEDY), helper.generate(ids, assistant_model=model, **GREEDY)), "as help"
 

@@ -103,6 +103,25 @@ def test_the_switch_of_hugging_face_models():
     assert torch.equal(want[0], got[0]) and all(torch.equal(want[1][n], got[1][n]) for n in want[1])
 
 
+def test_the_reentrant_kind_is_refused_where_gradients_would_be_lost():
+    model, new, inputs = rewritten("llama", "attnres")
+    for one in (model, new):
+        recompute_activations(one.train(), use_reentrant=True)
+        one.enable_input_require_grads()
+    ids = {"input_ids": inputs["input_ids"], "labels": inputs["input_ids"], "use_cache": False}
+    model(**ids).loss.backward()
+    with pytest.raises(ResfxError, match="use_reentrant=False"):
+        new(**ids).loss.backward()
+    recompute_activations(new, use_reentrant=False)
+    new(**ids).loss.backward()
+
+
+@pytest.mark.parametrize("mode", ["ddl", "attnres"])
+def test_traces_of_torch_jit_are_refused(mode):
+    with pytest.raises(ResfxError, match=r"while torch\.jit\.trace runs"):
+        torch.jit.trace(_decoder(1, mode), (tokens(2, 7),))
+
+
 def test_what_is_not_rewritten_is_refused():
     for act in (resfx.compile_blocks, resfx.checkpoint_blocks):
         with pytest.raises(ResfxError, match="rewritten"):

@@ -61,6 +61,12 @@ class Unit:
 
     def code_for(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Code:
         """The code for a call, made if no call like it was seen before."""
+        if torch.jit.is_tracing():
+            raise VariantError(
+                f"cannot run {self.path or type(module).__name__} while torch.jit.trace runs",
+                "sizes are tensors there, and generated code reads them as numbers",
+                "torch.export.export, or resfx.export.to_onnx",
+            )
         given = type(module)._resfx_bind(module, *args, **kwargs)  # type: ignore[attr-defined]
         for guard, code in self.variants:
             if not guard.differs(module, given):
@@ -74,12 +80,6 @@ class Unit:
         del self.variants[:-MOST]
 
     def _make(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Code:
-        if torch.jit.is_tracing():
-            raise VariantError(
-                f"cannot capture a call of {self.path or type(module).__name__} while torch.jit.trace runs",
-                "sizes are tensors there, and no call is one seen before",
-                "torch.export.export, or resfx.export.to_onnx",
-            )
         full = len(self.variants) == MOST
         code = self.recipe.make(module, self, args, kwargs)
         if full:
@@ -125,6 +125,8 @@ def forward_of_unit(self: Any, *args: Any, resfx: Handed | None = None, **kwargs
     if resfx is None:
         kwargs = by_new_names(type(self)._resfx_renamed, kwargs)
     code = unit.code_for(self, args, kwargs) if resfx is None else resfx.code
+    if resfx is not None and not is_compiling():
+        resfx.begin(unit.path)
     new = [look_below(self._resfx_new, way) for way in code.new]
     return code.function(self, new, resfx, *args, **kwargs)
 

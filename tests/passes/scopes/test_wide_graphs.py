@@ -210,6 +210,20 @@ def test_convolutions_over_tokens_continue_from_the_cache():
     assert [tuple(t.shape) for t in state] == [(2, 3, WIDTH)] * (1 + 2 * LAYERS + 1)
 
 
+def test_a_cache_is_filled_by_calls_that_hand_hidden_states_out():
+    from transformers import DynamicCache
+
+    model, new, _ = rewritten("llama", MHC())
+    ids, found = tokens(2, 5), []
+    for one in (model, new):
+        cache = DynamicCache(config=model.config)
+        for piece in ids.split((4, 1), 1):
+            out = one(piece, **given_cache(one, cache), use_cache=True, output_hidden_states=True)
+        assert [layer.keys.shape[2] for layer in cache.layers] == [5] * LAYERS
+        found.append(out.hidden_states)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_mixers_over_positions_are_branches_of_the_wide_stream():
     from resfx import ShortSWA
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx._torch import is_compiling, is_exporting, transforming
+from resfx._torch import is_compiling, is_exporting, is_fake, transforming
 from resfx.ops.closed import Closed
 from resfx.ops.register import at_kernels, keeps_one_node, kernels_for, one_node
 
@@ -81,7 +81,7 @@ def _in_place(logits: Tensor, iterations: int, newton: int) -> Tensor:
         matrix.div_(matrix.sum(-1, keepdim=True))
     for _ in range(newton):
         missed = 1 - matrix.sum(-2)
-        if missed.is_cpu and not (missed.abs() > 2 * torch.finfo(missed.dtype).eps).any():
+        if missed.is_cpu and not is_fake(missed) and not (missed.abs() > 2 * torch.finfo(missed.dtype).eps).any():
             break
         matrix.mul_(torch.exp(_solve(matrix, missed).clamp_(-4.0, 4.0)).unsqueeze(-2))
         matrix.div_(matrix.sum(-1, keepdim=True))

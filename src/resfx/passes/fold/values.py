@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from resfx._torch import pytree
+from resfx.errors import VariantError
 from resfx.passes.capture.objects import fields_of
 from resfx.passes.capture.structure import COMPOUND, Template
 
@@ -23,11 +24,33 @@ class Handed:
         given: what it takes from outside; ``made`` is what others will read of it.
     """
 
-    __slots__ = ("code", "given", "made")
+    __slots__ = ("code", "given", "made", "recorded")
 
     def __init__(self, code: Any, given: list[Any]) -> None:
         self.code, self.given = code, given
         self.made: list[Any] = []
+        self.recorded: bool | None = None
+
+    def begin(self, path: str) -> None:
+        """Before the call runs; again where it is run again for the backward pass.
+
+        Raises:
+            VariantError: where it ran without gradients and now runs with them, as checkpointing of the reentrant kind
+                has it: gradients of what is no argument or result would be lost.
+        """
+        recording = torch.is_grad_enabled()
+        if self.recorded is None:
+            self.recorded = recording
+        elif recording and not self.recorded and any(map(_is_differentiable, (*self.given, *self.made))):
+            raise VariantError(
+                f"cannot run {path} again for its gradients", "checkpointing of the reentrant kind knows only arguments"
+                " and results, and other values cross its border here",
+                'use_reentrant=False: gradient_checkpointing_enable({"use_reentrant": False})',
+            )  # fmt: skip
+
+
+def _is_differentiable(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def part(value: Any, index: int) -> Any:

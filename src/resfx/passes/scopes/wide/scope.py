@@ -19,6 +19,7 @@ from torch import fx, nn
 from resfx.errors import NoSitesError, VariantError
 from resfx.methods.sequence.mixer import Mixer
 from resfx.methods.wide.base import WideStream
+from resfx.passes.capture.marking.record import enter, leave
 from resfx.passes.find.site import Site, Skip
 from resfx.passes.scopes.insert import dress, inserting_behind, take_over
 from resfx.passes.scopes.places import place_at
@@ -156,8 +157,7 @@ class Widening:
         if wide is None:
             wide = self._expand(entry)
         elif step.before:
-            here, nodes = wide, step.before
-            wide = self._carry(entry, here, self._source(step), nodes)
+            wide = self._carry_to_entry(step, wide)
         if self.turn.path(step.site, "read"):
             self.reads = step.site
         both = self._call(wide, entry, self.reads, "read", wide)
@@ -191,6 +191,20 @@ class Widening:
             context = step.context and self._rows(step.context, after)
             after = max(after, context or after)
         return self._call(after, add, step.site, "write", wide, branch, self.x, context, self.memo)
+
+    def _carry_to_entry(self, step: Add, wide: fx.Node) -> fx.Node:
+        """What is between two adds, done to every channel. A call on whose border the state is read elsewhere too, as
+        hidden states that are handed out are, gives its state once: whoever reads it there gets that one collapsed."""
+        source, nodes = self._source(step), list(step.before)
+        while len(nodes) > 1 and nodes[0].target in (enter, leave):
+            mark = nodes.pop(0)
+            wide = self._carry(mark, wide, source, [mark])
+            if others := [u for u in mark.users if u is not nodes[0]]:
+                narrow = self._collapse(wide, mark, step.site, "border_tokens")
+                for user in others:
+                    user.replace_input_with(mark, narrow)
+            source = mark
+        return self._carry(step.entry, wide, source, nodes)
 
     def _carry(self, after: fx.Node, wide: fx.Node, source: fx.Node, nodes: Sequence[fx.Node]) -> fx.Node:
         """What the host does to its state between ``source`` and ``after``, done to every channel."""
