@@ -52,7 +52,7 @@ def test_types():
                         ((1, "a"), tuple[int, str]), ("a", Literal["a"]), ({}, dict)):  # fmt: skip
         assert fits(value, kind)
     for value, kind in (("1", int | None), ((1, "a"), tuple[int, ...]), ([1], tuple[int, ...]), ((1,), tuple[int, str]),
-                        (1, Literal[True]), (1, str)):  # fmt: skip
+                        (1, Literal[True]), (1, str), (object(), dict)):  # fmt: skip
         assert not fits(value, kind)
 
 
