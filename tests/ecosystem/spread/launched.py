@@ -31,10 +31,10 @@ def _ddp(make: Make) -> None:
     launched()
     accelerator = Accelerator(cpu=True)
     model = accelerator.prepare(make().train())
-    _same(make, accelerator, model, gradients)
+    same(make, accelerator, model, gradients)
 
 
-def _same(make: Make, accelerator: Any, model: nn.Module, found: Any) -> None:
+def same(make: Make, accelerator: Any, model: nn.Module, found: Any) -> None:
     loss, expected = by_parts(make().train())
     got = model(input_ids=mine(), labels=mine(), use_cache=False).loss
     accelerator.backward(got)
@@ -66,7 +66,7 @@ def _fsdp(make: Make, version: int) -> None:
         with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
             return gradients(model)
 
-    _same(make, accelerator, model, found)
+    same(make, accelerator, model, found)
     accelerator.clip_grad_norm_(model.parameters(), 1e9)
     optimizer.step()
     single = make().train()
@@ -133,12 +133,9 @@ def trainer_fsdp2(make: Make) -> None:
     _of_trainer(make, fsdp="full_shard auto_wrap", fsdp_config={**WRAPPED, "version": 2})
 
 
-@tool("accelerate launch of a script, two processes", needs="accelerate", seconds=400)
-def accelerate_launch(make: Make) -> None:
-    root = Path(__file__).parents[3]
-    options = ["--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no",
-               "--main_process_port=0"]  # fmt: skip
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options, "--module",
+@tool("torchrun of a script with accelerate, two processes", needs="accelerate", seconds=400)
+def torchrun(make: Make) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--module",
                "tests.ecosystem.spread.script", make.mode or ""]  # fmt: skip
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-600:]

@@ -1,4 +1,4 @@
-"""What ``accelerate launch`` starts: one step of training, held against one process on the whole batch."""
+"""What ``torchrun`` starts: one step of training, held against one process on the whole batch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import sys
 
 from ..tool import Make
 from .distributed import gradients
+from .launched import same
 
 
 def main(mode: str | None) -> None:
     """Train a step; raises where loss or gradients are others."""
     from accelerate import Accelerator
 
-    from .launched import _same
-
     accelerator = Accelerator(cpu=True)
     make = Make(mode)
-    _same(make, accelerator, accelerator.prepare(make().train()), gradients)
+    same(make, accelerator, accelerator.prepare(make().train()), gradients)
 
 
 if __name__ == "__main__":
