@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 import numbers
 import os
 import types
@@ -64,6 +65,26 @@ def refuse_wrong_arguments(function: Callable[..., Any], **given: Any) -> None:
             )  # fmt: skip
 
 
+def refuse_wrong_options(
+    caller: str, function: Callable[..., Any], options: Mapping[str, Any], more: Sequence[str] = ()
+) -> None:
+    """Raise :class:`OptionError` for options that ``caller`` hands on to a function that would not take them.
+
+    Args:
+        more: keywords that the function takes without naming them in its signature.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    names = [*(p.name for p in parameters if p.kind is p.KEYWORD_ONLY), *more]
+    for name in options:
+        if name not in names:
+            near = meant(name, names)
+            raise OptionError(
+                f"{caller} takes no argument {name!r}", f"{function.__name__} takes {', '.join(nearest(name, names))}",
+                f"{near}=..." if near else "one of these",
+            )  # fmt: skip
+    refuse_wrong_arguments(function, **options)
+
+
 @functools.cache
 def kinds_of(cls: Any) -> dict[str, Any]:
     """The types of a config's fields or a function's arguments; none where an annotation cannot be read."""
@@ -112,7 +133,7 @@ def fits(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     try:
         return isinstance(value, kind)
     except TypeError:  # no class, or a protocol

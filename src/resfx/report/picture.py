@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from resfx.errors import OptionError, path_of
 from resfx.passes.find.site import Site, Stream
+from resfx.runtime.saved.folder import refuse_unwritable
 
 from .drawing import BAND, EDGE, KINDS, LINE, MARK, PAD, PAPER, Drawing, text_width
 from .facts import Facts
@@ -26,10 +28,11 @@ def draw(report: Facts, path: str | os.PathLike[str]) -> None:
     small ring a projection that reads those of earlier layers.
 
     Raises:
-        ValueError: for a path that does not end in ``.svg``.
+        OptionError: for a path that does not end in ``.svg``.
     """
-    if Path(path).suffix.lower() != ".svg":
-        raise ValueError(f"a picture is written as .svg, not {os.fspath(path)!r}")
+    if path_of(path, "cannot draw a report").suffix.lower() != ".svg":
+        raise OptionError("a picture is written as .svg", f"{os.fspath(path)!r}", "report.draw('streams.svg')")
+    refuse_unwritable(path)
     Path(path).write_text(picture(report).svg(), encoding="utf-8")
 
 
