@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import math
 import numbers
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,6 +49,19 @@ def refuse_wrong_types(config: Any) -> None:
                 f"a {type(value).__name__}", f"{field.name}={near!r}" if near else remedy,
             )  # fmt: skip
         object.__setattr__(config, field.name, value)
+
+
+def wrong(config: Any, field: str, must: str, try_: str = "") -> OptionError:
+    """The error for an option whose type is right and whose value is not.
+
+    Args:
+        must: what the value has to be, such as ``"eps must be positive"``.
+        try_: what would do; the field's default if not said.
+    """
+    if not try_:
+        default = {f.name: f.default for f in dataclasses.fields(config)}[field]
+        try_ = f"{field}={default!r}, the default"
+    return OptionError(f"{type(config).__name__}: {must}", f"{field}={getattr(config, field)!r:.60}", try_)
 
 
 def refuse_wrong_arguments(function: Callable[..., Any], **given: Any) -> None:
@@ -133,7 +146,7 @@ def fits(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     try:
         return isinstance(value, kind)
     except TypeError:  # no class, or a protocol
@@ -161,5 +174,12 @@ def describe(kind: Any) -> str:
         return {os.PathLike: "a path", Callable: "a function", type: "a class"}[origin]
     if kind is Any:
         return "anything"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "None"}
+    words = {
+        Callable: "a function",
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        type(None): "None",
+    }
     return words.get(kind, getattr(kind, "__name__", str(kind)))

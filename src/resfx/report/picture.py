@@ -12,7 +12,7 @@ from resfx.passes.find.site import Site, Stream
 from resfx.runtime.saved.folder import refuse_unwritable
 
 from .drawing import BAND, EDGE, KINDS, LINE, MARK, PAD, PAPER, Drawing, text_width
-from .facts import Facts
+from .facts import Done, Facts
 from .text import Fold, Shown, folds, note, plural, short_lines
 
 STEP, HEAD, TRUNK, BRANCH, LABELS = 50, 28, 34, 76, 196
@@ -84,7 +84,7 @@ def _legend(out: Drawing, report: Facts, x: float, y: float) -> None:
 
 def acts(report: Facts, site: Site) -> set[str]:
     """How methods act at a site, for the eye: ``replaced``, ``wide``, ``depth``, ``mixer``, ``route``."""
-    kinds = ("read", "replaced", "mixer", "route")
+    kinds: tuple[Done, ...] = ("read", "replaced", "mixer", "route")
     read, replaced, mixers, routes = (set(report.methods_at(site, what)) for what in kinds)
     found = {
         "replaced": replaced,

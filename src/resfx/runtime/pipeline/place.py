@@ -32,7 +32,9 @@ def place(
     except RuntimeError as error:
         raise OptionError(asked, str(error).splitlines()[0], "device='cuda', or 'cpu'") from error
     if not dist.is_initialized():
-        raise OptionError(asked, "torch.distributed has no processes yet", "torch.distributed.init_process_group() first")
+        raise OptionError(
+            asked, "torch.distributed has no processes yet", "torch.distributed.init_process_group() first"
+        )
     mine, count = dist.get_rank(group), dist.get_world_size(group)
     if ranks not in (None, count):
         raise OptionError(f"cannot place stages in {count} processes", f"they were split for {ranks}",

@@ -77,8 +77,8 @@ class Stages(list[Stage]):
             group: the processes of the pipeline; all, by default.
 
         Raises:
-            OptionError: without a process group; if the stages were split for another number of processes, and later by a schedule that
-                places them otherwise (``ScheduleZBVZeroBubble``).
+            OptionError: without a process group, or for what is no device; if the stages were split for another
+                number of processes, and later by a schedule that places them otherwise (``ScheduleZBVZeroBubble``).
             VariantError: later, by a schedule that splits backward passes (``ScheduleInterleavedZeroBubble``), if the
                 stages were split for ``ranks``.
         """
