@@ -46,6 +46,8 @@ MISTAKES: dict[str, tuple[str, ...]] = {
         "resfx.rewrite(model, resfx.DDL, x)",
         'resfx.rewrite(model, "ddl", x, gate_hidden=128)', 'resfx.rewrite(model, "ddl", x, inclde="blocks.0")',
         "resfx.DDL(gate_hiden=128)", 'resfx.DDL(value_channels="4")', 'resfx.DDL(target="strem")', "resfx.DDL(4)",
+        "resfx.DDL(eps=0)", 'resfx.compile_blocks(new, backend="indutcor")',
+        "resfx.checkpoint_blocks(new, use_rentrant=False)",
         'resfx.rewrite(model, "ddl", x, start="warm")', 'resfx.rewrite(model, "ddl", x, forms=("identty",))',
         'resfx.rewrite(model, "ddl", x, include="layers.*")',
         'resfx.rewrite(model, "ddl", x, include=["blocks.0", "block.1"])',
@@ -56,6 +58,8 @@ MISTAKES: dict[str, tuple[str, ...]] = {
         'resfx.load("no_such_folder", model)', 'resfx.load(model, "save")', 'resfx.load("save", new)',
         'resfx.load("save", text)', 'resfx.load("save")', 'resfx.export.to_onnx(new, ".")',
         'resfx.compare(model, new, json="save")', 'resfx.compare(model, new, x, backends=["onnx"])',
+        'resfx.export.to_onnx(new, "model.onnx", dynamic=3)', 'new.report.draw("streams.png")',
+        'resfx.split(new, at=["blocks.1", "blocks.1"])',
     ),
 }  # fmt: skip
 

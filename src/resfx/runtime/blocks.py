@@ -55,10 +55,10 @@ def compile_blocks(module: Any, **options: Any) -> Any:
     """
     refuse_wrong_options("compile_blocks", torch.compile, options)
     if isinstance(backend := options.get("backend"), str):
-        known = torch.compiler.list_backends(exclude_tags=())
-        if backend not in known:
-            raise OptionError(f"compile_blocks: there is no backend {backend!r}", f"there are {', '.join(known)}",
-                              f"backend={meant(backend, known) or 'inductor'!r}, or a function")  # fmt: skip
+        if backend not in torch.compiler.list_backends(exclude_tags=()):  # those for debugging, too
+            usual = torch.compiler.list_backends()
+            raise OptionError(f"compile_blocks: there is no backend {backend!r}", f"there are {', '.join(usual)}",
+                              f"backend={meant(backend, usual) or 'inductor'!r}, or a function")  # fmt: skip
     groups: dict[Any, Any] = {}
     for name in block_names(module):
         block = module.get_submodule(name)

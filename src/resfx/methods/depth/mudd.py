@@ -59,7 +59,7 @@ class MUDD(DepthMethod):
         super().__post_init__()
         self.validate(hidden=self.hidden, eps=self.eps, dilation=self.dilation, period=self.period, window=self.window)
         if self.window is not None and self.dilation > 1:
-            raise wrong(self, "window", "window and dilation are two ways to leave sources out", "one of the two")
+            raise wrong(self, "window", "window and dilation both leave sources out: one must stay at its default")
         if not self.streams or set(self.streams) - set("qkvr") or len(set(self.streams)) != len(self.streams):
             raise wrong(self, "streams", "streams must be some of 'qkvr', each once")
 
