@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from resfx.report.text import table
+from resfx.runtime.saved.folder import refuse_unwritable
 
 from .measure import differ, quartiles
 
@@ -93,7 +94,12 @@ class Comparison:
         return cls((names[0], names[1]), (parameters[0], parameters[1]), data["tokens"], rows, data["setting"])
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write :meth:`to_dict` to a file."""
+        """Write :meth:`to_dict` to a file.
+
+        Raises:
+            OptionError: if it cannot be written.
+        """
+        refuse_unwritable(path)
         with open(path, "w", encoding="utf-8") as file:
             json.dump(self.to_dict(), file, indent=1)
             file.write("\n")
@@ -102,8 +108,10 @@ class Comparison:
         """Draw latency and memory as bars; the suffix of ``path`` picks the format.
 
         Raises:
+            OptionError: if it cannot be written.
             MissingPackageError: without matplotlib.
         """
+        refuse_unwritable(path)
         from .plot import plot_comparison
 
         plot_comparison(self, path)

@@ -117,15 +117,15 @@ def to_onnx(
             ``"ort-cuda"``.
         CaptureError, VariantError: if the model cannot be captured with these inputs.
     """
+    refuse_wrong_arguments(to_onnx, opset=opset, external_data=external_data, check=check, dynamic=dynamic,
+                           profile=profile)  # fmt: skip
+    _refuse_bad_options(opset, profile, check, dynamic)
     for package in (
         "onnx",
         "onnxscript",
         *(("onnxruntime",) if check in (True, "onnxruntime") or profile == "ort-cuda" else ()),
     ):
         require(package, "onnx", "ONNX export")
-    refuse_wrong_arguments(to_onnx, opset=opset, external_data=external_data, check=check, dynamic=dynamic,
-                           profile=profile)  # fmt: skip
-    _refuse_bad_options(opset, profile, check)
     refuse_unwritable(path)
     fused = profile != "standard"
     flat = flatten_model(new, args, kwargs, fused)
@@ -158,10 +158,12 @@ def to_onnx(
     )  # fmt: skip
 
 
-def _refuse_bad_options(opset: int, profile: str, check: Any) -> None:
+def _refuse_bad_options(opset: int, profile: str, check: Any, dynamic: Any) -> None:
     if not 18 <= opset <= 25:
         raise OptionError("to_onnx: opset must lie in 18 to 25", f"{opset}: the exporter labels others wrongly",
                           "opset=23, the default")  # fmt: skip
+    if isinstance(dynamic, Mapping) and (bare := [n for n, axes in dynamic.items() if "" in axes.values()]):
+        raise OptionError(f"to_onnx: an axis of {bare[0]} must have a name", "an empty one", "dynamic=True names them")
     if profile == "ort-cuda" and check == "reference":
         raise OptionError("to_onnx: check='reference' cannot run profile='ort-cuda'", "nodes of ONNX Runtime alone",
                           "check=True, False or 'onnxruntime'")  # fmt: skip

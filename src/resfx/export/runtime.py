@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resfx.errors import ExportError, OptionError, path_of, require
@@ -15,7 +15,7 @@ CPU_ONLY = ("CPUExecutionProvider",)
 
 def session(
     path: str | os.PathLike[str],
-    providers: Sequence[Any] | None = None,
+    providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
     *,
     kernels: bool | str | os.PathLike[str] | None = None,
     threads: int = 0,
@@ -34,7 +34,7 @@ def session(
 
     Raises:
         MissingPackageError: if ONNX Runtime is not installed.
-        ValueError: for kernels and a provider that is not the CPU: each of their nodes would be pulled to the CPU.
+        OptionError: for kernels and a provider that is not the CPU: each of their nodes would be pulled to the CPU.
         ExportError: if there is no such file, it cannot be loaded, or a provider that was asked for is not in use
             (ONNX Runtime itself falls back to the CPU in silence).
     """
@@ -84,7 +84,8 @@ def _library(path: str, kernels: bool | str | os.PathLike[str] | None, providers
     if tuple(providers) != CPU_ONLY:
         if kernels is None:
             return None
-        raise ValueError(f"kernels are for the CPU alone, not for {', '.join(providers)}: providers={list(CPU_ONLY)}")
+        raise OptionError("kernels are for the CPU alone", f"providers {', '.join(providers)}",
+                          f"providers={list(CPU_ONLY)}, or kernels=None")  # fmt: skip
     found = built_kernels() if kernels is None or kernels is True else kernels
     if found is not None and os.path.isfile(found):
         return os.fspath(found)

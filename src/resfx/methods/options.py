@@ -7,6 +7,7 @@ import functools
 import inspect
 import numbers
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,6 +51,19 @@ def refuse_wrong_types(config: Any) -> None:
         object.__setattr__(config, field.name, value)
 
 
+def wrong(config: Any, field: str, must: str, try_: str = "") -> OptionError:
+    """The error for an option whose type is right and whose value is not.
+
+    Args:
+        must: what the value has to be, such as ``"eps must be positive"``.
+        try_: what would do; the field's default if not said.
+    """
+    if not try_:
+        default = {f.name: f.default for f in dataclasses.fields(config)}[field]
+        try_ = f"{field}={default!r}, the default"
+    return OptionError(f"{type(config).__name__}: {must}", f"{field}={getattr(config, field)!r:.60}", try_)
+
+
 def refuse_wrong_arguments(function: Callable[..., Any], **given: Any) -> None:
     """Raise :class:`OptionError` for an argument that is not of its annotated type, with the types that are."""
     kinds = kinds_of(function)
@@ -62,6 +76,26 @@ def refuse_wrong_arguments(function: Callable[..., Any], **given: Any) -> None:
                 f"{function.__name__}: {name} must be {describe(kinds[name])}",
                 f"{value!r:.60}, a {type(value).__name__}", f"{name}={near!r}" if near else remedy,
             )  # fmt: skip
+
+
+def refuse_wrong_options(
+    caller: str, function: Callable[..., Any], options: Mapping[str, Any], more: Sequence[str] = ()
+) -> None:
+    """Raise :class:`OptionError` for options that ``caller`` hands on to a function that would not take them.
+
+    Args:
+        more: keywords that the function takes without naming them in its signature.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    names = [*(p.name for p in parameters if p.kind is p.KEYWORD_ONLY), *more]
+    for name in options:
+        if name not in names:
+            near = meant(name, names)
+            raise OptionError(
+                f"{caller} takes no argument {name!r}", f"{function.__name__} takes {', '.join(nearest(name, names))}",
+                f"{near}=..." if near else "one of these",
+            )  # fmt: skip
+    refuse_wrong_arguments(function, **options)
 
 
 @functools.cache
@@ -112,7 +146,7 @@ def fits(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     try:
         return isinstance(value, kind)
     except TypeError:  # no class, or a protocol
@@ -140,5 +174,12 @@ def describe(kind: Any) -> str:
         return {os.PathLike: "a path", Callable: "a function", type: "a class"}[origin]
     if kind is Any:
         return "anything"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "None"}
+    words = {
+        Callable: "a function",
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        type(None): "None",
+    }
     return words.get(kind, getattr(kind, "__name__", str(kind)))

@@ -56,12 +56,15 @@ def build_kernels(path: str | os.PathLike[str] | None = None, *, native: bool = 
         native: use every instruction of this processor (``-march=native``); else any of its architecture.
 
     Raises:
+        OptionError: for a folder as the library, or another ``native`` than true or false.
         ExportError: if there is no compiler, or it fails; an older file is then left as it was.
     """
     asked = "cannot build the kernels for ONNX Runtime"
     if not isinstance(native, bool):
         raise OptionError(asked, f"native={native!r:.60}", "native=True, the default, or False")
     path = None if path is None else path_of(path, asked)
+    if path is not None and (path.is_dir() or not path.name):
+        raise OptionError(asked, f"{os.fspath(path)!r} is a folder", "the name of a file, such as 'kernels.so'")
     if platform.system() == "Windows":
         raise ExportError(asked, "Windows is not supported", "models run without them, through function bodies")
     compiler = os.environ.get("CXX") or next((c for c in COMPILERS if shutil.which(c)), None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfx.errors import InputError
+from resfx.errors import InputError, OptionError
 from resfx.methods.observe import Observed
 from resfx.methods.options import refuse_wrong_arguments
 from resfx.ops.register import accumulator
@@ -47,8 +47,8 @@ def probe(new: Any, args: Positional | None = None, kwargs: Named | None = None,
 
     Raises:
         ResfxError: if the module is not a rewritten one.
-        OptionError: for a loss that cannot be called.
-        InputError: without inputs, or with such as ``forward`` does not take.
+        OptionError: for a loss that cannot be called, or gives no number.
+        InputError, ModelError: without inputs, or with such as ``forward`` does not take or raises on.
     """
     refuse_wrong_arguments(probe, loss=loss)
     rewriting = rewriting_of(new)
@@ -56,6 +56,7 @@ def probe(new: Any, args: Positional | None = None, kwargs: Named | None = None,
     if example is None:
         raise InputError("a probe needs a batch", "neither args nor kwargs", "resfx.probe(new, args=(input_ids,))")
     blocks = block_names(new)
+    rewriting.source.try_out(new, *example)
     with undisturbed(new):
         with watching_methods(new) as seen:
             states = states_of(new, blocks, example, loss)
@@ -92,6 +93,9 @@ def states_of(model: Any, blocks: Sequence[str], example: Example, loss: Loss | 
     with torch.enable_grad(), watching_blocks(model, blocks) as seen:
         output = model(*args, **kwargs)
         value = loss(output) if loss is not None else getattr(output, "loss", None)
+    if loss is not None and not (isinstance(value, Tensor) and value.numel() == 1):
+        raise OptionError("probe: loss must give one number", f"a {type(value).__name__}: {value!r:.60}",
+                          "loss=lambda output: output.logits.mean()")  # fmt: skip
     learning = [state for _, state in seen if state.requires_grad]
     gradients: dict[int, Tensor] = {}
     if value is not None and value.requires_grad and learning:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
+from resfx.methods.options import refuse_wrong_arguments
 from resfx.passes.find.site import Site, Skip, Stream
 from resfx.passes.scopes.change import Change
 
-_DONE = ("mixer", "route", "read", "replaced")
+Done = Literal["mixer", "route", "read", "replaced"]
+_DONE: tuple[Done, ...] = get_args(Done)
 
 
 @dataclass(eq=False, repr=False)
@@ -40,12 +42,18 @@ class Facts:
         names = {c.site for c in self.changes}
         return [s for s in self.sites if s.name in names]
 
-    def methods_at(self, site: Site, *what: str) -> list[str]:
+    def methods_at(self, site: Site, *what: Done) -> list[str]:
         """The methods that act at a site: mixers and routes of its branch, reads at its input, what replaced the add.
 
         Args:
             what: only those of one kind, ``"mixer"``, ``"route"``, ``"read"`` or ``"replaced"``.
+
+        Raises:
+            OptionError: for another kind, or what is no site.
         """
+        refuse_wrong_arguments(Facts.methods_at, site=site)
+        for kind in what:
+            refuse_wrong_arguments(Facts.methods_at, what=kind)
         done = self._done.get(site.name, ())
         return list(dict.fromkeys(c.method for kind in what or _DONE for c in done if c.what == kind))
 

@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from resfx.errors import OptionError, path_of
 from resfx.passes.find.site import Site, Stream
+from resfx.runtime.saved.folder import refuse_unwritable
 
 from .drawing import BAND, EDGE, KINDS, LINE, MARK, PAD, PAPER, Drawing, text_width
-from .facts import Facts
+from .facts import Done, Facts
 from .text import Fold, Shown, folds, note, plural, short_lines
 
 STEP, HEAD, TRUNK, BRANCH, LABELS = 50, 28, 34, 76, 196
@@ -26,10 +28,11 @@ def draw(report: Facts, path: str | os.PathLike[str]) -> None:
     small ring a projection that reads those of earlier layers.
 
     Raises:
-        ValueError: for a path that does not end in ``.svg``.
+        OptionError: for a path that does not end in ``.svg``.
     """
-    if Path(path).suffix.lower() != ".svg":
-        raise ValueError(f"a picture is written as .svg, not {os.fspath(path)!r}")
+    if path_of(path, "cannot draw a report").suffix.lower() != ".svg":
+        raise OptionError("a picture is written as .svg", f"{os.fspath(path)!r}", "report.draw('streams.svg')")
+    refuse_unwritable(path)
     Path(path).write_text(picture(report).svg(), encoding="utf-8")
 
 
@@ -81,7 +84,7 @@ def _legend(out: Drawing, report: Facts, x: float, y: float) -> None:
 
 def acts(report: Facts, site: Site) -> set[str]:
     """How methods act at a site, for the eye: ``replaced``, ``wide``, ``depth``, ``mixer``, ``route``."""
-    kinds = ("read", "replaced", "mixer", "route")
+    kinds: tuple[Done, ...] = ("read", "replaced", "mixer", "route")
     read, replaced, mixers, routes = (set(report.methods_at(site, what)) for what in kinds)
     found = {
         "replaced": replaced,

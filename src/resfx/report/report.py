@@ -16,7 +16,7 @@ class Report(Facts):
         """Write a picture of the streams to an ``.svg`` file.
 
         Raises:
-            ValueError: for a path that does not end in ``.svg``.
+            OptionError: for a path that does not end in ``.svg``, or that cannot be written.
         """
         draw(self, path)
 

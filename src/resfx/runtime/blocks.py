@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from resfx._torch import call_with_hooks, set_compiled_call
-from resfx.errors import OptionError
-from resfx.methods.options import refuse_wrong_arguments
+from resfx.errors import OptionError, meant
+from resfx.methods.options import refuse_wrong_arguments, refuse_wrong_options
 
 from .module import rewriting_of
 
@@ -51,7 +51,14 @@ def compile_blocks(module: Any, **options: Any) -> Any:
 
     Raises:
         ResfxError: if the module is not a rewritten one.
+        OptionError: for an option or a backend that ``torch.compile`` does not know.
     """
+    refuse_wrong_options("compile_blocks", torch.compile, options)
+    if isinstance(backend := options.get("backend"), str):
+        known = torch.compiler.list_backends(exclude_tags=())
+        if backend not in known:
+            raise OptionError(f"compile_blocks: there is no backend {backend!r}", f"there are {', '.join(known)}",
+                              f"backend={meant(backend, known) or 'inductor'!r}, or a function")  # fmt: skip
     groups: dict[Any, Any] = {}
     for name in block_names(module):
         block = module.get_submodule(name)
@@ -84,9 +91,10 @@ def checkpoint_blocks(module: Any, every: int = 1, **options: Any) -> Any:
 
     Raises:
         ResfxError: if the module is not a rewritten one.
-        OptionError: if ``every`` is negative, or no whole number.
+        OptionError: if ``every`` is negative, or no whole number; for an option that ``checkpoint`` does not know.
     """
     refuse_wrong_arguments(checkpoint_blocks, every=every)
+    refuse_wrong_options("checkpoint_blocks", checkpoint, options, more=["preserve_rng_state"])
     if every < 0:
         raise OptionError("checkpoint_blocks: every must be at least 0", f"{every}", "every=1, or 0 for none")
     names = block_names(module)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import empty, tensors_of
 from resfx.methods.observe import Observations, attention_map
+from resfx.methods.options import wrong
 from resfx.ops.attention_read.formula import attention_read
 from resfx.ops.attention_read.gained import gained_read
 from resfx.ops.attention_read.two_phase import Ahead, inter_block, intra_block
@@ -65,10 +66,11 @@ class AttnRes(DepthMethod):
         super().__post_init__()
         self.validate(block=self.block, eps=self.eps)
         if self.two_phase and (self.block or 1) < 2:
-            raise ValueError(f"two_phase=True reads in blocks: block must be at least 2, not {self.block}")
+            raise wrong(self, "block", "two_phase=True reads in blocks: block must be at least 2")
 
         if self.two_phase and self.normalized:
-            raise ValueError("two_phase=True is the schedule of the paper's read, which sums sources as they are")
+            raise wrong(self, "two_phase", "two_phase=True is the schedule of the paper's read, which sums sources as"
+                        " they are", "normalized=False")  # fmt: skip
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         return in_blocks(read, self.block or 1) if read else None

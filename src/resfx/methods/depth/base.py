@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from resfx._torch import is_exporting
 from resfx.methods.base import Method, Place
 from resfx.methods.learned import Learned
+from resfx.methods.options import wrong
 from resfx.ops.chunks import with_chunks
 
 
@@ -97,10 +98,10 @@ class DepthMethod(Method):
         return None
 
     def validate(self, **positive: int | float | None) -> None:
-        """Raise ``ValueError`` for a named option that is given and not positive."""
+        """Raise ``OptionError`` for a named option that is given and not positive."""
         for name, value in positive.items():
             if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, not {value}")
+                raise wrong(self, name, f"{name} must be positive")
 
 
 NOT_A_SUM = (

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import empty, normal, zeros
 from resfx.methods.observe import Observations, Observed
+from resfx.methods.options import wrong
 from resfx.ops.chunks import apart, cut, is_cut, run_chunk
 from resfx.ops.register import accumulator, plus
 
@@ -52,14 +53,15 @@ class DCA(DepthMethod):
         super().__post_init__()
         self.validate(k=self.k)
         if self.form not in ("live", "printed"):
-            raise ValueError(f"form must be 'live' or 'printed', not {self.form!r}")
+            raise wrong(self, "form", "form must be 'live' or 'printed'")
         if self.w_std < 0:
-            raise ValueError(f"w_std must not be negative, not {self.w_std}")
+            raise wrong(self, "w_std", "w_std must not be negative")
         if self.form == "printed" and (self.start != "published" or not self.w_std):
-            raise ValueError(
+            raise wrong(
+                self, "form",
                 "form='printed' cannot start where the host stands: at w = 0 its ReLU passes no gradient and w never"
-                " learns. Give start='published' with w_std above 0, such as w_std=0.1, or take form='live'"
-            )
+                " learns", "start='published' with w_std above 0, such as w_std=0.1, or form='live'",
+            )  # fmt: skip
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         if self.k is None or read <= self.k:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import empty, normal, zeros
 from resfx.methods.observe import Observations, Observed, attention_map
+from resfx.methods.options import wrong
 from resfx.ops.attention_read.formula import attention_read
 from resfx.ops.scores import rms_scores
 
@@ -55,7 +56,7 @@ class DeltaAttnRes(DepthMethod):
         super().__post_init__()
         self.validate(block=self.block, eps=self.eps)
         if self.query not in ("zero", "normal"):
-            raise ValueError(f"query must be 'zero' or 'normal', not {self.query!r}")
+            raise wrong(self, "query", "query must be 'zero' or 'normal'")
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         groups = in_blocks(read, self.block or 1, self.partial)

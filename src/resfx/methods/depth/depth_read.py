@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import Linear, normal, zeros
 from resfx.methods.observe import Observations, attention_map
+from resfx.methods.options import wrong
 from resfx.ops.scores import rms_norm
 from resfx.ops.window.formula import windowed_attention_row
 
@@ -58,9 +59,9 @@ class DepthRead(DepthMethod):
         super().__post_init__()
         self.validate(window=self.window, dim=self.dim, heads=self.heads, eps=self.eps)
         if self.at not in ("input", "stream"):
-            raise ValueError(f"at must be 'input' or 'stream', not {self.at!r}")
+            raise wrong(self, "at", "at must be 'input' or 'stream'")
         if self.dim is not None and self.dim % self.heads:
-            raise ValueError(f"dim={self.dim} does not divide into heads={self.heads}")
+            raise wrong(self, "dim", f"dim must divide into heads={self.heads}")
 
     def refuse(self, place: Place) -> str | None:
         if (self.dim or place.width) % self.heads:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import empty, set_values
 from resfx.methods.observe import Observations, Observed, attention_map
+from resfx.methods.options import wrong
 from resfx.ops.scores import relative_softmax
 from resfx.ops.weighted_sum.formula import weighted_sum
 
@@ -50,7 +51,7 @@ class ELC(DepthMethod):
         super().__post_init__()
         self.validate(eps=self.eps)
         if self.variant not in ("zero", "normalized", "weighted", "base"):
-            raise ValueError(f"variant must be 'zero', 'normalized', 'weighted' or 'base', not {self.variant!r}")
+            raise wrong(self, "variant", "variant must be 'zero', 'normalized', 'weighted' or 'base'")
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         return [(j,) for j in range(read + 1)] if read or self.variant == "base" else None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import empty, set_values
 from resfx.methods.observe import Observations, Observed
+from resfx.methods.options import wrong
 from resfx.ops.weighted_sum.formula import weighted_sum
 
 from .base import DepthMethod, DepthPlace, Read
@@ -45,9 +46,9 @@ class Lambdas(DepthMethod):
         super().__post_init__()
         for a, b in self.skips:
             if not 0 <= a < b:
-                raise ValueError(f"a skip goes from an earlier block to a later one, not from {a} to {b}")
+                raise wrong(self, "skips", f"a skip goes from an earlier block to a later one, not from {a} to {b}")
         if len(set(self.skips)) < len(self.skips):
-            raise ValueError(f"each skip once, not {self.skips}")
+            raise wrong(self, "skips", "each skip once")
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         if last:

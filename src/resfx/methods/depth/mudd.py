@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import Linear, empty, normal, set_values, zeros
 from resfx.methods.observe import Observations, Observed
+from resfx.methods.options import wrong
 from resfx.ops.scores import rms_norm, rms_scales
 from resfx.ops.weighted_sum.formula import weighted_sums
 
@@ -58,9 +59,9 @@ class MUDD(DepthMethod):
         super().__post_init__()
         self.validate(hidden=self.hidden, eps=self.eps, dilation=self.dilation, period=self.period, window=self.window)
         if self.window is not None and self.dilation > 1:
-            raise ValueError("window and dilation are two ways to leave sources out: one must stay at its default")
+            raise wrong(self, "window", "window and dilation are two ways to leave sources out", "one of the two")
         if not self.streams or set(self.streams) - set("qkvr") or len(set(self.streams)) != len(self.streams):
-            raise ValueError(f"streams must be some of 'qkvr', each once, not {self.streams!r}")
+            raise wrong(self, "streams", "streams must be some of 'qkvr', each once")
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         if read == 0 or read % self.period:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import empty
 from resfx.methods.observe import Observations, Observed, attention_map
+from resfx.methods.options import wrong
 from resfx.ops.scores import rms_scales, rms_scores
 from resfx.ops.weighted_sum.formula import weighted_sum
 
@@ -46,7 +47,7 @@ class VerticalAttention(DepthMethod):
         super().__post_init__()
         self.validate(eps=self.eps)
         if self.routing not in ("static", "content"):
-            raise ValueError(f"routing must be 'static' or 'content', not {self.routing!r}")
+            raise wrong(self, "routing", "routing must be 'static' or 'content'")
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         return [(j,) for j in range(read + 1)] if read and not last else None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import Learned, Linear, empty, set_values, uniform, zeros
 from resfx.methods.observe import Observations, Observed
+from resfx.methods.options import wrong
 
 from .base import RouteMethod, RoutePlace
 
@@ -50,7 +51,7 @@ class ValueEmbedding(RouteMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.channels < 1:
-            raise ValueError(f"channels must be at least 1 feature, not {self.channels}")
+            raise wrong(self, "channels", "channels must be at least 1 feature")
 
     def sources(self, layer: int, layers: int) -> list[int] | None:
         return [] if self.layers == "all" or (layers - 1 - layer) % 2 == 0 else None

@@ -12,6 +12,7 @@ from resfx.errors import OptionError
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import Learned, empty, set_values
 from resfx.methods.observe import Observations, Observed
+from resfx.methods.options import wrong
 from resfx.ops.weighted_sum.formula import weighted_sum
 
 from .base import RouteMethod, RoutePlace
@@ -59,7 +60,7 @@ class ValueResidual(RouteMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.last is not None and self.last < 1:
-            raise ValueError(f"last must be at least 1 layer, not {self.last}")
+            raise wrong(self, "last", "last must be at least 1 layer")
         if not self.learned and self.start == "preserve":
             raise OptionError("ValueResidual: learned=False never leaves the host's values",
                               "start='preserve', where the weights are zero", "start='published'")  # fmt: skip

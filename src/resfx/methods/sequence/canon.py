@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from resfx.methods.options import wrong
+
 from .local_conv import LocalConvMethod
 
 POINTS = {"A": ("attention",), "B": ("q", "k", "v"), "C": ("mlp",), "D": ("hidden",)}
@@ -43,7 +45,7 @@ class Canon(LocalConvMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.at or set(self.at) - set(POINTS) or len(set(self.at)) != len(self.at):
-            raise ValueError(f"at must be letters of 'ABCD', each once, not {self.at!r}")
+            raise wrong(self, "at", "at must be letters of 'ABCD', each once")
 
     @property
     def points(self) -> tuple[str, ...]:  # type: ignore[override]

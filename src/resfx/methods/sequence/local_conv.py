@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import empty, set_values, uniform, zeros
 from resfx.methods.observe import Observations, Observed
+from resfx.methods.options import wrong
 from resfx.ops.short_convolution.formula import short_convolution
 from resfx.ops.window.formula import reach
 
@@ -37,14 +38,12 @@ class LocalConvMethod(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kernel < 1:
-            raise ValueError(f"kernel must be at least 1 position, not {self.kernel}")
+            raise wrong(self, "kernel", "kernel must be at least 1 position")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {tuple(ACTIVATIONS)}, not {self.activation!r}")
+            raise wrong(self, "activation", f"activation must be one of {tuple(ACTIVATIONS)}")
         if self.start == "preserve" and not self.residual and self.activation != "none":
-            raise ValueError(
-                f"{self.activation}(conv(x)) is not the identity for any weights: "
-                "residual=True, activation='none' or start='published'"
-            )
+            raise wrong(self, "activation", f"{self.activation}(conv(x)) is not the identity for any weights",
+                        "residual=True, activation='none' or start='published'")  # fmt: skip
 
     def build(self, place: Place) -> nn.Module:
         return LocalConv(

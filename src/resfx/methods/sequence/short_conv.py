@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from resfx.methods.options import wrong
+
 from .local_conv import LocalConvMethod
 
 
@@ -33,7 +35,7 @@ class ShortConv(LocalConvMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.on or set(self.on) - set("qkv") or len(set(self.on)) != len(self.on):
-            raise ValueError(f"on must be letters of 'qkv', each once, not {self.on!r}")
+            raise wrong(self, "on", "on must be letters of 'qkv', each once")
 
     @property
     def points(self) -> tuple[str, ...]:  # type: ignore[override]

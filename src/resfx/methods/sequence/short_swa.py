@@ -14,6 +14,7 @@ from resfx._torch import has_hooks, is_exporting
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Linear, zeros
 from resfx.methods.observe import Observations, Observed
+from resfx.methods.options import wrong
 from resfx.ops.register import accumulator
 from resfx.ops.window.formula import attend, reach, windowed_attention
 
@@ -56,16 +57,16 @@ class ShortSWA(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.window < 1:
-            raise ValueError(f"window must be at least 1 position, not {self.window}")
+            raise wrong(self, "window", "window must be at least 1 position")
         if self.heads < 0:
-            raise ValueError(f"heads must be 0 (as the host) or a number of heads, not {self.heads}")
+            raise wrong(self, "heads", "heads must be 0 (as the host) or a number of heads")
         if self.head_dim < 0:
-            raise ValueError(f"head_dim must be 0 (the width over the heads) or features, not {self.head_dim}")
+            raise wrong(self, "head_dim", "head_dim must be 0 (the width over the heads) or features")
         if self.rope and self.head_dim % 2:
-            raise ValueError(f"rope turns features in pairs: head_dim must be even, not {self.head_dim}")
+            raise wrong(self, "head_dim", "rope turns features in pairs: head_dim must be even")
         for field, allowed in (("kind", ("sliding", "chunk")), ("placement", ("residual", "branch"))):
             if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} must be one of {allowed}, not {getattr(self, field)!r}")
+                raise wrong(self, field, f"{field} must be one of {allowed}")
 
     @property
     def points(self) -> tuple[str, ...]:  # type: ignore[override]

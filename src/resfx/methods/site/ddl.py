@@ -10,6 +10,7 @@ from torch import nn
 
 from resfx.methods.base import Method, Place
 from resfx.methods.delta_site import DeltaSite
+from resfx.methods.options import wrong
 from resfx.methods.wide.base import WideStream
 from resfx.methods.wide.ddl_wide import build_stream
 
@@ -89,28 +90,30 @@ class DDL(Method):
             ("compress", ("channel", "token")), ("share_compressor", ("block", "sublayer")),
         ):  # fmt: skip
             if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} must be one of {allowed}, not {getattr(self, field)!r}")
+                raise wrong(self, field, f"{field} must be one of {allowed}")
         if not 0 <= self.beta_init <= 2:
-            raise ValueError(f"beta_init must lie in [0, 2], not {self.beta_init}")
+            raise wrong(self, "beta_init", "beta_init must lie in [0, 2]")
         if self.eps <= 0:
-            raise ValueError(f"eps must be positive, not {self.eps}")
+            raise wrong(self, "eps", "eps must be positive")
         if self.gate_hidden < 0:
-            raise ValueError(f"gate_hidden must be 0 (one layer) or a width, not {self.gate_hidden}")
+            raise wrong(self, "gate_hidden", "gate_hidden must be 0 (one layer) or a width")
         self._check_channels()
 
     def _check_channels(self) -> None:
         if not isinstance(self.value_channels, int) or self.value_channels < 1:
-            raise ValueError(f"value_channels must be a positive integer, not {self.value_channels!r}")
+            raise wrong(self, "value_channels", "value_channels must be a positive integer")
         if self.token_kernel < 2:
-            raise ValueError(f"token_kernel must be at least 2, not {self.token_kernel}")
+            raise wrong(self, "token_kernel", "token_kernel must be at least 2")
         if self.value_channels > 1:
             object.__setattr__(self, "scope", "wide")
             if self.target == "constant":
-                raise ValueError("target='constant' is the same for every value channel: they would never differ")
+                raise wrong(self, "target", "target='constant' is the same for every value channel: they would"
+                            " never differ",
+                            "target='context'")  # fmt: skip
             return
         for field in ("compress", "share_compressor", "embed_conv", "token_kernel", "write_only"):
             if getattr(self, field) != getattr(type(self), field):
-                raise ValueError(f"{field}={getattr(self, field)!r} needs value_channels of at least 2")
+                raise wrong(self, field, f"{field} needs value_channels of at least 2", "value_channels=2")
 
     @classmethod
     def repository(cls, **changes: Any) -> DDL:

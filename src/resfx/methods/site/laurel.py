@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, Linear, empty, normal, zeros
 from resfx.methods.observe import Observations, Observed
+from resfx.methods.options import wrong
 from resfx.ops.register import accumulator, in_type
 
 from .sums import host_sum, weighted
@@ -46,9 +47,9 @@ class LAuReL(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rank < 0:
-            raise ValueError(f"rank must be 0 (no low-rank map) or a rank, not {self.rank}")
+            raise wrong(self, "rank", "rank must be 0 (no low-rank map) or a rank")
         if not self.rank and not self.weights:
-            raise ValueError("rank=0 and weights=False leave nothing to learn: give one of the two")
+            raise wrong(self, "rank", "rank=0 and weights=False leave nothing to learn", "one of the two")
 
     def build(self, place: Place) -> nn.Module:
         return AugmentedAdd(self, place)

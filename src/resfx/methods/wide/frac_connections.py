@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, empty, set_values
 from resfx.methods.observe import Observations, Observed
+from resfx.methods.options import wrong
 from resfx.ops.channels.formula import inverse_deviation
 from resfx.ops.register import accumulator, in_type
 
@@ -49,9 +50,9 @@ class FracConnections(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.m < 2:
-            raise ValueError(f"m must be at least 2 slices, not {self.m}")
+            raise wrong(self, "m", "m must be at least 2 slices")
         if self.eps <= 0:
-            raise ValueError(f"eps must be positive, not {self.eps}")
+            raise wrong(self, "eps", "eps must be positive")
 
     def refuse(self, place: Place) -> str | None:
         return f"a width of {place.width} does not split into {self.m} slices" if place.width % self.m else None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, empty, set_values
 from resfx.methods.observe import Observations, Observed, apart
+from resfx.methods.options import wrong
 from resfx.ops.channels.formula import combine, inverse_deviation, mix
 from resfx.ops.register import accumulator
 
@@ -60,7 +61,7 @@ class HyperConnections(Method):
         super().__post_init__()
         check_wide(self, least=1)
         if self.norm not in ("layer", "rms"):
-            raise ValueError(f"norm must be 'layer' or 'rms', not {self.norm!r}")
+            raise wrong(self, "norm", "norm must be 'layer' or 'rms'")
 
     def build_stream(self, places: Sequence[Place]) -> WideStream:
         return WideStream(
@@ -74,16 +75,17 @@ class HyperConnections(Method):
 def check_wide(config: Any, least: int) -> None:
     """What every config with channels and a readout must satisfy."""
     if not isinstance(config.n, int) or config.n < least:
-        raise ValueError(f"n must be an integer of at least {least}, not {config.n!r}")
+        raise wrong(config, "n", f"n must be an integer of at least {least}")
     if config.readout not in READOUTS:
-        raise ValueError(f"readout must be one of {READOUTS}, not {config.readout!r}")
+        raise wrong(config, "readout", f"readout must be one of {READOUTS}")
     if config.readout == "sum" and config.start == "preserve" and config.n > 1:
-        raise ValueError(
-            "readout='sum' multiplies what leaves the stream by n, so it cannot keep the model's function;"
-            " use readout='mean', or start='published'"
-        )
+        raise wrong(
+            config, "readout",
+            "readout='sum' multiplies what leaves the stream by n, so it cannot keep the model's function",
+            "readout='mean', or start='published'",
+        )  # fmt: skip
     if getattr(config, "eps", 1) <= 0:
-        raise ValueError(f"eps must be positive, not {config.eps}")
+        raise wrong(config, "eps", "eps must be positive")
 
 
 def readout_of(config: Any) -> str:

@@ -14,6 +14,7 @@ from resfx._torch import held_buffers
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, empty, normal, set_values, tensors_of
 from resfx.methods.observe import Observations
+from resfx.methods.options import wrong
 from resfx.ops.channels.formula import combine, inverse_deviation, mix, total
 from resfx.ops.channels.manifold import manifold_read
 from resfx.ops.register import accumulator, in_type
@@ -86,15 +87,14 @@ class MHC(Method):
         check_wide(self, least=2)
         largest = {"permutation": self.n, "kronecker": max(primes(self.n))}.get(self.mixing, 0)
         if largest > 5:
-            raise ValueError(
-                f"mixing={self.mixing!r} has {largest}! numbers an add with n={self.n}: too many, 5! at most"
-            )
+            raise wrong(self, "mixing", f"mixing={self.mixing!r} has {largest}! numbers an add with n={self.n}: too"
+                        " many, 5! at most", "a smaller n, or mixing='sinkhorn'")  # fmt: skip
         if self.sinkhorn_iterations < 1:
-            raise ValueError(f"sinkhorn_iterations must be at least 1, not {self.sinkhorn_iterations}")
+            raise wrong(self, "sinkhorn_iterations", "sinkhorn_iterations must be at least 1")
         if self.sinkhorn_newton is not None and self.sinkhorn_newton < 0:
-            raise ValueError(f"sinkhorn_newton must not be negative, not {self.sinkhorn_newton}")
+            raise wrong(self, "sinkhorn_newton", "sinkhorn_newton must not be negative")
         if not 0 < self.lean < 1:
-            raise ValueError(f"lean must lie between 0 and 1, not {self.lean}")
+            raise wrong(self, "lean", "lean must lie between 0 and 1")
 
     def build_stream(self, places: Sequence[Place]) -> WideStream:
         mixing = self.mixing_at(places)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def page(
             them. Their ``layout.title.text`` is the heading.
 
     Raises:
-        OptionError: for a path that does not end in ``.html``, or that cannot be written.
+        OptionError: for a path that does not end in ``.html``, or that cannot be written; for what is no chart.
         ResfxError: for a module that was not rewritten.
         MissingPackageError: for charts without plotly.
     """
@@ -70,7 +70,10 @@ def page(
 
 def plain_figure(figure: Any) -> dict[str, Any]:
     """A figure as plain data, its title apart."""
-    data = figure.to_plotly_json() if hasattr(figure, "to_plotly_json") else dict(figure)
+    data = figure.to_plotly_json() if hasattr(figure, "to_plotly_json") else figure
+    if not isinstance(data, Mapping) or "data" not in data:
+        raise OptionError("page: figures must be charts", f"a {type(figure).__name__}: {figure!r:.60}",
+                          "plotly figures, or dictionaries with data and layout")  # fmt: skip
     layout = dict(data.get("layout", {}))
     title = layout.pop("title", "")
     return {"title": title.get("text", "") if isinstance(title, dict) else title, "data": data["data"],

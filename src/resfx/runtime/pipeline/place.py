@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage
 
 from resfx.errors import OptionError, VariantError
+from resfx.methods.options import refuse_wrong_arguments
 
 from .stage import Stage
 from .store import Store
@@ -24,11 +25,21 @@ def place(
     stages: Sequence[Stage], ranks: int | None, device: torch.device | str, group: dist.ProcessGroup | None
 ) -> list[PipelineStage]:
     """The stages of this process: every ``ranks``-th, or every one that ``group`` leaves to it."""
+    refuse_wrong_arguments(place, device=device, group=group)
+    asked = "cannot place the stages"
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise OptionError(asked, str(error).splitlines()[0], "device='cuda', or 'cpu'") from error
+    if not dist.is_initialized():
+        raise OptionError(
+            asked, "torch.distributed has no processes yet", "torch.distributed.init_process_group() first"
+        )
     mine, count = dist.get_rank(group), dist.get_world_size(group)
     if ranks not in (None, count):
         raise OptionError(f"cannot place stages in {count} processes", f"they were split for {ranks}",
                           f"resfx.split(..., ranks={count})")  # fmt: skip
-    numbers, device = range(mine, len(stages), count), torch.device(device)
+    numbers = range(mine, len(stages), count)
     if ranks is None:
         return [PipelineStage(stages[i], i, len(stages), device, group=group) for i in numbers]
     store = Store()

@@ -14,6 +14,7 @@ from torch import fx, nn
 from resfx._torch import tracing
 from resfx.errors import InputError, OptionError, VariantError
 from resfx.methods.options import refuse_wrong_arguments
+from resfx.passes.capture.calls import bind
 from resfx.passes.capture.clone import copy_sharing_parameters
 from resfx.passes.capture.inputs import Example, Named, Positional, example_of, outside_inference_mode
 from resfx.passes.capture.source import Source, source_of
@@ -76,8 +77,8 @@ class Stages(list[Stage]):
             group: the processes of the pipeline; all, by default.
 
         Raises:
-            OptionError: if the stages were split for another number of processes, and later by a schedule that
-                places them otherwise (``ScheduleZBVZeroBubble``).
+            OptionError: without a process group, or for what is no device; if the stages were split for another
+                number of processes, and later by a schedule that places them otherwise (``ScheduleZBVZeroBubble``).
             VariantError: later, by a schedule that splits backward passes (``ScheduleInterleavedZeroBubble``), if the
                 stages were split for ``ranks``.
         """
@@ -126,7 +127,7 @@ def split(
 
     Raises:
         OptionError: for a number of stages that the model has not blocks enough for, or that are not shared out evenly.
-        InputError: without inputs.
+        InputError: without inputs, or with such as ``forward`` does not take.
         CaptureError: if the model cannot be captured.
         VariantError: if a stage cannot begin where ``at`` says.
     """
@@ -170,7 +171,7 @@ def split(
 def _without_cache(source: Source, example: Example) -> dict[str, Any]:
     """What is passed beside the example, so that no cache is kept."""
     args, kwargs = example
-    given = source.signature.bind_partial(*args, **kwargs).arguments
+    given = bind(source.signature, args, kwargs)
     return {"use_cache": False} if "use_cache" in source.signature.parameters.keys() - given.keys() else {}
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -15,6 +12,7 @@ from torch import nn
 
 from resfx.errors import SaveError
 from resfx.methods.base import Method
+from resfx.methods.options import fits, kinds_of
 
 LARGEST = 2**31
 """Whole numbers are smaller unless said otherwise."""
@@ -121,37 +119,25 @@ def config_of(field: Field, known: Mapping[str, type[Method]], strict: bool) -> 
                         f"load(..., custom={{{name!r}: YourMethod}})")  # fmt: skip
     options = [f.name for f in dataclasses.fields(known[name]) if f.init]
     field.entries(["method", *(options if strict else ())], options)
-    hints = _hints(known[name])
+    kinds = kinds_of(known[name])  # type: ignore[arg-type]
+    values = {option: _value(entry.value) for option, entry in given.items()}
     for option, entry in given.items():
-        if not _fits(entry.value, hints.get(option, Any)):
+        value = values[option]
+        if not fits(value, kinds.get(option, Any)) or any(abs(n) >= LARGEST for n in _numbers(value)):
             entry.fail(f"{_short(entry.value)} is no value of this option of {name}")
-    values: dict[str, Any] = {o: tuple(e.value) if isinstance(e.value, list) else e.value for o, e in given.items()}
     try:
         return known[name](**values)
     except (TypeError, ValueError) as error:
         field.fail(f"a damaged method: {error}")
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(cls)
-    except NameError:  # a class made in a function, of types known there alone
-        return {}
+def _value(value: Any) -> Any:
+    """A value from JSON as options hold it: lists are tuples there."""
+    return tuple(map(_value, value)) if isinstance(value, list) else value
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from JSON is of a type, as far as the types that options have; any is of another type."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return any(type(a) is type(value) and a == value for a in args)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, a) for a in args)
-    if origin in (tuple, list):
-        return isinstance(value, list) and all(_fits(v, args[0]) for v in value)
-    if hint is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
-    if hint is int:
-        return type(value) is int and abs(value) < LARGEST
-    if hint in (bool, str):
-        return type(value) is hint
-    return value is None if hint is type(None) else True
+def _numbers(value: Any) -> list[int]:
+    """The whole numbers in a value."""
+    if isinstance(value, tuple):
+        return [n for part in value for n in _numbers(part)]
+    return [value] if isinstance(value, int) else []
