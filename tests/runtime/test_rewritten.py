@@ -147,6 +147,24 @@ def test_training_keeps_the_originals_buffers():
     assert torch.equal(net[0].running_mean, before)
 
 
+def test_a_wrapper_that_hands_on_attributes_is_copied_as_a_wrapper():
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def __getattr__(self, name):
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(self.inner, name)
+
+    _, new, _ = rewritten("nanogpt")
+    twin = copy.deepcopy(Wrapper(new))
+    assert type(twin) is Wrapper and type(twin.inner) is type(new) and twin.inner is not new
+    assert type(copy.deepcopy(torch.compile(new, backend="eager"))) is type(torch.compile(new, backend="eager"))
+
+
 def test_deepcopy_is_independent_and_shares_the_graphs():
     _, new, inputs = rewritten("bert")
     twin = copy.deepcopy(new)

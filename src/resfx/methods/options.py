@@ -172,14 +172,7 @@ def describe(kind: Any) -> str:
         return f"a mapping of {describe(inner[0])} to {describe(inner[1])}"
     if origin in (os.PathLike, Callable, type):
         return {os.PathLike: "a path", Callable: "a function", type: "a class"}[origin]
-    if kind is Any:
-        return "anything"
-    words = {
-        Callable: "a function",
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        type(None): "None",
-    }
+    if kind in (Any, Callable):
+        return "anything" if kind is Any else "a function"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "None"}
     return words.get(kind, getattr(kind, "__name__", str(kind)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -88,6 +89,20 @@ def rewriting_of(module: Any) -> Rewriting:
     return found
 
 
+class _NotForwarded:
+    """A method that the ``__getattr__`` of a wrapper around the model does not find. ``copy.deepcopy`` asks objects for
+    ``__deepcopy__``: a wrapper that hands on what it lacks (of PEFT, of ``torch.compile``) would be copied as what it
+    wraps."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is not None and sys._getframe(1).f_code.co_name == "__getattr__":
+            raise AttributeError(self.function.__name__)
+        return self.function.__get__(instance, owner)
+
+
 class Rewritten:
     """What the root of every rewritten model is beside its own class.
 
@@ -111,6 +126,7 @@ class Rewritten:
                 own_parameters(self)  # type: ignore[arg-type]
         return super()._apply(fn, recurse)  # type: ignore[misc]
 
+    @_NotForwarded
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = object.__new__(type(self))
         memo[id(self)] = twin

@@ -16,7 +16,7 @@ from resfx.passes.find import reasons
 
 SOME = [
     *MODELS, "CohereForCausalLM", "DogeForCausalLM", "MambaForCausalLM", "NystromformerModel", "T5Model",
-    "resnet18", "res2net50_26w_4s", "hiera_tiny_224",
+    "resnet18", "hiera_tiny_224",
 ]  # fmt: skip
 
 
