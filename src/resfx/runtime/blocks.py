@@ -54,11 +54,11 @@ def compile_blocks(module: Any, **options: Any) -> Any:
         OptionError: for an option or a backend that ``torch.compile`` does not know.
     """
     refuse_wrong_options("compile_blocks", torch.compile, options)
-    if isinstance(backend := options.get("backend"), str):
-        if backend not in torch.compiler.list_backends(exclude_tags=()):  # those for debugging, too
-            usual = torch.compiler.list_backends()
-            raise OptionError(f"compile_blocks: there is no backend {backend!r}", f"there are {', '.join(usual)}",
-                              f"backend={meant(backend, usual) or 'inductor'!r}, or a function")  # fmt: skip
+    backend = options.get("backend")
+    if isinstance(backend, str) and backend not in torch.compiler.list_backends(exclude_tags=()):
+        usual = torch.compiler.list_backends()  # without those for debugging
+        raise OptionError(f"compile_blocks: there is no backend {backend!r}", f"there are {', '.join(usual)}",
+                          f"backend={meant(backend, usual) or 'inductor'!r}, or a function")  # fmt: skip
     groups: dict[Any, Any] = {}
     for name in block_names(module):
         block = module.get_submodule(name)
