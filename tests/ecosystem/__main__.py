@@ -15,7 +15,9 @@ from pathlib import Path
 
 import transformers
 
-from .cell import apart, keep, kept, version
+from tests.digest import version
+
+from .cell import apart, keep, kept
 from .page import FAULT, PLAIN, page, shown
 from .tool import MODES, Make, tools
 

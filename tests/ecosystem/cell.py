@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -16,7 +14,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import resfx
+from tests.digest import version
 
 from .tool import Limit, Make, Tool, refusal
 
@@ -40,15 +38,6 @@ class Cell:
 
 Rows = dict[str, dict[str, Cell]]
 """Cells by the tool's name and the column."""
-
-
-@functools.cache
-def version() -> str:
-    """A digest of the library's sources."""
-    found = hashlib.sha256()
-    for path in sorted(Path(resfx.__file__).parent.rglob("*.py")):
-        found.update(path.read_bytes())
-    return found.hexdigest()[:10]
 
 
 def kept() -> Rows:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import tempfile
 import time
 import warnings
@@ -19,6 +17,7 @@ import resfx
 from resfx.errors import CaptureError, NoSitesError, ResfxError
 from resfx.export import to_onnx
 from resfx.passes.check import difference, same, tensors_of
+from tests.digest import version
 
 from .entry import Entry, expected
 
@@ -40,7 +39,7 @@ class Result:
         compile_error, export_error: why not.
         seconds: CPU seconds, all in all.
         stage: what ran last.
-        code: the version of the library, see :func:`version`.
+        code: the version of the library, see :func:`tests.digest.version`.
         error: what went wrong.
     """
 
@@ -76,15 +75,6 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@functools.cache
-def version() -> str:
-    """A digest of the library's sources: results of different versions are not one table."""
-    found = hashlib.sha256()
-    for path in sorted(Path(resfx.__file__).parent.rglob("*.py")):
-        found.update(path.read_bytes())
-    return found.hexdigest()[:10]
 
 
 def check(entry: Entry, compile: bool = False, onnx: bool = False) -> Result:

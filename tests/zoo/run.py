@@ -39,7 +39,8 @@ def main() -> None:
     if options.worker:
         _work(options)
         return
-    from .check import version
+    from tests.digest import version
+
     from .libraries import is_installed
     from .page import page
     from .table import ENTRIES
@@ -97,7 +98,9 @@ def _allow(seconds: int) -> None:
 
 
 def _results(names: list[str], options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    from .check import Result, version
+    from tests.digest import version
+
+    from .check import Result
     from .table import BY_NAME
 
     worker = None

@@ -71,8 +71,8 @@ def compare(
         OptionError: for unknown backends or modes, fewer than one round, or if ``plot`` or ``json`` cannot be written
             where they are to be.
     """
-    refuse_wrong_arguments(compare, before=before, after=after)
-    refuse_wrong_arguments(compare, repeats=repeats, warmup=warmup, seconds=seconds, progress=progress)
+    refuse_wrong_arguments(compare, before=before, after=after, repeats=repeats, warmup=warmup, seconds=seconds,
+                           progress=progress)  # fmt: skip
     _validate(backends, modes, repeats, warmup)
     for file in (plot, json):
         if file is not None:

@@ -25,13 +25,7 @@ def refuse_unknown(cls: type, values: Sequence[Any], given: Iterable[str]) -> No
     if len(values) > sum(p.kind is not p.KEYWORD_ONLY for p in parameters):
         raise OptionError(f"{cls.__name__} takes its options by name", f"{values[0]!r:.60} without one",
                           f"one of: {', '.join(names)}")  # fmt: skip
-    for name in given:
-        if name not in names:
-            near = meant(name, names)
-            raise OptionError(
-                f"{cls.__name__} has no option {name!r}", f"its options: {', '.join(nearest(name, names))}",
-                f"{cls.__name__}({near}=...)" if near else "one of these",
-            )  # fmt: skip
+    _refuse_strange(given, names, f"{cls.__name__} has no option", "its options:", f"{cls.__name__}({{}}=...)")
 
 
 def refuse_wrong_types(config: Any) -> None:
@@ -88,14 +82,17 @@ def refuse_wrong_options(
     """
     parameters = inspect.signature(function).parameters.values()
     names = [*(p.name for p in parameters if p.kind is p.KEYWORD_ONLY), *more]
-    for name in options:
+    _refuse_strange(options, names, f"{caller} takes no argument", f"{function.__name__} takes", "{}=...")
+    refuse_wrong_arguments(function, **options)
+
+
+def _refuse_strange(given: Iterable[str], names: Sequence[str], asked: str, found: str, spelt: str) -> None:
+    """Raise for the first keyword that is not one of ``names``; ``spelt`` is how the one that was meant is written."""
+    for name in given:
         if name not in names:
             near = meant(name, names)
-            raise OptionError(
-                f"{caller} takes no argument {name!r}", f"{function.__name__} takes {', '.join(nearest(name, names))}",
-                f"{near}=..." if near else "one of these",
-            )  # fmt: skip
-    refuse_wrong_arguments(function, **options)
+            raise OptionError(f"{asked} {name!r}", f"{found} {', '.join(nearest(name, names))}",
+                              spelt.format(near) if near else "one of these")  # fmt: skip
 
 
 @functools.cache

@@ -56,10 +56,13 @@ def probe(new: Any, args: Positional | None = None, kwargs: Named | None = None,
     if example is None:
         raise InputError("a probe needs a batch", "neither args nor kwargs", "resfx.probe(new, args=(input_ids,))")
     blocks = block_names(new)
-    rewriting.source.try_out(new, *example)
     with undisturbed(new):
-        with watching_methods(new) as seen:
-            states = states_of(new, blocks, example, loss)
+        try:
+            with watching_methods(new) as seen:
+                states = states_of(new, blocks, example, loss)
+        except Exception:
+            rewriting.source.try_out(new, *example)  # says it if the model itself does not take this call
+            raise
         found = _of_methods(seen, {s.name: s.stream for s in of(new).report.sites})
         if states and not rewriting.source.shared:  # a captured graph has no code to go back to
             with disabled(new):
