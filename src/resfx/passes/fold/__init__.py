@@ -20,6 +20,7 @@ from .plan import Plan
 from .region import Region
 from .stages import Cut, StageCode, StageWriter
 from .whole import forward_of_graph
+from .writes import refuse_lost
 
 __all__ = ["Code", "Folded", "Shared", "StageCode", "fold", "fold_in_stages"]
 
@@ -45,9 +46,13 @@ def fold(capture: Capture, tree: nn.Module, source: Source, shared: Shared, pref
     plan = plan_of(capture, tree)
     while True:
         codes: dict[Region, Code] = {}
+        called: set[Region] = set()
         try:
             for region in [r for r in plan.root.below() if r.generated][::-1]:
-                codes[region] = Writer(plan, region, tree, prefix, codes).write(shared)
+                writer = Writer(plan, region, tree, prefix, codes)
+                codes[region] = writer.write(shared)
+                called |= writer.called
+            refuse_lost(plan, called)
             return folded(plan, codes, tree, source)
         except NotExpressible as error:
             give_way(plan, error.region or region, error)

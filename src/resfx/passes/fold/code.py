@@ -46,6 +46,7 @@ class Writer(Text):
         self.objects: dict[int, str] = {}
         self.new: dict[str, str] = {}
         self.done: set[Any] = set()
+        self.called: set[Region] = set()
         self.parameters = list(signature_of(self.module).parameters.values())
         self.arguments = values.bound(region.call.given, self.parameters)
         self.owner = {node: inner for inner in region.inner for node in inner.leaves.values()}
@@ -268,6 +269,7 @@ class Writer(Text):
             values.has_leaves(inner.call.given) or values.has_leaves(inner.call.result)
         ):
             return
+        self.called.add(inner)
         args, kwargs = inner.call.given[2]
         given = [self._argument(inner, t) for t in args[2]]
         given += [f"{k}={self._argument(inner, t)}" if k.isidentifier() else f"**{{{k!r}: {self._argument(inner, t)}}}"

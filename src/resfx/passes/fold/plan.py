@@ -18,7 +18,6 @@ from resfx.passes.capture.marking.record import CallRecord, MethodOf, enter, kee
 from resfx.passes.capture.structure import Template, innermost
 from resfx.passes.capture.trace import Capture
 from resfx.passes.find.mark import mark_of, now
-from resfx.passes.find.operators import is_inplace
 
 from .copies import separate_copies
 from .region import Region
@@ -41,7 +40,7 @@ class Plan:
         self.objects = _object_leaves(capture)
         self.changed: set[Region] = set()
         self.copies = separate_copies(self.graph, self.calls)
-        self.written = self._leave_objects_out()
+        self._leave_objects_out()
         self._settle_homes()
         self._cross()
         self._pass_cache_on()
@@ -56,13 +55,10 @@ class Plan:
                 outer.inner.append(self.region[call])
         return self.region[call]
 
-    def _leave_objects_out(self) -> list[fx.Node]:
-        """What becomes of stateful objects is no result: whoever writes into them does so. Returns what is written."""
-        output = self.graph.output_node()
+    def _leave_objects_out(self) -> None:
+        """What becomes of stateful objects is no result: whoever writes into them does so."""
         results = [n for n in self.graph.nodes if n.target is leave and n.args[1] == 0]
-        written = [n for n in output.all_input_nodes if n not in results]
-        output.args = (tuple(results),)
-        return written
+        self.graph.output_node().args = (tuple(results),)
 
     # -- homes ----------------------------------------------------------------------------------------------------
 
@@ -237,9 +233,8 @@ class Plan:
     def dissolve(self, region: Region) -> None:
         """Take a call's operators into the code around it, where the call itself cannot be made."""
         assert region.outer is not None
-        written = any(is_inplace(n) for n, home in self.home.items() if home is region)
-        if isinstance(region.call.target, MethodOf) and any(n.users for n in region.leaves.values()) and not written:
-            found = f"what it hands to {region.name} of an object would not get into it"
+        if region.call.alters:
+            found = f"what {region.name} leaves in an object would not get into it"
             raise VariantError(f"cannot write the code of {region.outer.name}", found, "exclude= the modules around it")
         self.changed.add(region.outer)
         self._dissolve(region)

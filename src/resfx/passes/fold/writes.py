@@ -1,14 +1,16 @@
-"""What a call does beside its result, in generated code: the attributes that it sets, and what it adds to lists and
-dicts that modules hold."""
+"""What a call does beside its result, in generated code: the attributes that it sets, what it adds to lists and dicts
+that modules hold, and what the calls within it do of that kind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from torch import fx
 
-from resfx.passes.capture.marking.record import keep
+from resfx.errors import VariantError
+from resfx.passes.capture.marking.record import MethodOf, keep
 from resfx.passes.capture.structure import Template
+from resfx.passes.find.operators import is_inplace
 from resfx.report.progress import warn
 
 from .plan import Plan
@@ -36,3 +38,27 @@ def beside(plan: Plan, region: Region, compose: Compose, text: Callable[[fx.Node
             value = compose(write.value, lambda slot, call=call: text(marks[call.number, slot].args[0]))  # type: ignore[misc, arg-type]
             attribute = f"{compose(write.owner, str)}.{write.name}"
             yield f"{attribute}.{write.how}({value})" if write.how else f"{attribute} = {value}"
+
+
+def refuse_lost(plan: Plan, called: Collection[Region]) -> None:
+    """Hold generated code to everything that the capture's calls do beside their results: each is called, once.
+
+    Args:
+        called: the calls that generated code makes.
+
+    Raises:
+        VariantError: naming a call that is left out, or made twice.
+    """
+    over = {plan.home[n] for n in plan.graph.nodes if n in plan.home and is_inplace(n)}
+    for region in plan.root.below():
+        of_object = isinstance(region.call.target, MethodOf) and (region.call.alters or region in over)
+        if not of_object and not any(call.writes for call in (region.call, *region.dissolved)):
+            continue
+        around = list(region.around())
+        copied = of_object and any(r.call in plan.copies for r in around)
+        if copied or any(r.outer is not None and r.outer.generated and r not in called for r in around):
+            raise VariantError(
+                f"cannot write the code of {plan.capture.calls[0].name or 'the model'}",
+                f"{region.name}, which leaves values in an object, would {'run twice' if copied else 'not run'}",
+                "exclude= the modules around it, or report it",
+            )

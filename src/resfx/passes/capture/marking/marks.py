@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
@@ -26,7 +26,9 @@ from resfx.passes.capture.structure import Flattener, Template, innermost
 
 from .record import CallRecord, MethodOf, Passed, enter, keep, leave
 from .watch import Watch, below, kept, plain
-from .writes import Written
+from .writes import State, Written
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -84,11 +86,7 @@ class Recorder:
     def _keep(self, call: CallRecord, written: Written) -> None:
         """Mark what a call did beside its result."""
         flat = _Meeting(self, call)
-        self._quiet = True
-        try:
-            call.writes = written.writes(flat)
-        finally:
-            self._quiet = False
+        call.writes = self._quietly(written.writes, flat)
         for around in self._written:
             around.settle(written)
         if flat.leaves:
@@ -142,11 +140,22 @@ class Recorder:
             self._inside = True
             try:
                 args, kwargs = self.begin(MethodOf(bound.__name__), (bound.__self__, *args), kwargs)
-                return self.end(bound(*args[1:], **kwargs))
+                made, before = self._open[-1], self._quietly(State, bound.__self__)
+                result = bound(*args[1:], **kwargs)
+                made.alters = self._quietly(before.altered)
+                return self.end(result)
             finally:
                 self._inside = False
 
         return call
+
+    def _quietly(self, do: Callable[..., T], *args: Any) -> T:
+        """Read attributes for the trace's own sake: nobody is told."""
+        self._quiet = True
+        try:
+            return do(*args)
+        finally:
+            self._quiet = False
 
     def stop_watching(self) -> None:
         """What is read from now on is nobody's."""
@@ -156,11 +165,7 @@ class Recorder:
 
     def _mark(self, side: str, call: CallRecord, value: Any) -> tuple[Any, Template]:
         flat = _Meeting(self, call)
-        self._quiet = True
-        try:
-            template = flat.flatten(value)
-        finally:
-            self._quiet = False
+        template = self._quietly(flat.flatten, value)
         if self._fence is None:
             self._fence = next((x for x in flat.leaves if isinstance(x, torch.Tensor)), None)
         marked = self._note(side, call, flat.leaves)

@@ -79,6 +79,7 @@ class CallRecord:
         reads: attributes that its own code read, by the way from the root of the tree.
         looked_into: numbers of objects whose attributes its own code read.
         writes: what its own code does beside its result.
+        alters: whether it, a method of an object, left other values in the object's attributes.
     """
 
     number: int
@@ -90,6 +91,7 @@ class CallRecord:
     reads: dict[tuple[str, ...], Any] = field(default_factory=dict)
     looked_into: set[int] = field(default_factory=set)
     writes: list[Write] = field(default_factory=list)
+    alters: bool = False
 
     @property
     def name(self) -> str:

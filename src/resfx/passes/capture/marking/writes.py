@@ -67,6 +67,24 @@ class Written:
         return found
 
 
+class State:
+    """What an object held when this was made, to be held against what it holds later."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self._template, self._leaves = _taken_apart(value)
+
+    def altered(self) -> bool:
+        """Whether it holds something else now. What is written into its tensors is no matter of this."""
+        template, leaves = _taken_apart(self._value)
+        return template != self._template or not all(a is b for a, b in zip(leaves, self._leaves, strict=True))
+
+
+def _taken_apart(value: Any) -> tuple[Template, list[Any]]:
+    flat = Flattener()
+    return flat.state(value), flat.leaves
+
+
 def _alike(now: Any, before: Any) -> bool:
     if isinstance(now, set):
         return now == before
