@@ -59,13 +59,13 @@ BY_DEFAULT = """
     attnres-phases-llama-published attnres-phases-2-vit-preserve
     delta-vit-preserve delta-block-t5-preserve delta-null-qwen3-published
     denseformer-llama-preserve denseformer-2-bert-published denseformer-1x3-vit-published
-    elc-vit-preserve elc-bert-preserve elc-normalized-gpt_neox-published elc-weighted-t5-published
+    elc-vit-preserve elc-bert-preserve elc-normalized-gpt_neox-published elc-weighted-gpt2-published
     elc-base-llama-published elc-base-bert-preserve
-    dca-gpt2-preserve dca-gpt_neox-published dca-1-t5-preserve dca-2-bert-preserve dca-printed-qwen3-published
-    mudd-gpt2-preserve mudd-bert-published mudd-rq-gpt_neox-preserve mudd-prepost-t5-preserve mudd-v-llama-published
+    dca-gpt2-preserve dca-gpt_neox-published dca-1-vit-preserve dca-2-bert-preserve dca-printed-qwen3-published
+    mudd-gpt2-preserve mudd-bert-published mudd-rq-gpt_neox-preserve mudd-prepost-gpt2-preserve mudd-v-llama-published
     mudd-2x2-vit-preserve mudd-window-bert-published
     depth-read-qwen3-preserve depth-read-full-gpt_neox-published depth-read-stream-bert-preserve
-    depth-read-shared-t5-preserve depth-read-1-llama-published
+    depth-read-shared-vit-preserve depth-read-1-llama-published
     attnres-normalized-bert-preserve attnres-normalized-vit-published lambdas-vit-published lambdas-all-bert-preserve
     vertical-gpt2-preserve vertical-content-vit-published
 """.split()

@@ -52,7 +52,7 @@ DEFAULT = [
     ("mhc kronecker", "vit"), ("mhc orthogonal", "vit"), ("altup", "bert"), ("altup same", "gpt_neox"),
     ("altup gemma", "llama"), ("altup routed", "gpt_neox"),
     ("channel", "bert"), ("channel embed", "qwen3"), ("channel sublayer", "gpt_neox"), ("channel write", "vit"),
-    ("token", "llama"), ("token embed", "t5"),
+    ("token", "llama"), ("token embed", "qwen3"),
 ]  # fmt: skip
 MATRIX = [(form, name) for form in FORMS for name in HOSTS if (form, name) not in DEFAULT]
 
