@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 
 SOURCE = Path(__file__).parents[1] / "src" / "resfx"
-LENDERS = {"torch": "_torch.py", "transformers": "runtime/huggingface.py"}
+LENDERS = {"torch": "_torch", "transformers": "runtime/huggingface.py"}
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ def _on_layers(name: str, through: str) -> Borrowed:
 _WATCHED = "seeing that somebody's hook watches a projection"
 _GUARDS = "guards of a capture: telling calls apart"
 _COMPILED = "compiled rows of a comparison"
+_WHOLE = "torch.compile(fullgraph=True) of a call not seen before"
 _MARKS = "marking the calls inside a capture"
 _TRACES = "torch.fx.experimental.proxy_tensor"
 _MIXERS = "decoding with inserted mixers"
@@ -207,6 +208,10 @@ TABLE = [
     Borrowed("torch._C._is_tracing", "is_watched", "C++ kernels in eager mode"),
     Borrowed("torch._C._is_any_autocast_enabled", "any_autocast", "telling calls under autocast from others"),
     Borrowed("torch._dynamo.graph_break", "break_graph", "a call not seen before under torch.compile"),
+    Borrowed("torch._dynamo.comptime.comptime", "at_compile_time", _WHOLE),
+    Borrowed("torch._dynamo.comptime.ComptimeVar._i_will_not_complain_if_bc_breaks_VariableTracker", "local_value",
+             _WHOLE),
+    Borrowed("torch._dynamo.variables.ConstDictVariable", "local_value", _WHOLE),
     Borrowed("torch._dynamo.lookup_backend", "compile_backend", _COMPILED),
     Borrowed("torch._inductor.compile_fx", "fresh_inductor_cache", _COMPILED),
     Borrowed("torch._inductor.utils.fresh_cache", "fresh_inductor_cache", _COMPILED),
@@ -224,7 +229,13 @@ TABLE = [
     Borrowed("transformers.Cache.layers", "CACHE_LAYERS", _MIXERS, _has(_cache, "layers")),
     Borrowed("transformers.DynamicLayer.keys", "LAYER_KEYS", _MIXERS, _has(_first_layer, "keys")),
 ]  # fmt: skip
-"""In the order of the two files."""
+"""In the order of the files."""
+
+
+def files_of(lender: str) -> list[Path]:
+    """The files of ours that may borrow of a package."""
+    at = SOURCE / LENDERS[lender]
+    return sorted(at.rglob("*.py")) if at.is_dir() else [at]
 
 
 def private_names(path: Path) -> set[str]:
@@ -243,16 +254,16 @@ def private_names(path: Path) -> set[str]:
 
 
 def users(through: str) -> list[str]:
-    """The files of ours that import a name from one of the two."""
+    """The files of ours that import a name from those that borrow."""
     return sorted({file for file, name in _imports() if name == through})
 
 
 @functools.cache
 def _imports() -> list[tuple[str, str]]:
-    """Every name that a file of ours imports from one of the two."""
+    """Every name that a file of ours imports from those that borrow."""
     found = []
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[-1] in ("_torch", "huggingface"):
+            if isinstance(node, ast.ImportFrom) and {"_torch", "huggingface"} & {*(node.module or "").split(".")}:
                 found += [(path.relative_to(SOURCE).as_posix(), alias.name) for alias in node.names]
     return found

@@ -40,7 +40,7 @@ runs them there; `make versions` writes this page.
 
 ## Borrowed names
 
-Names that torch and transformers do not promise. Each is reached through one function, of `src/resfx/_torch.py` or
+Names that torch and transformers do not promise. Each is reached through one function, of `src/resfx/_torch` or
 `src/resfx/runtime/huggingface.py`; `tests/test_borrowed.py` fails where the installed versions lack one, and says what
 uses it.
 

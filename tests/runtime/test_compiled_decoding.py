@@ -33,11 +33,28 @@ def rewritten(mode):
     return new
 
 
+@pytest.mark.parametrize("mode", ["ddl", "attnres", "short_swa"])
+def test_a_call_like_none_before_compiles_whole(mode):
+    mask = torch.ones_like(IDS)
+    mask[0, :2] = 0
+    for given in ({"inputs_embeds": torch.randn(1, 6, 32)}, {"input_ids": IDS, "attention_mask": mask}):
+        new, twin = rewritten(mode), rewritten(mode)
+        torch._dynamo.reset()
+        got = torch.compile(new, backend="eager", fullgraph=True)(**given, use_cache=False, labels=IDS)
+        want = twin(**given, use_cache=False, labels=IDS)
+        torch.testing.assert_close(got.logits, want.logits)
+        parameters = [list(resfx.of(m).new_parameters().values()) for m in (new, twin)]
+        got, want = (torch.autograd.grad(o.loss, p) for o, p in zip((got, want), parameters, strict=True))
+        torch.testing.assert_close(got, want)
+
+
+@reads_objects
 @torch.no_grad()
-def test_a_call_like_none_before_says_how_to_compile_it_whole():
-    whole = torch.compile(rewritten("attnres"), backend="eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="make it once before"):
-        whole(inputs_embeds=torch.randn(1, 6, 32))
+def test_a_call_like_none_before_with_a_cache_says_how_to_compile_it_whole():
+    new, cache = rewritten("attnres"), transformers.StaticCache(config=rewritten("attnres").config, max_cache_len=9)
+    whole = torch.compile(new, backend="eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="make it once"):
+        whole(IDS, **given_cache(new, cache))
 
 
 @reads_objects

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from resfx._torch import break_graph, is_compiling
+from resfx._torch.compile_time import at_compile_time, local_object, local_value
 from resfx.errors import VariantError
 from resfx.passes.capture.calls import by_new_names
 from resfx.passes.capture.clone import OWN_FORWARD
@@ -67,6 +68,8 @@ class Unit:
                 "sizes are tensors there, and generated code reads them as numbers",
                 "torch.export.export, or resfx.export.to_onnx",
             )
+        if is_compiling():
+            at_compile_time()(_make_while_compiling)
         given = type(module)._resfx_bind(module, *args, **kwargs)  # type: ignore[attr-defined]
         for guard, code in self.variants:
             if not guard.differs(module, given):
@@ -96,7 +99,25 @@ class Unit:
         return ", ".join(f"argument {n!r}" for n in names) or "a size, a type or an attribute"
 
 
-_UNSEEN = "resfx: a call not seen before is captured first; make it once before torch.compile(fullgraph=True)"
+def _make_while_compiling(context: Any) -> None:
+    """Have code ready for the call that a compiler traces: :meth:`Unit.code_for` is at the point where it looks it up.
+
+    A call with objects in it (a cache) has none that could be looked at: what the trace did to them is not done yet.
+    """
+    unit, module = local_object(context, "self"), local_object(context, "module")
+    try:
+        args, kwargs = local_value(context, "args"), local_value(context, "kwargs")
+    except LookupError:
+        return
+    given = type(module)._resfx_bind(module, *args, **kwargs)
+    if all(guard.differs(module, given) for guard, _ in unit.variants):
+        unit._make(module, args, kwargs)
+
+
+_UNSEEN = (
+    "resfx: a call not seen before, with an object among its arguments, is captured outside of the compiler; make it"
+    " once before torch.compile(fullgraph=True)"
+)
 
 
 def outside_of_compilers(fn: Callable[..., Any], why: str = _UNSEEN) -> Callable[..., Any]:
