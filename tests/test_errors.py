@@ -406,7 +406,7 @@ WRONG = {
     "split(new, 1, x).pipeline_stages('cpu')": "torch.distributed has no processes yet",
     "split(new, 1, x).pipeline_stages('nope')": "cannot place the stages",
     "compile_blocks(new, backend='indutcor')": "backend='inductor'",
-    "compile_blocks(new, backend=3)": "backend must be a text or a function or None",
+    "compile_blocks(new, backend=3)": "backend must be a text or a function",
     "compile_blocks(new, dynamc=True)": "dynamic=...",
     "checkpoint_blocks(new, use_rentrant=False)": "use_reentrant=...",
     "compare(3, new, x)": "before must be Module",

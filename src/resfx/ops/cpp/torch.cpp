@@ -35,7 +35,7 @@ void* make(DirectResults* self, int64_t type, const int64_t* dims, size_t rank) 
   std::vector<int64_t> strides(rank, 1);
   for (size_t i = rank; i-- > 1;) strides[i - 1] = strides[i] * dims[i];
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       int64_t(rank), dims, strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &handle));
   return static_cast<Made*>(self)->tensors.emplace_back(handle).data_ptr();
 }
@@ -43,12 +43,12 @@ void* make(DirectResults* self, int64_t type, const int64_t* dims, size_t rank) 
 // What a kernel is to know of a tensor, which is brought into one piece; false for one that no kernel can read.
 bool describe(Tensor& t, DirectTensor& to) {
   int32_t dtype = 0, layout = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(t.get(), &layout));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(t.get(), &layout));
   if (!t.is_cpu() || layout != aoti_torch_layout_strided()) return false;
   if (!t.is_contiguous()) t = torch::stable::contiguous(t);
   int64_t* dims = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &dims));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(t.get(), &dims));
   for (auto [there, here] : kPairs)
     if (there == dtype) {
       to = {t.data_ptr(), here, t.dim(), dims};

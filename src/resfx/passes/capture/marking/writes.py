@@ -76,7 +76,10 @@ class State:
 
     def altered(self) -> bool:
         """Whether it holds something else now. What is written into its tensors is no matter of this."""
-        template, leaves = _taken_apart(self._value)
+        try:
+            template, leaves = _taken_apart(self._value)
+        except CaptureError:  # it holds what it could not hold before
+            return True
         return template != self._template or not all(a is b for a, b in zip(leaves, self._leaves, strict=True))
 
 
