@@ -112,3 +112,21 @@ def test_masks_stay_calls_where_a_cache_lends_its_tensors():
     assert not any("_resfx_unit" in vars(layer) for layer in new.model.layers)
     fresh = transformers.StaticCache(config=new.config, max_cache_len=32)
     assert torch.equal(new(IDS, **given_cache(new, fresh)).logits, new(IDS).logits)
+
+
+class Chosen(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear = torch.nn.LayerNorm(8), torch.nn.Linear(8, 8)
+
+    def forward(self, x, bound=None):
+        if bound is not None and (x > bound).any():
+            x = x / 2
+        return x + self.linear(self.norm(x))
+
+
+def test_what_cannot_be_captured_says_so_in_the_librarys_words():
+    x = torch.randn(2, 3, 8)
+    new = resfx.rewrite(torch.nn.Sequential(Chosen()), "ddl", args=(x,))
+    with pytest.raises(resfx.errors.CaptureError, match="tensor values"):
+        torch.compile(new[0], backend="eager")(x, 0.5)

@@ -20,7 +20,7 @@ from torch import nn
 
 from resfx._torch import break_graph, is_compiling
 from resfx._torch.compile_time import at_compile_time, local_object, local_value
-from resfx.errors import VariantError
+from resfx.errors import ResfxError, VariantError
 from resfx.passes.capture.calls import by_new_names
 from resfx.passes.capture.clone import OWN_FORWARD
 from resfx.passes.fold.function import Code
@@ -111,7 +111,10 @@ def _make_while_compiling(context: Any) -> None:
         return
     given = type(module)._resfx_bind(module, *args, **kwargs)
     if all(guard.differs(module, given) for guard, _ in unit.variants):
-        unit._make(module, args, kwargs)
+        with contextlib.suppress(
+            ResfxError
+        ):  # made again outside of the compiler, which would raise an error of its own
+            unit._make(module, args, kwargs)
 
 
 _UNSEEN = (
