@@ -53,7 +53,7 @@ def test_a_call_like_none_before_compiles_whole(mode):
 def test_a_call_like_none_before_with_a_cache_says_how_to_compile_it_whole():
     new, cache = rewritten("attnres"), transformers.StaticCache(config=rewritten("attnres").config, max_cache_len=9)
     whole = torch.compile(new, backend="eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="make it once"):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="make it once before"):
         whole(IDS, **given_cache(new, cache))
 
 

@@ -15,7 +15,7 @@ def at_compile_time() -> Callable[[Callable[[Any], None]], None]:
 
 def local_object(context: Any, name: str) -> Any:
     """The object that is a local variable of the code that is compiled. What the trace does to it is not done yet."""
-    return _variable(context, name).value
+    return _variable(context, name).realize().value
 
 
 def local_value(context: Any, name: str) -> Any:
@@ -28,7 +28,7 @@ def local_value(context: Any, name: str) -> Any:
 
 
 def _variable(context: Any, name: str) -> Any:
-    return context.get_local(name)._i_will_not_complain_if_bc_breaks_VariableTracker().realize()
+    return context.get_local(name)._i_will_not_complain_if_bc_breaks_VariableTracker()
 
 
 def _value(variable: Any) -> Any:

@@ -68,7 +68,7 @@ class Unit:
                 "sizes are tensors there, and generated code reads them as numbers",
                 "torch.export.export, or resfx.export.to_onnx",
             )
-        if is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             at_compile_time()(_make_while_compiling)
         given = type(module)._resfx_bind(module, *args, **kwargs)  # type: ignore[attr-defined]
         for guard, code in self.variants:
@@ -109,12 +109,8 @@ def _make_while_compiling(context: Any) -> None:
         args, kwargs = local_value(context, "args"), local_value(context, "kwargs")
     except LookupError:
         return
-    given = type(module)._resfx_bind(module, *args, **kwargs)
-    if all(guard.differs(module, given) for guard, _ in unit.variants):
-        with contextlib.suppress(
-            ResfxError
-        ):  # made again outside of the compiler, which would raise an error of its own
-            unit._make(module, args, kwargs)
+    with contextlib.suppress(ResfxError):  # raised again outside of the compiler, which would make it one of its own
+        unit.code_for(module, args, kwargs)
 
 
 _UNSEEN = (
