@@ -24,7 +24,7 @@ demo: $(READY)
 	$(RUN) -m examples.demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 # The tests with one set of versions, in an environment of its own: make test-versions SET=floor (or tested, newest).
 # From PyPI, torch is a CUDA build of several GB.

@@ -76,9 +76,8 @@ def test_a_call_like_none_before_runs_where_graphs_may_end():
 @pytest.mark.parametrize(
     "mode",
     [
-        resfx.AttnRes(block=2),
         "short_swa",
-        *(pytest.param(m, marks=pytest.mark.matrix) for m in ("ddl", "denseformer", "mhc")),
+        *(pytest.param(m, marks=pytest.mark.matrix) for m in (resfx.AttnRes(block=2), "ddl", "denseformer", "mhc")),
     ],
     ids=str,
 )

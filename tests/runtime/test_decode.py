@@ -53,7 +53,7 @@ def bytes_per_block(host: str, method: str) -> int:
     return 4 * 2 * (window - 1) * inner + (window - 1) + counter  # keys and values, a flag each; where its chunk began
 
 
-@pytest.mark.parametrize("host, method", pairs(["gpt2", "llama"], {("gpt2", m) for m in ("swa", "lean")}))
+@pytest.mark.parametrize("host, method", pairs(["gpt2", "llama"], {("gpt2", "swa")}))
 def test_state_bytes_do_not_grow_with_the_text(host, method):
     new, batch = acting(host, method), 2
     ids, mask = tokens(batch, 20, 3), torch.ones(batch, 20, dtype=torch.long)
@@ -65,7 +65,7 @@ def test_state_bytes_do_not_grow_with_the_text(host, method):
         assert sum(stored.values()) == batch * 2 * bytes_per_block(host, method), "no view holds more than it shows"
 
 
-@pytest.mark.parametrize("host, method", pairs(CAUSAL, {("gpt2", "swa"), ("gpt2", "canon")}))
+@pytest.mark.parametrize("host, method", pairs(CAUSAL, {("gpt2", "canon")}))
 def test_one_cache_continued_in_two_ways(host, method):
     """A later token changes nothing that was kept before it, and a state that was read is still what it was."""
     new = acting(host, method)

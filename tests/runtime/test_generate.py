@@ -12,7 +12,7 @@ from packaging.version import Version
 import resfx
 
 OLD = Version(torch.__version__) < Version("2.12")
-AGREE = {("gpt2", "canon"), ("gpt2", "chunk"), ("llama", "swa"), ("llama", "lean")}
+AGREE = {("gpt2", "chunk"), ("llama", "canon")}
 
 
 @pytest.mark.parametrize("host, method", pairs(CAUSAL, AGREE))
@@ -28,7 +28,7 @@ def test_cached_and_uncached_generation_agree_token_for_token(host, method):
     assert not torch.equal(greedy, plain), "the mixers must matter for this test to mean anything"
 
 
-@pytest.mark.parametrize("host, method", pairs(CAUSAL, {("llama", "canon"), ("llama", "lean")}))
+@pytest.mark.parametrize("host, method", pairs(CAUSAL, {("llama", "lean")}))
 def test_a_cache_of_fixed_size(host, method):
     new = acting(host, method)
     static = generated(new, True, do_sample=False, cache_implementation="static")

@@ -11,11 +11,11 @@ from resfx.methods.base import methods
 # Each host and each mode at least once; the mixers on two hosts, for their state is in the cache that comes back.
 PAIRS = [
     ("llama", "short_swa"), ("gpt2", "canon"), ("gemma2", "short_conv"), ("qwen3", "mhc"), ("gpt_neox", "attnres"),
-    ("mixtral", "depth_read"), ("bert", "hyper_connections"), ("vit", "denseformer"), ("t5", "ddl"), ("gpt2", "elc"),
-    ("bert", "mudd"), ("llama", "dca"), ("vit", "delta_attnres"), ("bert", "vertical"),
+    ("mixtral", "depth_read"), ("bert", "hyper_connections"), ("vit", "denseformer"), ("t5", "ddl"), ("bert", "elc"),
+    ("bert", "mudd"), ("vit", "dca"), ("vit", "delta_attnres"), ("bert", "vertical"),
     ("vit", "value_residual"), ("bert", "lime"), ("bert", "value_embedding"), ("vit", "layer_scale"),
     ("vit", "rezero"), ("vit", "laurel"), ("vit", "depth_scaled"), ("vit", "frac_connections"), ("bert", "lambdas"),
-    ("gpt2", "altup"),
+    ("bert", "altup"),
 ]  # fmt: skip
 
 
