@@ -22,8 +22,10 @@ from .simulate import Link, step_time
 
 SIZES: dict[str, Any] = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8,
                          "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
-ROWS, LENGTH, MICRO, ROUNDS = 2, 64, 8, 7
-"""Of a micro-batch, the micro-batches of a step, and how often each pipeline is timed."""
+ROWS, LENGTH, MICRO = 2, 64, 8
+"""Of a micro-batch, and the micro-batches of a step."""
+ROUNDS, COSTS_ROUNDS = 11, 25
+"""How often each pipeline's step is timed, and each stage alone."""
 VECTOR = 4 * SIZES["hidden_size"] * ROWS * LENGTH
 SETUPS: dict[str, tuple[int, int, bool]] = {
     "2 processes": (2, 2, False), "4 processes": (4, 4, False),
@@ -84,7 +86,7 @@ def all_costs(made: dict[str, dict[str, resfx.Stages]], path: str, realtime: boo
     if realtime:
         prefer()
     seen: dict[tuple[str, int], list[Costs]] = {}
-    for _ in range(ROUNDS + 1):  # the first only warms up
+    for _ in range(COSTS_ROUNDS + 1):  # the first only warms up
         for name, split in made.items():
             for setup in ("2 processes", "4 processes"):
                 seen.setdefault((name, len(split[setup])), []).append(costs(split[setup]))
