@@ -51,6 +51,7 @@ def start(description: str, arguments: Callable[[argparse.ArgumentParser], None]
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     torch.set_num_threads(options.threads)
+    os.environ["RESFX_NATIVE"] = "0"  # plain torch, whatever is built here, where a case does not ask for kernels
     warnings.filterwarnings("ignore")  # of compilers, about themselves
     torch.manual_seed(0)
     return options

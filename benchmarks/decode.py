@@ -99,7 +99,7 @@ def compare(name: str, model: nn.Module, new: nn.Module, library: Path | None, o
                 before = counters["stats"]["unique_graphs"]
                 decoding.run(TOKENS)
                 graphs[who] = counters["stats"]["unique_graphs"] - before
-            runs[who] = functools.partial(decoding.run, options.tokens)
+            runs[who] = functools.partial(_with, None, decoding, options.tokens)
         if library is not None and way == "eager":
             decoding = Decoding(new, prompt, False, room)
             runs[f"{name}, kernels"] = functools.partial(_with, library, decoding, options.tokens)
@@ -107,7 +107,7 @@ def compare(name: str, model: nn.Module, new: nn.Module, library: Path | None, o
     return rows
 
 
-def _with(library: Path, decoding: Decoding, tokens: int) -> None:
+def _with(library: Path | None, decoding: Decoding, tokens: int) -> None:
     with kernels(library):
         decoding.run(tokens)
 
