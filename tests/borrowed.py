@@ -197,7 +197,6 @@ TABLE = [
     Borrowed("torch._C.DisableTorchFunction", "traced_mark", _MARKS),
     Borrowed("torch.Tensor._version", "writes_to", "models with modules that cannot be traced"),
     Borrowed("torch._dynamo.convert_frame.compile_lock", "tracing", "captures while other threads trace or compile"),
-    Borrowed("torch._dynamo.config.fake_tensor_cache_enabled", "tracing", "captures in half of the time"),
     Borrowed(f"{_TRACES}._ModuleStackTracer", "tracing", "captures while other threads call modules"),
     Borrowed("torch.export._trace", "own_export", "failed captures that print nothing"),
     Borrowed("torch.export._trace._EXPORT_FLAGS", "own_export", "torch.export of a call not seen before"),

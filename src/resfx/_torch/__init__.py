@@ -7,6 +7,8 @@ stops working without it, and ``docs/versions.md`` says which of the supported v
 from __future__ import annotations
 
 import contextlib
+import importlib
+import logging
 import sys
 import threading
 import warnings
@@ -192,6 +194,11 @@ def denying(denied: Sequence[str]) -> Iterator[None]:
         compiler._is_exporting_flag, compiler._is_compiling_flag = before
 
 
+def guards_of(program: torch.export.ExportedProgram) -> list[str]:
+    """What a trace assumed of its inputs, as Python expressions: the program checks it only on its own way."""
+    return list(program._guards_code or [])
+
+
 _MARK = torch.ops.aten.squeeze.dims  # of no axes: a view of the whole, which no model writes that way
 
 
@@ -230,6 +237,11 @@ def fake_mode() -> Any:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def exporter_log() -> logging.Logger:
+    """Where ``torch.onnx.export`` complains of operators that it could not register."""
+    return logging.getLogger("torch.onnx._internal.exporter._registration")
 
 
 @contextlib.contextmanager
@@ -292,8 +304,7 @@ def tracing() -> Iterator[None]:
 
     torch keeps the trace at hand in globals: sizes of a graph that another thread computes with would be recorded in
     it. So graphs whose sizes are open are worked on in here too. What a tracer does to attributes and calls of every
-    module of the process, it does in this thread alone. Sizes of results are worked out for every operator: to keep
-    them for others like it, as torch does, takes longer where they are open, half of the time of a capture.
+    module of the process, it does in this thread alone.
     """
     global _tracing_in  # held under the lock
     if _tracing_in == threading.get_ident():
@@ -309,10 +320,25 @@ def tracing() -> Iterator[None]:
             forward(*args, **kwargs) if _elsewhere() else call(self, module, forward, args, kwargs)
         )
         try:
-            with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
-                yield
+            yield
         finally:
             tracer.getattr, tracer.call_module, _tracing_in = read, call, None
+
+
+@contextlib.contextmanager
+def own_export() -> Iterator[None]:
+    """Inside, ``torch.export`` prints no graph when it fails, leaves what an export around it keeps in globals, and
+    leaves oneDNN and cuDNN to all threads: by these switches of the whole process, other threads' sums round."""
+    exporter: Any = importlib.import_module("torch.export._trace")
+    names = ("_EXPORT_FLAGS", "_EXPORT_MODULE_HIERARCHY", "_ignore_backend_decomps")
+    around = {name: getattr(exporter, name, None) for name in names}
+    try:
+        exporter.print = lambda *_, **__: None
+        exporter._ignore_backend_decomps = contextlib.nullcontext
+        yield
+    finally:
+        vars(exporter).pop("print", None)
+        vars(exporter).update(around)
 
 
 # -- compiling -----------------------------------------------------------------------------------------------------

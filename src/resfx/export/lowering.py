@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from resfx._torch import tracing
-from resfx._torch.export import exporter_log
+from resfx._torch import exporter_log, tracing
 from resfx.errors import ExportError, OptionError, ResfxError, require
 from resfx.methods.options import refuse_wrong_arguments
 from resfx.ops.onnx import RUNTIME

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from resfx._torch.export import own_export
+from resfx._torch import own_export
 from resfx.errors import ModelError, ResfxError
 
 _TORCH = str(Path(torch.__file__).parent)

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from resfx._torch import SYMPY_INTERP, PythonPrinter
-from resfx._torch.export import guards_of
+from resfx._torch import SYMPY_INTERP, PythonPrinter, guards_of
 
 Accepts = Callable[[Sequence[torch.Tensor]], bool]
 
