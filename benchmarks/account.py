@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -113,7 +112,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     options = start(__doc__ or "", arguments)
-    os.environ["RESFX_NATIVE"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         rows = account(build_kernels(Path(folder) / "kernels.so"), options)
     head = (

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -99,7 +98,7 @@ def compare(name: str, model: nn.Module, new: nn.Module, library: Path | None, o
                 before = counters["stats"]["unique_graphs"]
                 decoding.run(TOKENS)
                 graphs[who] = counters["stats"]["unique_graphs"] - before
-            runs[who] = functools.partial(_with, None, decoding, options.tokens)
+            runs[who] = functools.partial(decoding.run, options.tokens)
         if library is not None and way == "eager":
             decoding = Decoding(new, prompt, False, room)
             runs[f"{name}, kernels"] = functools.partial(_with, library, decoding, options.tokens)
@@ -107,7 +106,7 @@ def compare(name: str, model: nn.Module, new: nn.Module, library: Path | None, o
     return rows
 
 
-def _with(library: Path | None, decoding: Decoding, tokens: int) -> None:
+def _with(library: Path, decoding: Decoding, tokens: int) -> None:
     with kernels(library):
         decoding.run(tokens)
 
@@ -121,7 +120,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     options = start(__doc__ or "", arguments)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["RESFX_NATIVE"] = "1"
         library = build_kernels(Path(folder) / "kernels.so")
         rows = []
         for name in options.methods:

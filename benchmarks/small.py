@@ -35,13 +35,15 @@ GOALS: dict[str, dict[str, float]] = {"forward": WHOLE, "generate": WHOLE, "laun
 
 @contextlib.contextmanager
 def kernels(library: Path | None) -> Iterator[None]:
-    """Inside, small calls run these kernels; ``None``: plain torch."""
+    """Inside, small calls run these kernels; ``None``: plain torch, as in every benchmark outside."""
     find, native.built_kernels = native.built_kernels, lambda: library
+    os.environ["RESFX_NATIVE"] = "1"
     native._library.cache_clear()
     try:
         yield
     finally:
         native.built_kernels = find
+        os.environ["RESFX_NATIVE"] = "0"
         native._library.cache_clear()
 
 
@@ -164,7 +166,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     options = start(__doc__ or "", arguments)
-    os.environ["RESFX_NATIVE"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         library = build_kernels(Path(folder) / "kernels.so")
         rows = []

@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import resfx
 from resfx.runtime import units
-from resfx.runtime.units import MOST
 
 
 class Writing(nn.Module):
@@ -116,16 +115,16 @@ def test_a_trace_changes_no_module_of_another_thread():
 
 
 def test_a_number_that_differs_in_every_call_is_named_and_not_kept_for_ever(monkeypatch):
-    most = 5
-    monkeypatch.setattr(units, "MOST", most)
+    monkeypatch.setattr(units, "MOST", 5)
     model = Stepped().eval()
     new = resfx.rewrite(model, "ddl", args=(batch(), 0.5))
     once = [line for line in new.variants if not line.startswith("(root)")]
-    for k in range(1, most):
+    for k in range(1, units.MOST):
         assert torch.equal(new(batch(), k / 128), model(batch(), k / 128))
-    with pytest.warns(UserWarning, match=f"Stepped has been captured {most} times: .*step.* differs from call to call"):
+    said = f"Stepped has been captured {units.MOST} times: .*step.* differs from call to call"
+    with pytest.warns(UserWarning, match=said):
         new(batch(), 0.75)
-    assert sum(line.startswith("(root)") for line in new.variants) == most
+    assert sum(line.startswith("(root)") for line in new.variants) == units.MOST
     assert [line for line in new.variants if not line.startswith("(root)")] == once, "the blocks take no number"
     assert torch.equal(new(batch(), 0.75), model(batch(), 0.75))
 
@@ -134,7 +133,7 @@ def test_a_number_that_only_the_users_own_code_reads_is_never_captured():
     model = Scaled().eval()
     new = resfx.rewrite(model, "ddl", args=(batch(), 0.5))
     before = new.variants
-    for k in range(MOST + 2):
+    for k in range(units.MOST + 2):
         assert torch.equal(new(batch(), k / 128), model(batch(), k / 128))
     assert new.variants == before
 

@@ -28,11 +28,12 @@ pytestmark = installed
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the run under the interpreter")
-def test_under_the_interpreter():
+@pytest.mark.parametrize("chosen", [[], pytest.param(["-m", "matrix"], marks=pytest.mark.matrix)], ids=str)
+def test_under_the_interpreter(chosen):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     files = sorted(map(str, Path(__file__).parent.glob("test_triton*.py")))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *files], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pytest", *chosen, *files], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
@@ -45,11 +46,9 @@ def test_importing_the_library_does_not_import_triton():
 def odd_cases():
     """Every case in an operator's first type; in the others its first case, and the rest in the matrix."""
     for name, cases in ODD.items():
-        first, *others = OPERATORS[name].types
-        yield from ((name, case, first) for case in cases)
-        for dtype in others:
-            yield (name, next(iter(cases)), dtype)
-            yield from (pytest.param(name, case, dtype, marks=pytest.mark.matrix) for case in [*cases][1:])
+        for i, case in enumerate(cases):
+            for j, dtype in enumerate(OPERATORS[name].types):
+                yield pytest.param(name, case, dtype, marks=pytest.mark.matrix if i and j else ())
 
 
 @inside
