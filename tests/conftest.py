@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool would cost each process its own imports of torch
 os.environ.setdefault("RESFX_NATIVE", "0")  # whatever is built on this machine; the tests of it ask for it
 
 import pytest
@@ -18,6 +21,28 @@ import torch
 from resfx.ops import register
 
 logging.getLogger("torch._export.non_strict_utils").setLevel(logging.ERROR)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items):
+    seen = Counter()
+    for item in items:
+        mark = item.get_closest_marker("every")
+        if mark and not item.get_closest_marker("matrix"):
+            test = item.nodeid.split("[")[0]
+            if seen[test] % mark.args[0]:
+                item.add_marker(pytest.mark.matrix)
+            seen[test] += 1
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # a million objects of imported libraries, searched again and again while graphs are traced
+    gc.set_threshold(10_000, 20, 20)
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # libraries look at the end whether all of theirs is gone
 
 
 @pytest.fixture(autouse=True)

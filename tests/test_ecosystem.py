@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from .ecosystem.tool import MODES, Make, tools
@@ -20,7 +22,7 @@ ONE = {
 }  # fmt: skip
 """Functions of tools that are tried in one mode."""
 
-CELLS = [(name, mode) for name in CHEAP for mode in MODES] + list(ONE.items())
+CELLS = [pytest.param(*c, marks=pytest.mark.every(3)) for c in itertools.product(CHEAP, MODES)] + list(ONE.items())
 REFUSED = {("removed", "attnres"), ("removed", "mhc"), ("jit", "ddl")}
 """What is refused by name."""
 

@@ -23,6 +23,7 @@ def alone():
         yield lambda run, *given: pool.submit(run, *given).result()
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("mode", MODES)
 def test_layers_sharded_over_four_processes(mode, alone):
     alone(processes, 4, _fsdp2, Make(mode), {})
@@ -55,6 +56,7 @@ def test_norms_over_a_part_of_the_positions_are_refused(mode, alone):
         alone(processes, 2, _sequence, Make(mode))
 
 
+@pytest.mark.matrix
 def test_split_layers_take_calls_not_seen_before(alone):
     """With a cache, too: the heads in it are those of one process."""
     alone(processes, 2, _new_call, Make("ddl"))

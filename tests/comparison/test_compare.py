@@ -275,6 +275,7 @@ def test_onnxruntime_is_measured():
     assert row.after.memory is None and row.after.first > row.after.median
 
 
+@pytest.mark.matrix
 def test_inductor_is_measured_with_its_compile_time_apart():
     model, new = nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.GELU())
     (row,) = compare(model, new, (torch.randn(3, 8),), backends=("compiled",), modes=("forward",), **QUICK).rows

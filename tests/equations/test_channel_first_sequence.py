@@ -51,6 +51,7 @@ METHODS = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.matrix] if n in ("conv", "values") else []) for n in METHODS]
 )

@@ -61,6 +61,7 @@ def test_a_read_at_every_depth_is_the_token_operator_on_the_transposed_tensor(wi
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("window", WINDOWS)
 def test_in_a_rewritten_model_all_reads_are_one_call_of_the_token_operator(window):
     """The states a model really has, stacked over depth: one windowed attention gives every block's read."""
@@ -114,6 +115,7 @@ def products(module, idx):
     return counter.count
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("window", "blocks"), [(2, 5), (3, 3), (None, 3), (None, 6)])
 def test_multiplications_added_are_what_the_paper_counts(window, blocks):
     """Scores and values of a block: 2 T K_l d, K_l = min(K, l + 1), and a scale per score. That is O(T K d) per block
@@ -139,6 +141,7 @@ def test_depthwise_average_multiplies_once_per_source_and_feature():
     assert not added["matrix"]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(("method", "count"), [
     (resfx.AttnRes(), lambda L, d: 2 * d * 2 * L),
     (resfx.AttnRes(block=2), lambda L, d: 2 * d * 2 * L),

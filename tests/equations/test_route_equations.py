@@ -35,6 +35,7 @@ def cases():
                 yield pytest.param(name, label, marks=() if (name, label) in DEFAULT else pytest.mark.matrix)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name, label", list(cases()))
 def test_forward_and_all_gradients(name, label):
     model, config, inputs = host(name), CONFIGS[label], BY_NAME[name].inputs(2, 6)

@@ -25,10 +25,8 @@ CONFIGS = {
 }  # fmt: skip
 DEFAULT = {
     ("gpt2", "swa-sliding-residual"), ("gpt_neox", "swa-chunk-residual-rope"), ("qwen3", "swa-sliding-branch-rope"),
-    ("bert", "swa-sliding-residual-rope"), ("vit", "swa-chunk-branch"), ("t5", "swa-sliding-residual"),
-    ("gpt2", "swa-lean"), ("qwen3", "swa-lean-rope"),
-    ("llama", "canon-ABCD"), ("gpt_neox", "canon-ABCD"), ("bert", "canon-ABCD"),
-    ("gpt2", "conv"), ("qwen3", "conv"), ("gpt_neox", "conv-k"),
+    ("vit", "swa-chunk-branch"), ("gpt2", "swa-lean"), ("bert", "canon-ABCD"), ("llama", "canon-ABCD"),
+    ("qwen3", "conv"), ("gpt_neox", "conv-k"),
 }  # fmt: skip
 
 

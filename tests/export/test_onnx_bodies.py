@@ -26,6 +26,7 @@ FORMS = [
 ]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("config", FORMS, ids=["published", "erase", "repository", "channels"])
 def test_forms(config, tmp_path):
     assert to_onnx(stack(config), tmp_path / "m.onnx").nodes["resfx"] == 2
@@ -69,6 +70,7 @@ class Shortcut(nn.Module):
 HALF_AND_DOUBLE = [(w, d) for w in ("published", "scaled") for d in (torch.float16, torch.bfloat16, torch.float64)]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("way", "dtype"), [*((w, torch.float32) for w in WAYS), *HALF_AND_DOUBLE], ids=str)
 def test_body_against_the_equation(way, dtype, tmp_path):
     names, add = WAYS[way]
@@ -108,6 +110,7 @@ def test_every_record_matches_its_operator():
 OPTIONAL = [(None, None, False), (None, None, True), (torch.tensor(0.3), None, True), (torch.full((4,), 0.3), 1, True)]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(("mix", "total", "add"), OPTIONAL, ids=["published", "erase", "scalar", "channels"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_torch_operator_is_sound(mix, total, add, dtype):

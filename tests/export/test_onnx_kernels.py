@@ -143,6 +143,7 @@ NODES = {  # fused nodes of a GPT-2 of two blocks
 SLOW = pytest.mark.matrix
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", [n if n in ("short_swa", "attnres") else pytest.param(n, marks=SLOW) for n in NODES])
 def test_whole_models(name, library, tmp_path):
     """Every fused node of an exported model, run by kernel and by body, at sizes it was not traced with."""

@@ -35,6 +35,7 @@ def made(method, start, spread=0.3):
     return model, new
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("cls", "options"), [(AttnRes, {}), (AttnRes, {"block": 3}), (DenseFormer, {}), (DCA, {}),
                                               (DCA, {"k": 1}), (MUDD, {}), (DeltaAttnRes, {})])  # fmt: skip
 def test_published_starts_that_keep_the_function_do(cls, options):

@@ -63,6 +63,7 @@ class Lanes(Method):
         return WideStream(Expand(self.n), reads, [Write() for _ in places], Readout(self.n, "mean", factory))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", ["gpt_neox", "bert"])  # parallel branches; a norm behind the add
 def test_it_starts_exactly_learns_and_follows_its_equations(name):
     model, inputs = host(name, layers=2), BY_NAME[name].inputs(2, 5)

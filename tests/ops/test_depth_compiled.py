@@ -53,6 +53,7 @@ def leaves(args):
     return [*sources, *(t for t in rest if t is not None)]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
@@ -80,6 +81,7 @@ def test_grouped_reads_follow_the_equations(count, kind, dtype, tolerance):
         torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("count", "backend", "dtype"),
     [
@@ -150,6 +152,7 @@ def test_the_remainder_comes_first():
         assert sum(sizes) == count and all(s == GROUP for s in sizes[1:]) and 1 <= sizes[0] <= GROUP
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "method",
     [AttnRes(), AttnRes(recompute=True), pytest.param(DeltaAttnRes(), marks=pytest.mark.matrix)],

@@ -129,6 +129,7 @@ def test_eager_calls_the_kernels_forward_and_backward(name, variant, kernels):
         torch.testing.assert_close(a, e)
 
 
+@pytest.mark.every(2)
 @every
 def test_gradients_of_gradients_take_the_formula(name, variant, kernels):
     public, _, _, bind, tensors = case(name, variant)
@@ -193,6 +194,7 @@ def test_batched_backward_takes_the_formula(name, variant, kernels):
     assert kernels == ["forward"]
 
 
+@pytest.mark.every(3)
 @every
 def test_compiled_and_exported_stay_open(name, variant, kernels):
     public, formula, _, bind, tensors = case(name, variant)

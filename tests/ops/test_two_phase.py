@@ -128,6 +128,7 @@ def _graphs(depth: int) -> int:
     return counter.frame_count
 
 
+@pytest.mark.matrix
 def test_a_deeper_model_compiles_no_more_blocks():
     counts = [_graphs(depth) for depth in (8, 10, 12)]
     assert counts[0] == counts[1] == counts[2] <= 12, "the reads ahead stand outside the blocks"
@@ -158,6 +159,7 @@ def test_compiled_it_computes_the_same(backend, start, recompute):
         torch.testing.assert_close(results[0], other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.matrix
 def test_exported_to_onnx(tmp_path):
     _, new, inputs = _pair("gpt2")
     path = tmp_path / "model.onnx"

@@ -103,6 +103,7 @@ def test_compiled_blocks_and_kept_reads_are_seen_once():
     np.testing.assert_array_equal(quantity.by_depth(), [[0, 1, np.nan], [0, 0, 1]])
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("mode", "name", "shape"),
     [

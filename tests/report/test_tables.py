@@ -106,6 +106,7 @@ def test_reports_of_real_models_say_everything():
     assert text.count("x 2 blocks") == 2
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("mode", ["denseformer", "short_swa", "mhc"])
 def test_methods_of_every_scope_are_named(mode):
     _, new, _ = rewritten("gpt2", mode)

@@ -54,6 +54,7 @@ def _step(model, inputs, seed: int = 3):
     return output.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("mode", ["ddl", "denseformer"])
 def test_equal_blocks_share_one_compiled_function(mode):
     counts = []

@@ -33,6 +33,7 @@ def rewritten(mode):
     return new
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("mode", ["ddl", "attnres", "short_swa"])
 def test_a_call_like_none_before_compiles_whole(mode):
     mask = torch.ones_like(IDS)

@@ -18,6 +18,7 @@ from resfx.runtime.huggingface import ShortState
 SPLITS = [[5, 4, 1, 3], [6, 1, 1, 3, 1, 1]]  # a prompt in two calls; tokens one at a time and a few at once
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("splits", SPLITS, ids=str)
 @pytest.mark.parametrize("host, method", pairs(CAUSAL, {("gpt2", "swa"), ("llama", "lean")}))
 def test_any_split_into_calls_equals_one_call(host, method, splits):
@@ -107,7 +108,8 @@ def test_an_empty_cache_that_the_caller_made():
     torch.testing.assert_close(again.logits, first.logits, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["sliding_attention", pytest.param("full_attention", marks=pytest.mark.matrix)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("kind", ["sliding_attention", "full_attention"])
 def test_hosts_whose_layers_are_all_of_one_kind(kind):
     """A host looks for its first layer of each kind in the cache: a mixer's state is neither."""
     config = copy.deepcopy(BY_NAME["gemma2"].make().config)
@@ -151,6 +153,7 @@ def test_tokens_cannot_be_taken_back():
                      do_sample=False, pad_token_id=0)  # fmt: skip
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("method", ["swa", "conv"])
 def test_a_mask_of_pairs_is_refused(method):
     """It does not say which positions are padding, nor where one of several packed texts begins."""

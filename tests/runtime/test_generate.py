@@ -15,6 +15,7 @@ OLD = Version(torch.__version__) < Version("2.12")
 AGREE = {("gpt2", "chunk"), ("llama", "canon")}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("host, method", pairs(CAUSAL, AGREE))
 def test_cached_and_uncached_generation_agree_token_for_token(host, method):
     new = acting(host, method)
@@ -35,6 +36,7 @@ def test_a_cache_of_fixed_size(host, method):
     assert torch.equal(static, generated(new, False, do_sample=False))
 
 
+@pytest.mark.matrix
 def test_a_cache_of_fixed_size_that_the_caller_makes():
     """The host must go on hiding its empty places, of which nothing but the cache tells."""
     from transformers import StaticCache

@@ -151,6 +151,7 @@ def test_gradients_go_back_as_what_is_sent_has_to_be():
     assert not torch.autograd.grad(model[2](model[1](sent)).square().sum(), sent)[0].is_contiguous()
 
 
+@pytest.mark.matrix
 def test_what_a_process_has_crosses_no_more():
     stages = resfx.split(made("attnres"), 4, args=(IDS,), ranks=2)
     assert [len(border) for border in stages.borders] == [4, 3, 3], "the stream, and what one block wrote"

@@ -56,6 +56,7 @@ def same(one, other, **inputs):
         return torch.equal(one(**inputs)[0], other(**inputs)[0])
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", ["gpt2", "t5"])  # a tied head; one table for encoder, decoder and head
 def test_ties_and_the_generation_config_come_back(name, tmp_path):
     model, shared, inputs = rewritten(name)
@@ -71,6 +72,7 @@ def test_ties_and_the_generation_config_come_back(name, tmp_path):
     assert set(again.state_dict()) == set(made.state_dict())
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "options", [{"max_shard_size": "3KB"}, {"variant": "half"}, {"state_dict": ...}, {"is_main_process": True}], ids=str
 )
@@ -99,6 +101,7 @@ def test_methods_compose_and_states_in_a_cache_work(tmp_path):
     )
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("cast", ["before", "after"])
 def test_bfloat16_comes_back_as_it_was_and_in_another_type_where_asked(cast, tmp_path):
     model = small().bfloat16() if cast == "before" else small()

@@ -19,6 +19,7 @@ from resfx.runtime.saved import recipe
 SAVED_V1 = Path(__file__).parent / "saved_v1"
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ["site_sequence", "depth", "wide"])
 def test_version_1_still_loads_and_is_saved_as_version_2(name, tmp_path):
     model, ids = exact_decoder(), exact_ids()

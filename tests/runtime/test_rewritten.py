@@ -17,6 +17,7 @@ from resfx.errors import VariantError
 CAUSAL = [h.name for h in HOSTS if h.causal]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "name", [n if n in ("llama", "falcon") else pytest.param(n, marks=pytest.mark.matrix) for n in CAUSAL]
 )
@@ -312,6 +313,7 @@ def test_traced_models_follow_train_and_eval():
     assert new(torch.randn(2, 3, 8)).shape == (2, 3, 8), "a traced graph has no shapes to guard"
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_generate_of_an_encoder_decoder_runs_the_rewritten_encoder(name):
     model, shared, inputs = rewritten(name)

@@ -55,6 +55,7 @@ def hold(model: nn.Module, stages, *args, **kwargs) -> None:
         torch.testing.assert_close(b, a, rtol=0, atol=1e-6 * float(a.abs().max()))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("method", METHODS)
 def test_stages_are_the_model(method):
     model = off_its_start(method)

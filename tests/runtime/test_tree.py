@@ -62,6 +62,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("mode", ["ddl", "mhc", "attnres"])
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_change_acts(what, mode):
@@ -215,6 +216,7 @@ class Around(nn.Module):
         return self.inner(*args, **kwargs)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("mode", ["ddl", "attnres", "hyper_connections", "canon"])
 @pytest.mark.parametrize("layers", [(0,), (1,), (0, 1)])
 def test_a_call_not_seen_before_of_blocks_that_were_wrapped_since(mode, layers):
@@ -258,6 +260,7 @@ def test_a_first_call_that_recomputes_its_activations():
     assert all(torch.equal(p.grad, new.get_parameter(n).grad) for n, p in model.named_parameters())
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("mode", ["ddl", "attnres", "mhc", "short_swa"])
 def test_a_model_built_on_meta_is_initialised_by_its_host(mode):
     transformers = pytest.importorskip("transformers")

@@ -77,6 +77,7 @@ def test_training_step_is_exact_with_the_same_seed(name):
     assert [k for k, g in ga.items() if g is not None and not torch.equal(g, gb[k])] == []
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_start_is_exact_in_bfloat16(name):
     host = BY_NAME[name]

@@ -42,6 +42,7 @@ def gradients_agree(model, compiled, inputs, tolerance):
         torch.testing.assert_close(x, y, atol=10 * tolerance, rtol=10 * tolerance)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("host, method", pairs(HOSTS, {("gpt2", "swa"), ("llama", "lean")}))
 def test_compiles_whole(host, method):
     new, inputs = acting(host, method, torch.float32)

@@ -18,6 +18,7 @@ DEFAULT = [("mhc", "gpt2"), ("hyper", "llama"), ("channel", "t5"), ("token", "vi
 ONE_READ = ("gpt2", "vit", "nanogpt")  # each branch reads the state once, through a norm that is one operator
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("method", "host"), both(DEFAULT, ALL))
 def test_start_is_exact_and_each_stream_is_one_run(method, host):
     model, new, inputs = rewritten(host, METHODS[method])
@@ -32,6 +33,7 @@ def test_start_is_exact_and_each_stream_is_one_run(method, host):
     assert sum(n.endswith(".collapse") for n in names) == BY_NAME[host].streams
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("method", "host"), both([("mhc", "llama"), ("token", "gpt2")], ALL))
 def test_start_is_exact_in_bfloat16(method, host):
     model = BY_NAME[host].make().bfloat16()

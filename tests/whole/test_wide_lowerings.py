@@ -62,6 +62,7 @@ def test_compiles_whole(method):
     assert all((x - y).abs().max() <= 1e-4 * x.abs().max() + 1e-6 for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("method", ["mhc", "token"])
 def test_save_and_load(method, tmp_path):
     model, kept, inputs = rewritten("gpt2", METHODS[method])

@@ -44,6 +44,7 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(calls(a), calls(b), strict=True))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("patch", PATCHES)
 @pytest.mark.parametrize("mode", ["ddl", "attnres"])
 def test_before_a_rewrite_it_is_rewritten(patch, mode):

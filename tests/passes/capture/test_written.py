@@ -86,6 +86,7 @@ def left(model: nn.Module) -> list[Any]:
     return out
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("block", [Kept, Counted, Logged, Tabled, Stepping])
 @pytest.mark.parametrize("mode", ["ddl", "attnres"])
 def test_what_a_block_does_beside_its_result_is_done(block, mode):

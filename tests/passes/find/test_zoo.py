@@ -35,6 +35,7 @@ def _assert_right(name: str) -> None:
     assert result.exact is not False, result.error
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", SOME)
 def test_some(name: str) -> None:
     _assert_right(name)
@@ -56,6 +57,7 @@ def test_expected_reads_conditions_and_repeats() -> None:
         expected(model, "Nothing 1")
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

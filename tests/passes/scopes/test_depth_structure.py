@@ -83,6 +83,7 @@ def test_only_chosen_blocks_read():
     assert [new.report.methods_at(s, "read") for s in new.report.sites] == [["attnres"]] * 2 + [[]] * 2
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(("method", "host"), [("attnres", "llama"), ("dca", "gpt2"), ("denseformer", "bert"),
                                               ("mudd", "nanogpt")])  # fmt: skip
 def test_deep_delta_learning_before_and_after_a_read(method, host):
@@ -156,6 +157,7 @@ class Alive(TorchDispatchMode):
 RECOMPUTED = ["attnres", "delta-block", "denseformer", "elc-normalized", "dca", "mudd", "depth-read", "vertical"]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("method", RECOMPUTED)
 def test_recomputed_reads_change_no_number_and_keep_less(method):
     model, inputs = BY_NAME["nanogpt"].make().bfloat16(), BY_NAME["nanogpt"].inputs(2, 9)

@@ -23,6 +23,7 @@ MODES = {
 }  # fmt: skip
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("modes", MODES.values(), ids=MODES)
 def test_every_new_module_is_on_record_and_every_call_of_one_is_marked(modes):
     new = resfx.rewrite(exact_decoder(), modes, args=(exact_ids(),), check=False)
@@ -146,6 +147,7 @@ class Pair(nn.Module):
         return x + self.attend(self.two, self.two.before(x))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("modes", [["short_swa", "mhc"], ["short_swa", "denseformer"]], ids=str)
 @pytest.mark.parametrize("parallel", [True, False])
 def test_mixers_beside_parallel_branches_and_several_in_one_owner(modes, parallel):

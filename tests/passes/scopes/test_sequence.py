@@ -26,6 +26,7 @@ def start_is_exact(host, modes, dtype):
     assert type(new).__name__ == type(model).__name__ and not hasattr(model, "resfx")
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("host, dtype", [
     *((h, torch.bfloat16) for h in HOSTS), ("gpt2", torch.float32),
 ])  # fmt: skip
@@ -44,6 +45,7 @@ def test_start_is_bit_exact_one_by_one(host, method, dtype):
 # -- causality and padding ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("host, method", pairs([*CAUSAL, "nanogpt", "t5", "bart", "whisper"], {"gpt2"}))
 def test_a_later_token_changes_nothing_before_it(host, method):
     new, inputs = acting(host, method)
@@ -57,6 +59,7 @@ def test_a_later_token_changes_nothing_before_it(host, method):
     assert (moved[:5] == 0).all() and (moved[5:] > 0).all()
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("host, method", pairs([*CAUSAL, "bert", "roberta"], PADDED))
 def test_padded_tokens_are_not_read(host, method):
     new, inputs = acting(host, method)
@@ -67,6 +70,7 @@ def test_padded_tokens_are_not_read(host, method):
     torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("host, method", pairs(CAUSAL, {("llama", "swa"), ("llama", "conv")}))
 def test_left_padding_changes_nothing_for_real_tokens(host, method):
     """Chunks lie where the padded text puts them: 3 positions of padding, a whole chunk, keep their places."""
@@ -210,6 +214,7 @@ def composed(*modes, host="llama"):
     return model, inputs
 
 
+@pytest.mark.matrix
 def test_methods_compose_in_any_order():
     swa, ddl = METHODS["swa"], resfx.DDL()
     first, inputs = composed(swa, ddl, host="gpt2")

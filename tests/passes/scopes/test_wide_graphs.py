@@ -224,6 +224,7 @@ def test_a_cache_is_filled_by_calls_that_hand_hidden_states_out():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.matrix
 def test_mixers_over_positions_are_branches_of_the_wide_stream():
     from resfx import ShortSWA
 

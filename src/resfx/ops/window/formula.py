@@ -171,13 +171,28 @@ def _blocked(q: Tensor, k: Tensor, v: Tensor, left: int, right: int, mask: Tenso
     before, after = left - (k.shape[-2] - size), right + count * block - size
     span = block + left + right
     queries = F.pad(q, (0, 0, 0, count * block - size)).unflatten(-2, (count, block))
-    keys = F.pad(k, (0, 0, before, after)).unfold(-2, span, block)  # (..., blocks, d_k, span)
-    values = F.pad(v, (0, 0, before, after)).unfold(-2, span, block)
+    keys = _spans(F.pad(k, (0, 0, before, after)), span, block)
+    values = _spans(F.pad(v, (0, 0, before, after)), span, block)
     readable = F.pad(_readable(k, mask), (before, after)).unfold(-1, span, block).unsqueeze(-2)
     offset = torch.arange(span, device=q.device) - torch.arange(block, device=q.device).unsqueeze(-1)
     allowed = readable & (offset >= 0) & (offset < width)
-    weights = _softmax(queries @ keys, allowed, scale).to(v.dtype)
-    return (weights @ values.transpose(-2, -1)).flatten(-3, -2)[..., :size, :]
+    weights = _softmax(queries @ keys.transpose(-2, -1), allowed, scale).to(v.dtype)
+    return (weights @ values).flatten(-3, -2)[..., :size, :]
+
+
+def _spans(x: Tensor, span: int, block: int) -> Tensor:
+    """``(..., blocks, span, d)``: the positions that each block of queries may read, of ``(..., length, d)``.
+
+    A view of what overlaps is the cheapest to read, but its gradient is a scatter, slower than the attention itself:
+    where gradients are recorded, each block is joined with the beginning of the next.
+    """
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return x.unfold(-2, span, block).transpose(-2, -1)
+    count = (x.shape[-2] - span) // block + 1
+    if count == 1:
+        return x.unsqueeze(-3)
+    blocks = F.pad(x, (0, 0, 0, 2 * block - span)).unflatten(-2, (count + 1, block))
+    return torch.cat([blocks[..., :-1, :, :], blocks[..., 1:, : span - block, :]], -2)
 
 
 def _chunks(q: Tensor, k: Tensor, v: Tensor, window: int, causal: bool, mask: Tensor | None, scale: float) -> Tensor:
