@@ -22,7 +22,7 @@ ONE = {
 }  # fmt: skip
 """Functions of tools that are tried in one mode."""
 
-CELLS = [pytest.param(*c, marks=pytest.mark.every(3)) for c in itertools.product(CHEAP, MODES)] + list(ONE.items())
+CELLS = [pytest.param(*c, marks=pytest.mark.every(5)) for c in itertools.product(CHEAP, MODES)] + list(ONE.items())
 REFUSED = {("removed", "attnres"), ("removed", "mhc"), ("jit", "ddl")}
 """What is refused by name."""
 

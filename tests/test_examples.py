@@ -38,12 +38,14 @@ def test_a_vision_transformer_trains_on_generated_images(capsys):
     assert "2 rewritten by attnres" in capsys.readouterr().out
 
 
+@pytest.mark.matrix
 def test_requests_join_and_leave_a_served_batch(capsys):
     answers = serve.main(["--width", "32", "--layers", "1", "--requests", "5", "--batch", "2", "--tokens", "4"])
     out = capsys.readouterr().out
     assert len(answers) == 5 and "checked in ONNX Runtime" in out and "same tokens: True" in out
 
 
+@pytest.mark.matrix
 def test_own_methods_in_each_scope_start_exactly_and_learn(capsys):
     losses = own_method.main(["--steps", "4"])
     assert all(last < first for first, last in losses.values())

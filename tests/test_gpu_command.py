@@ -56,6 +56,7 @@ def test_a_dry_run_checks_measures_and_writes_its_page(tmp_path):
     }
 
 
+@pytest.mark.matrix
 @needs_triton
 def test_parts_are_processes_and_are_not_made_twice(tmp_path):
     first = command(tmp_path, "--only", "check/weighted_sum")

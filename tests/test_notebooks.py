@@ -30,6 +30,7 @@ QUICK = notebooks.ROOT / "examples" / "own_method.py"
 LONG = [pytest.param(p, marks=pytest.mark.matrix) for p in (*notebooks.PAGES, *notebooks.EXAMPLES) if p != QUICK]
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("source", [QUICK, *LONG], ids=lambda p: p.stem)
 def test_it_runs(source, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")

@@ -20,8 +20,7 @@ METHODS = {
     "site": resfx.DDL(), "laurel": resfx.LAuReL(rank=2), "layer_scale": resfx.LayerScale(),
 }  # fmt: skip
 DEFAULT = [
-    ("attnres", "pre"), ("delta", "post"), ("depth-read", "relu"), ("elc-normalized", "tokens"), ("published", "pre"),
-    ("mhc", "relu"), ("frac", "post"), ("token", "tokens"), ("values", "pre"),
+    ("attnres", "pre"), ("delta", "post"), ("elc-normalized", "tokens"), ("mhc", "relu"), ("values", "pre"),
 ]  # fmt: skip
 # A norm that turns its input to normalise it gives Deep Delta Learning its context where the host is turned too.
 OTHER_CONTEXT = [(m, "post") for m in ("site", "values", "erase")]

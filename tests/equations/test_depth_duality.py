@@ -141,7 +141,7 @@ def test_depthwise_average_multiplies_once_per_source_and_feature():
     assert not added["matrix"]
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.parametrize(("method", "count"), [
     (resfx.AttnRes(), lambda L, d: 2 * d * 2 * L),
     (resfx.AttnRes(block=2), lambda L, d: 2 * d * 2 * L),

@@ -55,12 +55,11 @@ CASES = {
 }
 NEEDS_A_SUM = (resfx.AttnRes, resfx.DCA, resfx.ELC)
 BY_DEFAULT = """
-    attnres-gpt2-preserve attnres-block-t5-published attnres-phases-2-vit-preserve attnres-normalized-vit-published
-    delta-vit-preserve delta-null-qwen3-published denseformer-llama-preserve denseformer-1x3-vit-published
-    elc-vit-preserve elc-normalized-gpt_neox-published elc-weighted-gpt2-published elc-base-bert-preserve
-    dca-gpt2-preserve dca-printed-qwen3-published mudd-bert-published mudd-rq-gpt_neox-preserve mudd-2x2-vit-preserve
-    depth-read-full-llama-published depth-read-stream-bert-preserve depth-read-shared-vit-preserve
-    lambdas-vit-published lambdas-all-bert-preserve vertical-gpt2-preserve vertical-content-vit-published
+    attnres-gpt2-preserve attnres-block-t5-published attnres-phases-2-vit-preserve delta-vit-preserve
+    delta-null-qwen3-published denseformer-llama-preserve denseformer-1x3-vit-published elc-vit-preserve
+    elc-normalized-gpt_neox-published dca-gpt2-preserve dca-1-vit-preserve mudd-bert-published mudd-2x2-vit-preserve
+    depth-read-stream-bert-preserve depth-read-shared-vit-preserve lambdas-vit-published lambdas-all-bert-preserve
+    vertical-gpt2-preserve vertical-content-vit-published
 """.split()
 PRODUCT = [
     pytest.param(*CASES[case], name, start, id=f"{case}-{name}-{start}",

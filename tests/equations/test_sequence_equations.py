@@ -24,9 +24,8 @@ CONFIGS = {
     "conv-k": resfx.ShortConv(on="k", activation="none"),
 }  # fmt: skip
 DEFAULT = {
-    ("gpt2", "swa-sliding-residual"), ("gpt_neox", "swa-chunk-residual-rope"), ("qwen3", "swa-sliding-branch-rope"),
-    ("vit", "swa-chunk-branch"), ("gpt2", "swa-lean"), ("bert", "canon-ABCD"), ("llama", "canon-ABCD"),
-    ("qwen3", "conv"), ("gpt_neox", "conv-k"),
+    ("gpt2", "swa-sliding-residual"), ("gpt_neox", "swa-chunk-residual-rope"), ("vit", "swa-chunk-branch"),
+    ("gpt2", "swa-lean"), ("bert", "canon-ABCD"), ("qwen3", "conv"),
 }  # fmt: skip
 
 

@@ -47,10 +47,8 @@ FORMS = {
     "token published": DDL.repository(value_channels=2, compress="token", embed_conv=True, start="published"),
 }
 DEFAULT = [
-    ("hyper", "vit"), ("hyper learned", "bert"), ("mhc", "llama"), ("mhc permutation", "vit"), ("frac", "gpt_neox"),
-    ("mhc kronecker", "vit"), ("altup", "bert"), ("altup routed", "gpt_neox"),
-    ("channel", "bert"), ("channel sublayer", "gpt_neox"), ("channel write", "vit"), ("token", "gpt2"),
-    ("token embed", "qwen3"),
+    ("hyper", "vit"), ("mhc", "llama"), ("mhc permutation", "vit"), ("frac", "gpt_neox"), ("altup", "bert"),
+    ("channel", "bert"), ("channel sublayer", "vit"), ("token", "gpt2"), ("token embed", "qwen3"),
 ]  # fmt: skip
 MATRIX = [(form, name) for form in FORMS for name in HOSTS if (form, name) not in DEFAULT]
 

@@ -144,6 +144,7 @@ def test_in_bfloat16_the_nodes_are_there(tmp_path):
     assert kernels_in(tmp_path / "m.onnx") == ["CausalConvWithState"]
 
 
+@pytest.mark.every(2)
 @recent
 @pytest.mark.parametrize("mode", ["ddl", pytest.param("mhc", marks=pytest.mark.matrix), "hyper_connections"])
 def test_whole_models(mode, tmp_path):

@@ -37,6 +37,7 @@ def test_a_failed_check_leaves_everything_as_it_was(tmp_path, monkeypatch):
         assert contents(tmp_path) == before and not (tmp_path / "a").exists()
 
 
+@pytest.mark.matrix
 def test_a_failed_move_puts_the_old_files_back(tmp_path, monkeypatch):
     new = stack()
     to_onnx(new, tmp_path / "m.onnx", external_data=True, check=False)

@@ -13,7 +13,7 @@ OTHERS = {"mhc, 3": resfx.MHC(n=3), "frac_connections, 2": resfx.FracConnections
 STATED = {n: method_of(n) for n, cls in methods().items() if cls.saved} | OTHERS
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("name", STATED)
 def test_a_formula_is_what_is_kept(name, monkeypatch):
     monkeypatch.setattr(chunks, "FEW", 0)  # as sources are read that are too large to stack

@@ -111,7 +111,7 @@ def bytes_kept(call, parameters):
     return sum(size for address, size in found.items() if address not in known)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "config",

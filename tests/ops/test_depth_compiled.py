@@ -116,6 +116,7 @@ def test_scores_far_apart_do_not_overflow():
         torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.matrix
 @pytest.mark.skipif(torch.__version__ < "2.13", reason="earlier compilers write these regions out")
 def test_every_count_shares_its_regions():
     """A chain of reads over more sources each: as many regions as group sizes, not as reads.

@@ -27,6 +27,7 @@ def row_loops(function, *args):
     return code.count("for(int64_t x0=")
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("relative", [False, True])
 def test_a_read_and_the_norm_behind_it(relative):
     sources, query = [torch.randn(4, 32) for _ in range(5)], torch.randn(32)
@@ -73,6 +74,7 @@ def test_sums_over_all_rows_stay_in_float32_under_autocast(weighed):
     torch.testing.assert_close(got, column_sum(x, share))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kernel", [1, 4])
 def test_a_short_convolution_is_vectorised(kernel):
     place = Place(width=64, context_width=64, kind="mlp", depth=0, dtype=torch.float32, device=torch.device("cpu"))

@@ -185,7 +185,7 @@ def test_shapes_that_only_torch_broadcasts(calls):
     assert torch.equal(combine(state, weights[:1], unit), combine_formula(state, weights[:1], unit))
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("mode", ["ddl", resfx.DDL(value_channels=3), "attnres", "denseformer", "depth_read", "mhc",
                                   "hyper_connections", "canon", "short_swa"], ids=str)  # fmt: skip
 def test_the_start_is_exact_and_training_sees_what_evaluation_does(mode, calls):

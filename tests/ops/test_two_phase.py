@@ -93,6 +93,7 @@ def test_both_phases_run_in_float32_under_autocast():
     assert all(map(torch.equal, got, read()))
 
 
+@pytest.mark.matrix
 def test_the_parameters_are_those_of_the_one_phase_form():
     one, two, inputs = _pair("llama")
     assert one.new_parameters().keys() == two.new_parameters().keys()
@@ -100,6 +101,7 @@ def test_the_parameters_are_those_of_the_one_phase_form():
     torch.testing.assert_close(one(**inputs).logits, two(**inputs).logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.matrix
 def test_reads_of_chosen_blocks_only():
     one, two, inputs = _pair("llama", include="model.layers.1")
     torch.testing.assert_close(one(**inputs).logits, two(**inputs).logits, rtol=1e-4, atol=1e-5)
@@ -134,6 +136,7 @@ def test_a_deeper_model_compiles_no_more_blocks():
     assert counts[0] == counts[1] == counts[2] <= 12, "the reads ahead stand outside the blocks"
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("backend", "start", "recompute"), [
     ("aot_eager", "preserve", True),
     pytest.param("aot_eager", "published", False, marks=pytest.mark.matrix),

@@ -58,6 +58,7 @@ def test_a_call_like_none_before_with_a_cache_says_how_to_compile_it_whole():
         whole(IDS, **given_cache(new, cache))
 
 
+@pytest.mark.matrix
 @reads_objects
 @torch.no_grad()
 def test_a_call_like_none_before_runs_where_graphs_may_end():

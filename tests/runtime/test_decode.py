@@ -33,6 +33,7 @@ def test_any_split_into_calls_equals_one_call(host, method, splits):
     assert mixers == {s.name for s in cache.layers if isinstance(s, ShortState)}
 
 
+@pytest.mark.matrix
 def test_encoder_decoder_cache():
     new = acting("t5", "swa", torch.float64)
     ids, mask, base = tokens(2, 8, 3), torch.ones(2, 8, dtype=torch.long), {"input_ids": tokens(2, 6)}
@@ -54,6 +55,7 @@ def bytes_per_block(host: str, method: str) -> int:
     return 4 * 2 * (window - 1) * inner + (window - 1) + counter  # keys and values, a flag each; where its chunk began
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("host, method", pairs(["gpt2", "llama"], {("gpt2", "swa")}))
 def test_state_bytes_do_not_grow_with_the_text(host, method):
     new, batch = acting(host, method), 2
@@ -66,6 +68,7 @@ def test_state_bytes_do_not_grow_with_the_text(host, method):
         assert sum(stored.values()) == batch * 2 * bytes_per_block(host, method), "no view holds more than it shows"
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("host, method", pairs(CAUSAL, {("gpt2", "canon")}))
 def test_one_cache_continued_in_two_ways(host, method):
     """A later token changes nothing that was kept before it, and a state that was read is still what it was."""

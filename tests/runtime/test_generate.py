@@ -29,6 +29,7 @@ def test_cached_and_uncached_generation_agree_token_for_token(host, method):
     assert not torch.equal(greedy, plain), "the mixers must matter for this test to mean anything"
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("host, method", pairs(CAUSAL, {("llama", "lean")}))
 def test_a_cache_of_fixed_size(host, method):
     new = acting(host, method)
@@ -111,6 +112,7 @@ def exported(new, folder):
     return (runtime.InferenceSession(folder / name) for name in ("prefill", "step"))
 
 
+@pytest.mark.matrix
 @pytest.mark.skipif(OLD, reason="torch 2.11 lowers a row that attends to nothing to other values; the check says so")
 @pytest.mark.parametrize("host, method", pairs(["gpt2", "llama"], {("gpt2", "lean")}))
 def test_a_loop_in_onnx_runtime_generates_the_same_tokens(host, method, tmp_path):

@@ -86,6 +86,7 @@ def in_process(rank: int, method: str, folder: str):
     return found
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("method", ["attnres", pytest.param("mhc", marks=pytest.mark.matrix)])
 def test_two_processes_train_as_one(method, tmp_path):
     model, losses = made(method), []

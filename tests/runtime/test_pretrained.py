@@ -90,6 +90,7 @@ def test_another_process_writes_nothing(new, tmp_path):
     assert not (tmp_path / "recipe.json").exists()
 
 
+@pytest.mark.matrix
 def test_methods_compose_and_states_in_a_cache_work(tmp_path):
     made = resfx.rewrite(small(), ["short_swa", "mhc"], args=(tokens(2, 7),))
     randomise(made)

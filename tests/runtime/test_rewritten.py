@@ -217,6 +217,7 @@ def test_no_grad_regions_do_not_leak():
     assert new(**inputs).logits.requires_grad
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "name", ["llama", *(pytest.param(n, marks=pytest.mark.matrix) for n in ("gpt2", "bert", "vit", "t5"))]
 )
@@ -240,6 +241,7 @@ def test_compiles_whole_with_dynamic_sizes(name):
         torch.testing.assert_close(grads[0][key], grads[1][key], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.matrix
 def test_inductor_forward_and_backward():
     torch._dynamo.reset()
     new = copy.deepcopy(rewritten("nanogpt")[1])

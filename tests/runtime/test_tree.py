@@ -157,6 +157,7 @@ def test_known_and_unknown_calls_in_threads():
     assert len(got) == len(calls) and all(torch.allclose(w, got[i], atol=1e-6) for i, w in enumerate(want))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("padded", [False, True])
 def test_mixers_learn_of_padding_that_the_first_call_did_not_have(padded):
     """What the rewrite was made with had no mask; a padded call must give each row what it gets alone."""
@@ -216,7 +217,7 @@ class Around(nn.Module):
         return self.inner(*args, **kwargs)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(7)
 @pytest.mark.parametrize("mode", ["ddl", "attnres", "hyper_connections", "canon"])
 @pytest.mark.parametrize("layers", [(0,), (1,), (0, 1)])
 def test_a_call_not_seen_before_of_blocks_that_were_wrapped_since(mode, layers):
@@ -260,7 +261,7 @@ def test_a_first_call_that_recomputes_its_activations():
     assert all(torch.equal(p.grad, new.get_parameter(n).grad) for n, p in model.named_parameters())
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(4)
 @pytest.mark.parametrize("mode", ["ddl", "attnres", "mhc", "short_swa"])
 def test_a_model_built_on_meta_is_initialised_by_its_host(mode):
     transformers = pytest.importorskip("transformers")

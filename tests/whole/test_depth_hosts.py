@@ -37,9 +37,8 @@ def moved(kept):
 
 
 EXACT = pairs(
-    "denseformer-gpt2", "attnres-llama", "attnres-block-t5", "attnres-phases-bert", "delta-bert",
-    "depth-read-full-vit", "elc-bert", "elc-weighted-nanogpt", "dca-gpt_neox", "dca-1-falcon", "mudd-gpt2",
-    "vertical-vit",
+    "denseformer-gpt2", "attnres-llama", "attnres-phases-bert", "delta-bert", "depth-read-full-vit", "elc-bert",
+    "dca-gpt_neox", "mudd-gpt2", "vertical-vit",
 )  # fmt: skip
 
 
@@ -177,8 +176,7 @@ def test_generate_with_a_cache_is_generate_without(method, host, moved):
     assert torch.equal(new.generate(tokens(2, 5), **options), want)
 
 
-@pytest.mark.every(2)
-@pytest.mark.parametrize(("method", "host"), pairs("mudd-gpt2", "dca-1-bart"))
+@pytest.mark.parametrize(("method", "host"), pairs("mudd-gpt2"))
 def test_save_and_load(method, host, moved, tmp_path):
     model, new, inputs = moved
     resfx.save(new, tmp_path / "kept")
@@ -187,6 +185,7 @@ def test_save_and_load(method, host, moved, tmp_path):
     assert equal(new(**inputs), again(**inputs))
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("method", "host"), pairs("mudd-nanogpt"))
 def test_onnx_runtime_agrees(method, host, moved, tmp_path):
     _, new, inputs = moved

@@ -87,6 +87,7 @@ def grows_with_the_square(node, symbol) -> bool:
     return long > 5 * short
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("host, method", [
     pytest.param(h, m, marks=() if (h, m) == ("llama", "swa") else pytest.mark.matrix)
     for h in HOSTS if h != "vit" for m in METHODS  # an image keeps its size: its length is no symbol

@@ -74,7 +74,7 @@ KERNELS = {"windowed_attention": "window.triton"} | {
 }
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.skipif(INTERPRETED, reason="the Triton interpreter compiles nothing")
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, *(pytest.param(t, marks=pytest.mark.matrix)

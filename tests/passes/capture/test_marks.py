@@ -40,7 +40,7 @@ class Net(nn.Module):
         return x[...]
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(4)
 @pytest.mark.parametrize("mode", ["ddl", "mhc", "attnres"])
 @pytest.mark.parametrize("name", IDENTITIES)
 def test_a_model_that_does_nothing_in_some_way(name, mode):

@@ -23,7 +23,7 @@ MODES = {
 }  # fmt: skip
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("modes", MODES.values(), ids=MODES)
 def test_every_new_module_is_on_record_and_every_call_of_one_is_marked(modes):
     new = resfx.rewrite(exact_decoder(), modes, args=(exact_ids(),), check=False)

@@ -181,6 +181,7 @@ def test_streams_that_cannot_be_widened_say_why():
         resfx.rewrite(new, MHC())
 
 
+@pytest.mark.matrix
 def test_a_wide_stream_leaves_no_room_for_reads_over_depth_or_later_mixers():
     host = BY_NAME["gpt2"]
     _, wide, inputs = rewritten("gpt2", MHC())
