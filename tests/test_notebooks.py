@@ -27,7 +27,7 @@ def test_it_is_made_of_its_source(source):
 
 
 QUICK = notebooks.ROOT / "examples" / "own_method.py"
-LONG = [pytest.param(p, marks=pytest.mark.matrix) for p in (*notebooks.PAGES, *notebooks.EXAMPLES) if p != QUICK]
+LONG = [p for p in (*notebooks.PAGES, *notebooks.EXAMPLES) if p != QUICK]
 
 
 @pytest.mark.matrix

@@ -59,7 +59,8 @@ BY_DEFAULT = """
     delta-null-qwen3-published denseformer-llama-preserve denseformer-1x3-vit-published elc-vit-preserve
     elc-normalized-gpt_neox-published dca-gpt2-preserve dca-1-vit-preserve mudd-bert-published mudd-2x2-vit-preserve
     depth-read-stream-bert-preserve depth-read-shared-vit-preserve lambdas-vit-published lambdas-all-bert-preserve
-    vertical-gpt2-preserve vertical-content-vit-published
+    vertical-gpt2-preserve vertical-content-vit-published elc-base-llama-published depth-read-qwen3-preserve
+    dca-gpt_neox-published delta-block-t5-preserve
 """.split()
 PRODUCT = [
     pytest.param(*CASES[case], name, start, id=f"{case}-{name}-{start}",
@@ -69,12 +70,12 @@ PRODUCT = [
 ]  # fmt: skip
 
 
-def test_the_default_slice_has_every_method_twice_and_every_host():
+def test_the_default_slice_has_every_method_and_every_host_twice():
     slice_ = [p.values for p in PRODUCT if not p.marks]
     assert len(slice_) == len(BY_DEFAULT), "a name in BY_DEFAULT is no case"
     methods, hosts = [v[0] for v in slice_], [v[3] for v in slice_]
     assert all(methods.count(cls) >= 2 for cls, *_ in CASES.values())
-    assert set(hosts) == set(HOSTS)
+    assert all(hosts.count(name) >= 2 for name in HOSTS)
 
 
 @functools.cache
