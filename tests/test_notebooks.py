@@ -26,12 +26,8 @@ def test_it_is_made_of_its_source(source):
         assert ending.startswith("if __name__")
 
 
-QUICK = notebooks.ROOT / "examples" / "own_method.py"
-LONG = [p for p in (*notebooks.PAGES, *notebooks.EXAMPLES) if p != QUICK]
-
-
 @pytest.mark.matrix
-@pytest.mark.parametrize("source", [QUICK, *LONG], ids=lambda p: p.stem)
+@pytest.mark.parametrize("source", [*notebooks.PAGES, *notebooks.EXAMPLES], ids=lambda p: p.stem)
 def test_it_runs(source, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
