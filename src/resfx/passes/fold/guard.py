@@ -21,6 +21,7 @@ from resfx.passes.capture.structure import Flattener, Template, varied
 from .likeness import Likeness
 
 Shape = Callable[[Sequence[torch.Tensor]], bool]
+Way = tuple[str, ...]  # attributes and submodules, one after the other
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Guard:
         kinds: their types and devices.
         shapes: a predicate over them.
         reads: attributes that the code's own Python read: the way from the module, and what was there.
+        held: where it read objects that have attributes of their own: the way, the class, and another way to the same.
         lists: lists of modules that the code goes through, the way to each, and the names in it.
         autocast: as it was.
         grad: whether it is good for calls with gradients.
@@ -73,8 +75,9 @@ class Guard:
     used: tuple[Any, ...]
     kinds: tuple[tuple[torch.dtype, torch.device], ...]
     shapes: Shape
-    reads: tuple[tuple[tuple[str, ...], Any], ...]
-    lists: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    reads: tuple[tuple[Way, Any], ...]
+    held: tuple[tuple[Way, type, Way], ...]
+    lists: tuple[tuple[Way, tuple[str, ...]], ...]
     autocast: tuple[Any, ...]
     grad: bool
     varying: set[tuple[type, str]]
@@ -86,7 +89,7 @@ class Guard:
     def same(self, other: Any) -> bool:
         """Whether another guard accepts the same calls."""
         parts = attrgetter(
-            "arguments", "objects", "free", "used", "kinds", "shapes", "reads", "lists", "autocast", "grad"
+            "arguments", "objects", "free", "used", "kinds", "shapes", "reads", "held", "lists", "autocast", "grad"
         )
         return isinstance(other, Guard) and parts(self) == parts(other)
 
@@ -104,6 +107,10 @@ class Guard:
         for way, value in self.reads:
             now = look_up(module, way)
             if type(now) is not type(value) or now != value:
+                return f"attribute {'.'.join(way)!r}"
+        for way, cls, other in self.held:
+            found = look_up(module, way)
+            if type(found) is not cls or (other != way and found is not look_up(module, other)):
                 return f"attribute {'.'.join(way)!r}"
         for way, names in self.lists:
             if names_in(look_up(module, way)) != names:
@@ -138,12 +145,17 @@ def names_in(module: Any) -> tuple[str, ...]:
     return tuple(held_modules(module)) if isinstance(module, nn.Module) else ()
 
 
-def look_up(module: Any, way: tuple[str, ...]) -> Any:
+def look_up(module: Any, way: Way) -> Any:
     """What a way of attributes and submodules leads to, through what is wrapped around them; ``None`` if nowhere."""
     for name in way:
-        found = getattr(module, name, None)
-        while found is None and isinstance(module, nn.Module) and len(held_modules(module)) == 1:
+        found = getattr(module, name, _NOWHERE)
+        while found is _NOWHERE and isinstance(module, nn.Module) and len(held_modules(module)) == 1:
             (module,) = held_modules(module).values()
-            found = getattr(module, name, None)
+            found = getattr(module, name, _NOWHERE)
+        if found is _NOWHERE:
+            return None
         module = found
     return module
+
+
+_NOWHERE: Any = object()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import fx, nn
 
 from resfx.passes.capture.clone import signature_of
 from resfx.passes.capture.guards import Length, shape_guard
+from resfx.passes.capture.marking.watch import Held
 
-from .guard import Guard, autocast_state, names_in
+from .guard import Guard, Way, autocast_state, names_in
 from .plan import Plan, from_function, is_size, known_in, only_handed_on
 from .region import Region
 from .values import bound
+
+_LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[type, str]]) -> Guard:
@@ -23,14 +29,8 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[t
     """
     own = tuple(region.path.split(".")) if region.path else ()
     generated = [r for r in region.below() if r.generated]
-    reads = {w[len(own) :]: v for r in generated for w, v in r.call.reads.items() if w[: len(own)] == own}
-    lists = {
-        way: names_in(child)
-        for r in generated
-        for name, child in module.get_submodule(_below(r, own)).named_children()
-        for way in [tuple(p for p in (*_below(r, own).split("."), name) if p)]
-        if isinstance(child, (nn.ModuleList, nn.ModuleDict))
-    }
+    reads, held = _read(generated, own)
+    lists = {w: names for r in generated for w, names in _lists(module.get_submodule(_below(r, own)), _way(r, own))}
     free = frozenset(i for i, m in region.enters.items() if only_handed_on(plan, m) and from_function(plan, m))
     # The code's Python may have looked at the sizes of whatever it was handed, though its graph does not show it.
     given = [(i, region.enters[i].meta["val"]) for i in sorted(set(region.enters) - free)]
@@ -41,6 +41,7 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[t
     place = {leaf: (o.number, i) for o in objects for i, leaf in enumerate(o.leaves)}
     inside = {place[x]: x for r in generated for n in r.nodes for x in n.all_input_nodes if x in place}
     looked = {around[n] for r in generated for n in r.call.looked_into} | {number for number, _ in inside}
+    looked |= {o.number for o in objects if o.unseen}
     seen = {o.number for o in objects if o.given and o.number in looked}
     inside |= {at: leaf for leaf, at in place.items() if at[0] in seen and isinstance(leaf, fx.Node)}
     values = [*tensors.values(), *(Length(v) if is_size(x) else v for x in inside.values() for v in [x.meta["val"]])]
@@ -50,10 +51,38 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[t
         free=free,
         used=(*tensors, *inside), kinds=tuple((v.dtype, v.device) for v in values),
         shapes=shape_guard(values, plan.capture.known), reads=tuple(reads.items()),
-        lists=tuple(lists.items()), autocast=autocast_state(), grad=plan.capture.grad, varying=varying,
+        held=tuple((way, *known) for way, known in held.items()), lists=tuple(lists.items()),
+        autocast=autocast_state(), grad=plan.capture.grad, varying=varying,
     )  # fmt: skip
+
+
+def _read(generated: list[Region], own: Way) -> tuple[dict[Way, Any], dict[Way, tuple[type, Way]]]:
+    """What the code's Python read: values, and objects that have attributes of their own."""
+    values: dict[Way, Any] = {}
+    objects: dict[Way, tuple[type, Way]] = {}
+    for (owner, name), value in [item for r in generated for item in r.call.reads.items()]:
+        if (way := owner.way_from(own)) is None:
+            continue
+        if not isinstance(value, Held):
+            values[*way, name] = value
+        elif (shared := value.owned.way_from(own)) is not None:  # what is read of it is told by this way
+            objects[*way, name] = value.cls, shared
+    return values, objects
+
+
+def _lists(module: nn.Module, way: Way) -> Iterator[tuple[Way, tuple[str, ...]]]:
+    """The lists of modules that a module's code may go through: itself, and those it holds."""
+    if isinstance(module, _LISTS):
+        yield way, names_in(module)
+    for name, child in module.named_children():
+        if isinstance(child, _LISTS):
+            yield from _lists(child, (*way, name))
 
 
 def _below(region: Region, own: tuple[str, ...]) -> str:
     """A call's module as seen from the one that is called ``own``."""
-    return ".".join((region.path or "").split(".")[len(own) :])
+    return ".".join(_way(region, own))
+
+
+def _way(region: Region, own: Way) -> Way:
+    return tuple((region.path or "").split("."))[len(own) :] if region.path else ()

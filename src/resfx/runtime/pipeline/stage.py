@@ -71,14 +71,14 @@ class Stage(Holder):
         values = [n.meta["val"] for n in (*stage.takes, *stage.inputs.values())]
         self._guard = Guard(
             arguments=stage.fixed, objects={}, free=frozenset(), used=(), kinds=(),
-            shapes=lambda tensors: True, reads=(), lists=(), autocast=autocast_state(), grad=capture.grad,
+            shapes=lambda tensors: True, reads=(), held=(), lists=(), autocast=autocast_state(), grad=capture.grad,
             varying=set(),
         )  # fmt: skip
         self._kinds = [(v.dtype, v.device) for v in values]
         self._fits = shape_guard(values, capture.known)
         self._presets = {} if number else presets
         self._bind = None if number else binder(class_before(tree))
-        self._mode = tree.training if any("training" in way for way in capture.calls[0].reads) else None
+        self._mode = tree.training if any(name == "training" for _, name in capture.calls[0].reads) else None
         self.train(tree.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

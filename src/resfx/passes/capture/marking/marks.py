@@ -25,7 +25,7 @@ from resfx.passes.capture.objects import fields_of, fill
 from resfx.passes.capture.structure import Flattener, Template, innermost
 
 from .record import CallRecord, MethodOf, Passed, enter, keep, leave
-from .watch import Watch, below, kept, plain
+from .watch import Owned, Watch, below, kept, plain
 from .writes import State, Written
 
 T = TypeVar("T")
@@ -109,8 +109,8 @@ class Recorder:
         flat = Flattener(known=self._values[:-1])
         passed.first = flat.state(value)
         self._note("hold", passed, flat.leaves)
-        if self._watch is not None:
-            self._watch.add(value, passed)
+        seen = self._watch is not None and self._watch.add(value, passed) and not isinstance(value, (dict, list))
+        passed.unseen = not seen
         return passed.number
 
     def _read(self, key: Any, name: str, value: Any) -> None:
@@ -121,8 +121,11 @@ class Recorder:
         written.read(_place(key), name, value)
         if isinstance(key, Passed):
             call.looked_into.add(key.number)
-        elif plain(value) and not written.has(_place(key), name):
-            call.reads.setdefault((*key, name), kept(value))
+        elif not written.has(_place(key), name):
+            if plain(value):
+                call.reads.setdefault((key, name), kept(value))
+            elif self._watch is not None and (held := self._watch.held(value)) is not None:
+                call.reads.setdefault((key, name), held)
 
     def _wrote(self, value: Any, key: Any, name: str, before: Any) -> None:
         if self.current is not None and not self._quiet and not self._inside:
@@ -197,9 +200,13 @@ class Recorder:
         self._watch = Watch(self._read, self._method, self._wrote)
         with contextlib.ExitStack() as stack:
             stack.callback(self.stop_watching)
+            found: dict[int, tuple[Any, list[tuple[str, ...]]]] = {}
             for value, way in below(clone):
-                self.owned[id(value)] = (*self.owned.get(id(value), ()), ".".join(way))
-                self._watch.add(value, way)
+                found.setdefault(id(value), (value, []))[1].append(way)
+            for value, ways in found.values():
+                owned = Owned(tuple(ways))
+                self.owned[id(value)] = owned.paths
+                self._watch.add(value, owned)
             for name, module in clone.named_modules():
                 if name:
                     self._listen(stack, name, module)
@@ -282,7 +289,7 @@ _MARKS = {"enter": enter, "leave": leave, "keep": keep}
 
 def _place(key: Any) -> Template:
     """What a watched object is in templates."""
-    return ("known", key.number) if isinstance(key, Passed) else ("owned", (".".join(key),))
+    return ("known", key.number) if isinstance(key, Passed) else ("owned", key.paths)
 
 
 class _Meeting(Flattener):

@@ -76,7 +76,7 @@ class CallRecord:
         given, result: templates of ``(args, kwargs)`` and of the result; leaves are numbered as the marks are,
             ``("known", i)`` is the recorder's object ``i``.
         done: whether the call returned.
-        reads: attributes that its own code read, by the way from the root of the tree.
+        reads: attributes that its own code read, by what has each (an ``Owned``) and the name.
         looked_into: numbers of objects whose attributes its own code read.
         writes: what its own code does beside its result.
         alters: whether it, a method of an object, left other values in the object's attributes.
@@ -88,7 +88,7 @@ class CallRecord:
     given: Template = ("const", type(None), None)
     result: Template = ("const", type(None), None)
     done: bool = False
-    reads: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    reads: dict[tuple[Any, str], Any] = field(default_factory=dict)
     looked_into: set[int] = field(default_factory=set)
     writes: list[Write] = field(default_factory=list)
     alters: bool = False
@@ -127,6 +127,7 @@ class Passed:
         given: whether it came with the arguments of the whole capture.
         inside: an object met before that holds it, by number, and the attributes that lead to it from there.
         held_by: the same for objects met later.
+        unseen: whether it cannot be told what is read of it.
     """
 
     number: int
@@ -137,3 +138,4 @@ class Passed:
     leaves: list[fx.Node] = field(default_factory=list)
     inside: tuple[int, tuple[str, ...]] | None = None
     held_by: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
+    unseen: bool = False

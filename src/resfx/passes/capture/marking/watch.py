@@ -9,10 +9,12 @@ from __future__ import annotations
 import copy
 import enum
 import functools
+import inspect
 import threading
 import types
 from collections.abc import Callable, Hashable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,8 +23,36 @@ from resfx.passes.capture.objects import WATCH
 
 MISSING: Any = object()
 _OWN = frozenset(vars(nn.Module())) | {WATCH}  # what a module has of torch: the rest is its author's
-_PLAIN = (bool, int, float, str, type(None), enum.Enum)
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), enum.Enum)
+_LASTING = (type, torch.dtype, torch.device, types.BuiltinFunctionType)  # one object, in a copy of a tree as well
 Tell = Callable[[Any, str, Any], None]
+
+
+@dataclass(eq=False, frozen=True)
+class Owned:
+    """A module of the traced tree, or an object that modules of it hold for an attribute.
+
+    Attributes:
+        ways: the attributes that lead to it from the root: one for each that has it.
+    """
+
+    ways: tuple[tuple[str, ...], ...]
+
+    @functools.cached_property
+    def paths(self) -> tuple[str, ...]:
+        """The ways, dotted."""
+        return tuple(".".join(way) for way in self.ways)
+
+    def way_from(self, own: tuple[str, ...]) -> tuple[str, ...] | None:
+        """The shortest way from the module ``own``; ``None`` where none leads past it."""
+        return min((w[len(own) :] for w in self.ways if w[: len(own)] == own), key=len, default=None)
+
+
+class Held(NamedTuple):
+    """What was read where an attribute has an object that has attributes itself: those that count are told apart."""
+
+    cls: type
+    owned: Owned
 
 
 class Watch:
@@ -54,6 +84,11 @@ class Watch:
         self._watched[id(value)] = (value, cls, key)
         return True
 
+    def held(self, value: Any) -> Held | None:
+        """What an object of the tree is known as."""
+        _, cls, key = self._watched.get(id(value), (None, None, None))
+        return Held(cls, key) if cls is not None and isinstance(key, Owned) else None
+
     def end(self) -> None:
         """Give every object its class back."""
         for value, cls, _ in self._watched.values():
@@ -83,10 +118,10 @@ def _telling(cls: Hashable) -> type:
         if name[:1] != "_" or (name[:2] != "__" and name not in _OWN):
             held = object.__getattribute__(self, "__dict__")
             if (watch := held.get(WATCH)) is not None:
-                if name in held:
-                    watch[0].read(watch[1], name, value)
-                elif isinstance(value, types.MethodType):
+                if isinstance(value, types.MethodType) and name not in held:
                     return watch[0].method(watch[1], value)
+                if name in held or not hasattr(inspect.getattr_static(base, name, None), "__get__"):
+                    watch[0].read(watch[1], name, value)  # what a property reads is told of by itself
         return value
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
@@ -118,14 +153,18 @@ def _telling(cls: Hashable) -> type:
 
 
 def plain(value: Any, depth: int = 0) -> bool:
-    """Whether a value can be compared later: numbers, texts, and containers of such."""
-    if isinstance(value, _PLAIN):
+    """Whether a value can be compared later: numbers, texts, functions, types, and what holds only such."""
+    if isinstance(value, (*_PLAIN, *_LASTING)):
         return True
+    if isinstance(value, types.FunctionType):  # a copy of a tree may have another that closes over its own modules
+        return not value.__closure__ and not value.__defaults__
     if depth > 4:
         return False
-    if type(value) in (list, tuple, set, frozenset):
-        return all(plain(v, depth + 1) for v in value)
-    return type(value) is dict and all(plain(k) and plain(v, depth + 1) for k, v in value.items())
+    if isinstance(value, dict):
+        return all(plain(k) and plain(v, depth + 1) for k, v in value.items())
+    if isinstance(value, types.SimpleNamespace):
+        return all(plain(v, depth + 1) for v in vars(value).values())
+    return isinstance(value, (list, tuple, set, frozenset)) and all(plain(v, depth + 1) for v in value)
 
 
 def kept(value: Any) -> Any:
@@ -133,14 +172,20 @@ def kept(value: Any) -> Any:
     return value if isinstance(value, _PLAIN) else copy.deepcopy(value)
 
 
+def _is_object(value: Any) -> bool:
+    """Whether a value has attributes that a model's author gave it: a config, a function object of a class of one's
+    own. Not a module, which is met in its own place."""
+    if isinstance(value, (*_PLAIN, *_LASTING, torch.Tensor, nn.Module, types.FunctionType, types.MethodType)):
+        return False
+    return hasattr(value, "__dict__") and not (callable(value) and type(value).__module__.startswith("torch."))
+
+
 def below(module: nn.Module) -> list[tuple[Any, tuple[str, ...]]]:
     """A tree's modules, and the plain objects that they hold for attributes (configs), each with the way to it."""
     found: list[tuple[Any, tuple[str, ...]]] = []
 
     def add(value: Any, way: tuple[str, ...], depth: int) -> None:
-        if depth > 3 or not hasattr(value, "__dict__") or callable(value):
-            return
-        if isinstance(value, (type, torch.Tensor, *_PLAIN)):
+        if depth > 3 or not _is_object(value):
             return
         found.append((value, way))
         for name, inner in list(vars(value).items()):
@@ -150,6 +195,6 @@ def below(module: nn.Module) -> list[tuple[Any, tuple[str, ...]]]:
         way = tuple(path.split(".")) if path else ()
         found.append((inner, way))
         for name, value in list(vars(inner).items()):
-            if not name.startswith("_"):
+            if name not in _OWN:
                 add(value, (*way, name), 0)
     return found
