@@ -108,6 +108,34 @@ def test_arguments_are_compared_by_what_they_hold(cls, mode):
     assert not torch.equal(new(X, one), new(X, two))
 
 
+class Scaled(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.norm, self.linear, self.scale = nn.LayerNorm(8), nn.Linear(8, 8), scale
+
+    def forward(self, x):
+        return x + self.scale * self.linear(self.norm(x))
+
+
+def test_blocks_that_share_a_plain_tensor_stay_modules():
+    scale = torch.tensor(0.5)
+    model = nn.Sequential(*[Scaled(scale) for _ in range(3)], nn.Linear(8, 8))
+    new = resfx.rewrite(copy.deepcopy(model), "ddl", args=(X,))
+    for tree in (model, new):
+        tree[1].register_forward_hook(lambda module, given, out: out * 2)
+        tree[2].scale = torch.tensor(3.0)
+    assert torch.equal(new(X), model(X))
+
+
+def test_compiling_a_layer_asks_for_no_capture():
+    model = nn.Sequential(*[Scaled(1.0) for _ in range(2)], nn.Linear(8, 8))
+    new = resfx.rewrite(model, "ddl", args=(X,))
+    before = resfx.of(new).variants
+    new[0].linear.compile(backend="eager")
+    assert torch.equal(new(X), model(X))
+    assert resfx.of(new).variants == before
+
+
 class Lists(nn.Module):
     """Blocks in a list of lists, or in a ``Sequential`` that is gone through or called."""
 

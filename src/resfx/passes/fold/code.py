@@ -172,14 +172,15 @@ class Writer(Text):
         return name
 
     def _attribute(self, target: str) -> str:
-        """A parameter or buffer of the module's own, by the way from ``self``."""
+        """A tensor of the module's own, by the way from ``self``: of several that have it, a graph names one."""
         own = f"{self.region.path}." if self.region.path else ""
         if target.startswith(own):
             return "self" + values.steps(self.module, target.removeprefix(own))
         wanted = values.follow(self.tree, target)
-        for name, tensor in [*self.module.named_parameters(remove_duplicate=False), *self.module.named_buffers()]:
-            if tensor is wanted:
-                return "self" + values.steps(self.module, name)
+        for path, inner in self.module.named_modules():
+            for name, tensor in values.tensors_of(inner):
+                if tensor is wanted:
+                    return "self" + values.steps(self.module, f"{path}.{name}" if path else name)
         raise NotExpressible(f"{target}, which is no attribute of {self.region.path}")
 
     def _size(self, node: fx.Node) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resfx._torch import pytree
+from resfx._torch import held_buffers, held_parameters, pytree
 from resfx.errors import VariantError
 from resfx.passes.capture.objects import fields_of
 from resfx.passes.capture.structure import COMPOUND, Template
@@ -128,6 +128,12 @@ def steps(root: Any, path: str) -> str:
             found += f".__getattr__({name!r})"
         root = getattr(root, name)
     return found
+
+
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a module itself has of tensors: parameters, buffers, and plain attributes."""
+    named = (held_parameters(module), held_buffers(module), vars(module))
+    yield from ((k, v) for held in named for k, v in held.items() if isinstance(v, torch.Tensor))
 
 
 def follow(root: Any, path: str) -> Any:

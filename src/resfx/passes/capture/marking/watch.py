@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 import enum
 import functools
-import inspect
 import threading
 import types
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from inspect import getattr_static
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from resfx.passes.capture.objects import WATCH
 
 MISSING: Any = object()
 _OWN = frozenset(vars(nn.Module())) | {WATCH}  # what a module has of torch: the rest is its author's
+_TORCHS = frozenset(dir(nn.Module))
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), enum.Enum)
 _LASTING = (type, torch.dtype, torch.device, types.BuiltinFunctionType)  # one object, in a copy of a tree as well
 Tell = Callable[[Any, str, Any], None]
@@ -120,7 +121,7 @@ def _telling(cls: Hashable) -> type:
             if (watch := held.get(WATCH)) is not None:
                 if isinstance(value, types.MethodType) and name not in held:
                     return watch[0].method(watch[1], value)
-                if name in held or not hasattr(inspect.getattr_static(base, name, None), "__get__"):
+                if name in held or (name not in _TORCHS and not hasattr(getattr_static(base, name, None), "__get__")):
                     watch[0].read(watch[1], name, value)  # what a property reads is told of by itself
         return value
 
