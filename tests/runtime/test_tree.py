@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -278,3 +279,16 @@ def test_a_model_built_on_meta_is_initialised_by_its_host(mode):
     new.init_weights()
     assert not any(p.isnan().any() for p in new.parameters())
     assert torch.equal(new(ids).logits, resfx.original(new)(ids).logits), "at its start it is the host"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m)), resfx.original])
+def test_a_copy_of_a_compiled_model_runs_itself(copied):
+    _, new = pair()
+    new.compile(backend="eager")
+    new.blocks[0].compile(backend="eager")
+    twin = copied(new)
+    if copied is copy.copy:  # a plain module's shares its table of submodules, too
+        twin.__dict__["_modules"] = dict(vars(twin)["_modules"])
+    twin.out = nn.Linear(8, 8)
+    assert torch.equal(twin(X), twin.out(twin.body(X)))
+    assert torch.equal(new(X), new.out(new.body(X)))

@@ -103,6 +103,9 @@ class _NotForwarded:
         return self.function.__get__(instance, owner)
 
 
+_COMPILED = "_compiled_call_impl"  # of Module.compile: bound to the module it was called on
+
+
 class Rewritten:
     """What the root of every rewritten model is beside its own class.
 
@@ -130,13 +133,14 @@ class Rewritten:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = object.__new__(type(self))
         memo[id(self)] = twin
-        held = {k: v for k, v in self.__dict__.items() if k != "_resfx_original"}
+        held = {k: v for k, v in self.__dict__.items() if k not in ("_resfx_original", _COMPILED)}
         twin.__dict__.update(copy.deepcopy(held, memo))
         return twin
 
     def __copy__(self) -> Any:
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)  # a shallow copy of a module shares its tables of parameters and submodules
+        twin.__dict__.pop(_COMPILED, None)
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
