@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -278,3 +279,39 @@ def test_a_model_built_on_meta_is_initialised_by_its_host(mode):
     new.init_weights()
     assert not any(p.isnan().any() for p in new.parameters())
     assert torch.equal(new(ids).logits, resfx.original(new)(ids).logits), "at its start it is the host"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m)), resfx.original])
+def test_a_copy_of_a_compiled_model_runs_itself(copied):
+    _, new = pair()
+    new.compile(backend="eager")
+    new.blocks[0].compile(backend="eager")
+    twin = copied(new)
+    if copied is copy.copy:  # a plain module's shares its table of submodules, too
+        twin.__dict__["_modules"] = dict(vars(twin)["_modules"])
+    twin.out = nn.Linear(8, 8)
+    assert torch.equal(twin(X), twin.out(twin.body(X)))
+    assert torch.equal(new(X), new.out(new.body(X)))
+
+
+def test_blocks_without_methods_that_overlap():
+    before, new = pair()
+    randomise(new, 0.5)
+    first, second = resfx.disabled(new), resfx.disabled(new)
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.equal(before(X), new(X))
+    second.__exit__(None, None, None)
+    assert not torch.equal(before(X), new(X))
+
+
+def test_a_class_with_another_forward_by_the_second_rewrite():
+    class Changed(Block):
+        def forward(self, x):
+            return super().forward(x)
+
+    model = lambda: nn.Sequential(Changed(), Changed())
+    resfx.rewrite(model(), "ddl", args=(X,))
+    Changed.forward = lambda self, h, scale=1.0: h + scale * self.down(self.up(h))
+    other = model()
+    assert torch.equal(other(X), resfx.rewrite(other, "ddl", args=(X,))(X))

@@ -17,6 +17,7 @@ from resfx.errors import OptionError, ResfxError, VariantError, meant
 from resfx.report.report import Report
 
 from .huggingface import starting_new_modules
+from .moving import changing, part_from
 from .rewriting import Rewriting
 from .saved.pickled import reduced
 from .saved.pretrained import save_pretrained
@@ -103,6 +104,9 @@ class _NotForwarded:
         return self.function.__get__(instance, owner)
 
 
+_COMPILED = "_compiled_call_impl"  # of Module.compile: bound to the module it was called on
+
+
 class Rewritten:
     """What the root of every rewritten model is beside its own class.
 
@@ -112,31 +116,34 @@ class Rewritten:
     _resfx: Rewriting
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        # The parameters may still be the original model's: it keeps its type and device.
-        probe = next((p for p in self.parameters()), torch.empty(0))  # type: ignore[attr-defined]
-        moved = fn(probe.detach().new_empty(0))
-        if (moved.dtype, moved.device) != (probe.dtype, probe.device):
+        # Parameters may still be those of the models this was made of: they keep their type and device.
+        if kinds := changing(self, fn):  # type: ignore[arg-type]
             if self._resfx.source.frozen:
                 raise VariantError(
                     "cannot change the type or device of a captured program", "both are literals in its graph",
                     "move the model before torch.export, or rewrite the model itself",
                 )  # fmt: skip
-            shared = self.__dict__.pop("_resfx_original", lambda: None)()
-            if shared is not None:
-                own_parameters(self)  # type: ignore[arg-type]
+            part_from(self, self._resfx_relatives(), kinds)  # type: ignore[arg-type]
         return super()._apply(fn, recurse)  # type: ignore[misc]
+
+    def _resfx_relatives(self) -> list[nn.Module]:
+        """Living models that this one was made of, or that were made of it; not its shallow copies, which are it."""
+        living = [ref() for ref in self.__dict__.get("_resfx_family", ())]
+        own = self.__dict__["_modules"]
+        return [m for m in living if m is not None and vars(m)["_modules"] is not own]
 
     @_NotForwarded
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = object.__new__(type(self))
         memo[id(self)] = twin
-        held = {k: v for k, v in self.__dict__.items() if k != "_resfx_original"}
+        held = {k: v for k, v in self.__dict__.items() if k not in ("_resfx_family", _COMPILED)}
         twin.__dict__.update(copy.deepcopy(held, memo))
         return twin
 
     def __copy__(self) -> Any:
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)  # a shallow copy of a module shares its tables of parameters and submodules
+        twin.__dict__.pop(_COMPILED, None)
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -175,7 +182,9 @@ def hand_back(tree: nn.Module, rewriting: Rewriting, original: nn.Module) -> Any
             body["create_masks_for_generate"] = property(_masks_for_generate)
         tree.__class__ = type(own.__name__, (Rewritten, cls), body)
     tree.__dict__["_resfx"] = rewriting
-    tree.__dict__["_resfx_original"] = weakref.ref(original)
+    family = original.__dict__.get("_resfx_family") or [weakref.ref(original)]
+    family.append(weakref.ref(tree))
+    tree.__dict__["_resfx_family"] = family
     return tree
 
 

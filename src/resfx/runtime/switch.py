@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,14 +30,21 @@ def disabled(module: Any) -> Iterator[Any]:
     """
     rewriting_of(module).refuse_without_code("switch the methods of")
     units = units_of(module)
-    before = [unit.active for unit in units]
+    _count(units, 1)
     try:
-        for unit in units:
-            unit.active = False
         yield module
     finally:
-        for unit, active in zip(units, before, strict=True):
-            unit.active = active
+        _count(units, -1)
+
+
+_lock = threading.Lock()
+
+
+def _count(units: list[Unit], by: int) -> None:
+    """Blocks may overlap, in threads or generators: the last one left switches on again."""
+    with _lock:
+        for unit in units:
+            unit.off += by
 
 
 def original(module: Any) -> Any:

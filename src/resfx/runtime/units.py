@@ -22,7 +22,7 @@ from resfx._torch import break_graph, is_compiling
 from resfx._torch.compile_time import at_compile_time, local_object, local_value
 from resfx.errors import ResfxError, VariantError
 from resfx.passes.capture.calls import by_new_names
-from resfx.passes.capture.clone import OWN_FORWARD
+from resfx.passes.capture.clone import OWN_FORWARD, class_before
 from resfx.passes.fold.function import Code
 from resfx.passes.fold.guard import Always, Guard
 from resfx.passes.fold.values import Handed
@@ -44,7 +44,7 @@ class Unit:
             kwargs)``.
         variants: code with what it was made for.
         told: functions that calls around it have it run.
-        active: whether it is run.
+        off: how many ask that it is not run.
         native: whether a call that comes with no word from around it runs the module's own code: no method acts in it.
     """
 
@@ -52,11 +52,11 @@ class Unit:
     recipe: Any
     variants: list[tuple[Guard | Always, Code]] = field(default_factory=list)
     told: list[Callable[..., Any]] = field(default_factory=list)
-    active: bool = True
+    off: int = 0
     native: bool = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
-        twin = Unit(self.path, self.recipe, list(self.variants), list(self.told), self.active, self.native)
+        twin = Unit(self.path, self.recipe, list(self.variants), list(self.told), self.off, self.native)
         memo[id(self)] = twin
         return twin
 
@@ -139,7 +139,7 @@ def outside_of_compilers(fn: Callable[..., Any], why: str = _UNSEEN) -> Callable
 def forward_of_unit(self: Any, *args: Any, resfx: Handed | None = None, **kwargs: Any) -> Any:
     """``forward`` of every rewritten module."""
     unit: Unit = self._resfx_unit
-    if resfx is None and (unit.native or not unit.active):
+    if resfx is None and (unit.native or unit.off):
         return type(self)._resfx_before.forward(self, *args, **kwargs)
     refuse_split_positions(self, unit.path)
     if resfx is None:
@@ -194,8 +194,12 @@ def binder(cls: type) -> Callable[..., dict[str, Any]]:
 
 
 @functools.cache
-def unit_class(cls: Hashable) -> type:
-    """A class whose ``forward`` runs generated code; name and signature stay the user's."""
+def unit_class(cls: Hashable, run_before: Hashable) -> type:
+    """A class whose ``forward`` runs generated code; name and signature stay the user's.
+
+    Args:
+        run_before: the ``forward`` of ``cls``, which may be another one by the next rewrite.
+    """
     base: Any = cls
     own = getattr(base, "_resfx_before", base)
 
@@ -217,7 +221,7 @@ def make_unit(module: nn.Module, path: str, recipe: Any, bank: nn.Module) -> Uni
         if "forward" in vars(module):
             _take_forward_in(module)
         cls: Any = type(module)
-        module.__class__ = unit_class(cls)
+        module.__class__ = unit_class(cls, class_before(module).forward)
     unit = module.__dict__.get("_resfx_unit")
     if unit is None or unit.recipe is not recipe:
         unit = module.__dict__["_resfx_unit"] = Unit(path, recipe)
