@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import resfx
 from resfx import DDL
 from resfx.methods.base import Place
 from resfx.ops.delta.formula import delta_shortcut
@@ -93,6 +94,28 @@ def test_mix_zero_is_the_plain_add_and_mix_one_is_published(variant, per_channel
     with torch.no_grad():
         module.mix.fill_(1.0)
     torch.testing.assert_close(module(x, f, c), paper(config, module, x, f, c), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("start", ["published", "preserve"])
+def test_gradients_through_an_add_with_alpha(start):
+    """Such an add stays in the graph; what the published form does not read of it gets no gradient."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = torch.nn.Linear(6, 6)
+
+        def forward(self, x):
+            return torch.add(x, torch.tanh(self.branch(x)), alpha=0.5)
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    model = resfx.rewrite(Scaled().double(), DDL(start=start), args=(x.detach(),), check=False)
+    assert model.report.changed
+    parameters = dict(model.named_parameters())
+    call = lambda x, *values: torch.func.functional_call(model, dict(zip(parameters, values, strict=True)), (x,))
+    leaves = [p.detach().clone().requires_grad_() for p in parameters.values()]
+    assert torch.autograd.gradcheck(call, (x, *leaves))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
