@@ -200,7 +200,7 @@ def test_gate_and_target_start_as_published():
 
 @pytest.mark.parametrize("bad", [
     {"target": "nowhere"}, {"eps": 0.0}, {"beta_init": 3.0}, {"eps_rule": "median"}, {"start": "warm"},
-    {"gate_hidden": -1}, {"preserve": "maybe"},
+    {"gate_hidden": -1}, {"preserve": "maybe"}, {"target_scale": 0.0}, {"target_scale": -1.0},
 ])  # fmt: skip
 def test_bad_config_is_a_value_error(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
