@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import resfx
 from resfx import DDL
 from resfx.methods.base import Place
 from resfx.ops.delta.formula import delta_shortcut
@@ -95,6 +96,28 @@ def test_mix_zero_is_the_plain_add_and_mix_one_is_published(variant, per_channel
     torch.testing.assert_close(module(x, f, c), paper(config, module, x, f, c), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("start", ["published", "preserve"])
+def test_gradients_through_an_add_with_alpha(start):
+    """Such an add stays in the graph; what the published form does not read of it gets no gradient."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = torch.nn.Linear(6, 6)
+
+        def forward(self, x):
+            return torch.add(x, torch.tanh(self.branch(x)), alpha=0.5)
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    model = resfx.rewrite(Scaled().double(), DDL(start=start), args=(x.detach(),), check=False)
+    assert model.report.changed
+    parameters = dict(model.named_parameters())
+    call = lambda x, *values: torch.func.functional_call(model, dict(zip(parameters, values, strict=True)), (x,))
+    leaves = [p.detach().clone().requires_grad_() for p in parameters.values()]
+    assert torch.autograd.gradcheck(call, (x, *leaves))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("preserve", ["interpolate", "erase"])
 def test_preserving_start_is_bit_exact_in_every_type(dtype, preserve):
@@ -177,7 +200,7 @@ def test_gate_and_target_start_as_published():
 
 @pytest.mark.parametrize("bad", [
     {"target": "nowhere"}, {"eps": 0.0}, {"beta_init": 3.0}, {"eps_rule": "median"}, {"start": "warm"},
-    {"gate_hidden": -1}, {"preserve": "maybe"},
+    {"gate_hidden": -1}, {"preserve": "maybe"}, {"target_scale": 0.0}, {"target_scale": -1.0},
 ])  # fmt: skip
 def test_bad_config_is_a_value_error(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

@@ -244,6 +244,20 @@ def test_bad_options_are_refused(bad):
         bad()
 
 
+@pytest.mark.parametrize("skip", [(0, ref.BLOCKS), (0, 9), (5, 7)])
+def test_a_skip_past_the_last_block_is_refused(skip):
+    model = resfx.rewrite(ref.deep_host(), resfx.Lambdas(skips=((0, 1),)), args=(IDX,), check=False)
+    assert model.report.changed
+    with pytest.raises(resfx.errors.OptionError, match=f"skip into block {skip[1]} needs more than the"):
+        resfx.rewrite(ref.deep_host(), resfx.Lambdas(skips=((0, 1), skip)), args=(IDX,), check=False)
+
+
+def test_what_elc_cuts_has_the_type_of_the_stream():
+    read = ELC(variant="base").build(_place(3, outputs=2))
+    sources = [torch.randn(2, 8).bfloat16() for _ in range(3)]
+    assert all(y.dtype is torch.bfloat16 for y in read(sources, sources[-1]))
+
+
 def _place(sources, outputs=1, width=8):
     from resfx.methods.depth.base import DepthPlace
 

@@ -105,3 +105,20 @@ def test_pairs_come_back_from_json():
     for wrong in (((2, 1),), ((0, 1), (0, 1)), ((0, "1"),), (1,)):
         with pytest.raises(ValueError, match="skip"):
             resfx.Lambdas(skips=wrong)
+
+
+@pytest.mark.parametrize(("method", "options", "words"), [
+    (resfx.ValueResidual, {"first": 2.0}, "first is the published start"),
+    (resfx.ValueResidual, {"own": 1.0}, "own is the published start"),
+    (resfx.ValueResidual, {"own": 1.0, "form": "shared", "start": "published"}, "form='shared' has none"),
+    (resfx.LayerScale, {"init": 0.1}, "init is the published start"),
+    (resfx.DeltaAttnRes, {"query": "normal"}, "query is the published start"),
+    (resfx.DDL, {"mix_per_channel": True, "start": "published"}, "mix_per_channel needs"),
+    (resfx.DDL, {"mix_per_channel": True, "preserve": "erase"}, "mix_per_channel needs"),
+    (resfx.DDL, {"target": "constant", "target_bias": True}, "target_bias is of a target that is read"),
+    (resfx.DDL, {"target": "constant", "target_sigmoid": True}, "target_sigmoid is of a target that is read"),
+    (resfx.DDL, {"target": "constant", "target_scale": 2.0}, "target_scale is of a target that is read"),
+])  # fmt: skip
+def test_what_would_do_nothing_is_refused(method, options, words):
+    with pytest.raises(OptionError, match=words):
+        method(**options)

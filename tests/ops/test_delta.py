@@ -10,6 +10,7 @@ from resfx.ops.delta.formula import delta_formula, delta_shortcut
 
 FORMS = {
     "published": ("none", False, False),
+    "published, total given": ("none", True, False),
     "erase": ("none", False, True),
     "erase, total given": ("none", True, True),
     "interpolated": ("scalar", False, True),
@@ -48,7 +49,7 @@ def packed(function, args, add, eps2=1e-10):
 
 def gradients(output, leaves, seed=1):
     grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return torch.autograd.grad(output, leaves, grad.to(output.dtype))
+    return torch.autograd.grad(output, leaves, grad.to(output.dtype), materialize_grads=True)
 
 
 @forms

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from resfx.ops.window.formula import windowed_attention, windowed_attention_reference
+from resfx.ops.window.formula import windowed_attention, windowed_attention_reference, windowed_attention_row
 
 FORMS = [(c, k) for c in (True, False) for k in (True, False)]
 
@@ -156,6 +156,30 @@ def test_eager_memory_is_linear(monkeypatch):
     assert seen[1] == 4 * seen[0]
 
 
+@pytest.mark.parametrize("causal, chunk", FORMS)
+def test_a_window_beyond_the_sequence_costs_no_more_than_one_as_long(causal, chunk, monkeypatch):
+    import resfx.ops.window.formula as window
+
+    seen = []
+    softmax = window._softmax
+    monkeypatch.setattr(window, "_softmax", lambda s, a, c: seen.append(s.numel()) or softmax(s, a, c))
+    q, k, v = qkv(9, batch=(1, 2))  # leading axes that no small kernel takes
+    got = [windowed_attention(q, k, v, w, causal=causal, chunk=chunk) for w in (18, 1000)]
+    assert seen[0] == seen[1]
+    for w, out in zip((18, 1000), got, strict=True):
+        want = windowed_attention_reference(q, k, v, w, causal=causal, chunk=chunk)
+        torch.testing.assert_close(out, want, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("causal, chunk", FORMS)
+@pytest.mark.parametrize("batch", [(2,), (1, 2)])
+def test_no_queries(causal, chunk, batch):
+    q, (k, v) = qkv(0, batch=batch)[0], qkv(0 if chunk else 5, batch=batch)[1:]
+    out = windowed_attention(q, k, v, 3, causal=causal, chunk=chunk)
+    assert out.shape == (*batch, 4, 0, 6)
+    out.sum().backward()
+
+
 @pytest.mark.parametrize(
     "change, message", [({"window": 0}, "at least 1"), ({"heads_k": 3}, "cannot share"), ({"s": 9}, "as many keys")]
 )
@@ -163,3 +187,19 @@ def test_bad_input(change, message):
     q, k, v = qkv(5, heads_k=change.get("heads_k", 4), s=change.get("s"))
     with pytest.raises(ValueError, match=message):
         windowed_attention(q, k, v, change.get("window", 3), chunk="s" in change)
+
+
+@pytest.mark.parametrize("form", [windowed_attention, windowed_attention_reference])
+@pytest.mark.parametrize("window", [3, None])
+def test_operands_that_do_not_fit_each_other(form, window):
+    q, k, v = qkv(5)
+    for operands, message in (
+        ((q, k[..., :3], v), "features do not fit"), ((q, k[..., :3, :], v[..., :3, :]), "fewer than 5 queries"),
+        ((q, k, v[..., :4, :]), "differ"), ((q, k, v[:, :2]), "differ"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            form(*operands, window)
+    with pytest.raises(ValueError, match="scale of 0"):
+        form(q, k, v, window, scale=0.0)
+    with pytest.raises(ValueError, match="scale of 0"):
+        windowed_attention_row(q[..., 0, :], [k[..., 0, :]], [v[..., 0, :]], scale=0.0)

@@ -13,7 +13,7 @@ from hosts.made import randomise
 from torch import nn
 
 import resfx
-from resfx.methods.route.base import RouteMethod
+from resfx.methods.route.base import RouteMethod, RoutePlace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,3 +184,19 @@ def test_published_starts():
     assert [p.tolist() for p in sparse.values()] == [[5.0, 1.0]]
     (router,) = made(resfx.LIMe(start="published")).values()
     assert torch.equal(router[:, 2:], torch.eye(2)) and 0 < router[:, :2].abs().max() <= (3 / 4) ** 0.5
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_heads_are_mixed_in_full_precision_under_autocast(compiled):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    place = RoutePlace(
+        width=32, context_width=32, kind="attention", depth=0, dtype=torch.float32, device=torch.device("cpu"),
+        heads=4, head_dim=8, layer=2, layers=4, sources=2,
+    )  # fmt: skip
+    router = resfx.LIMe(start="published").build(place)
+    *sources, v = (torch.randn(2, 5, 4, 8) for _ in range(3))
+    run = torch.compile(router, backend="aot_eager", fullgraph=True) if compiled else router
+    with torch.autocast("cpu", torch.bfloat16):
+        got = run(sources, v)
+    torch.testing.assert_close(got, router(sources, v))

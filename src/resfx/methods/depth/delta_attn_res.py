@@ -55,8 +55,9 @@ class DeltaAttnRes(DepthMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.validate(block=self.block, eps=self.eps)
-        if self.query not in ("zero", "normal"):
-            raise wrong(self, "query", "query must be 'zero' or 'normal'")
+        if self.query == "normal" and self.start == "preserve":
+            raise wrong(self, "query", "query is the published start, and start='preserve' always draws normal queries",
+                        "start='published'")  # fmt: skip
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         groups = in_blocks(read, self.block or 1, self.partial)

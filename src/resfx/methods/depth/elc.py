@@ -123,7 +123,7 @@ class BaseRead(ELCRead):
         h = self.average(sources, x)
         if not self.several:
             return h, h
-        return h, torch.zeros_like(h) if self.cut is None else h - self.cut * h
+        return h, torch.zeros_like(h) if self.cut is None else h - (self.cut * h).to(h.dtype)
 
 
 class LastOutput(Read):

@@ -52,6 +52,10 @@ class Lambdas(DepthMethod):
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:
         if last:
+            for _, b in self.skips:
+                if b >= read:
+                    raise wrong(self, "skips", f"a skip into block {b} needs more than the {read} blocks of a stream",
+                                f"skips into blocks up to {read - 1}")  # fmt: skip
             return [(min(read // 2 + 1, read - 1),), (read,)] if self.backout else None
         others = [a for a, b in self.skips if b == read and not (self.x0 and a == 0)]
         first = [0] if self.x0 and read else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -65,7 +66,10 @@ class Router(Learned):
     def forward(self, sources: list[Tensor], v: Tensor) -> Tensor:
         wide = accumulator(v.dtype)
         heads = in_type(torch.cat([*sources, v], -2), wide)  # (batch, positions, n * heads, head_dim)
-        mixed = in_type(in_type(self.weight, wide) @ heads, v.dtype)
+        kind, weight = v.device.type, in_type(self.weight, wide)
+        # Autocast would mix in half precision. Elsewhere a region would only stand in a graph.
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext():
+            mixed = in_type(weight @ heads, v.dtype)
         return v + mixed if self.preserve else mixed
 
     def observe(self, sources: list[Tensor], v: Tensor) -> Observations:

@@ -61,6 +61,15 @@ class ValueResidual(RouteMethod):
         super().__post_init__()
         if self.last is not None and self.last < 1:
             raise wrong(self, "last", "last must be at least 1 layer")
+        for field in ("first", "own"):
+            if getattr(self, field) == getattr(type(self), field):
+                continue
+            if self.form == "shared":
+                raise wrong(self, field, f"{field} is a weight of a mixture, and form='shared' has none",
+                            "form='residual'")  # fmt: skip
+            if self.start == "preserve":
+                raise wrong(self, field, f"{field} is the published start, and start='preserve' has weights of 0",
+                            "start='published'")  # fmt: skip
         if not self.learned and self.start == "preserve":
             raise OptionError("ValueResidual: learned=False never leaves the host's values",
                               "start='preserve', where the weights are zero", "start='published'")  # fmt: skip

@@ -95,9 +95,23 @@ class DDL(Method):
             raise wrong(self, "beta_init", "beta_init must lie in [0, 2]")
         if self.eps <= 0:
             raise wrong(self, "eps", "eps must be positive")
+        if self.target_scale <= 0:
+            raise wrong(self, "target_scale", "target_scale must be positive")
         if self.gate_hidden < 0:
             raise wrong(self, "gate_hidden", "gate_hidden must be 0 (one layer) or a width")
+        self._refuse_idle()
         self._check_channels()
+
+    def _refuse_idle(self) -> None:
+        """Refuse what is set and would be read by nothing."""
+        if self.mix_per_channel and (self.start != "preserve" or self.preserve != "interpolate"):
+            raise wrong(self, "mix_per_channel", "mix_per_channel needs the s that start='preserve' with"
+                        " preserve='interpolate' has", "mix_per_channel=False")  # fmt: skip
+        if self.target == "constant":
+            for field in ("target_bias", "target_sigmoid", "target_scale"):
+                if getattr(self, field) != getattr(type(self), field):
+                    raise wrong(self, field, f"{field} is of a target that is read, and target='constant' is not",
+                                "target_constant=...")  # fmt: skip
 
     def _check_channels(self) -> None:
         if not isinstance(self.value_channels, int) or self.value_channels < 1:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, constant, empty
 from resfx.methods.observe import Observations, Observed
+from resfx.methods.options import wrong
 
 from .sums import host_sum, weighted
 
@@ -30,6 +31,12 @@ class LayerScale(Method):
     saved: ClassVar[str] = "d"
 
     init: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start == "preserve" and self.init != type(self).init:
+            raise wrong(self, "init", "init is the published start, and start='preserve' has a gain of 1",
+                        "start='published'")  # fmt: skip
 
     def build(self, place: Place) -> nn.Module:
         return Gain(self.start == "preserve", self.init, place.width, place)

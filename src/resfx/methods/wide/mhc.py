@@ -85,7 +85,9 @@ class MHC(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_wide(self, least=2)
-        largest = {"permutation": self.n, "kronecker": max(primes(self.n))}.get(self.mixing, 0)
+        largest = {"permutation": self.n}.get(self.mixing, 0)
+        if self.mixing == "kronecker":
+            largest = max(primes(self.n))
         if largest > 5:
             raise wrong(self, "mixing", f"mixing={self.mixing!r} has {largest}! numbers an add with n={self.n}: too"
                         " many, 5! at most", "a smaller n, or mixing='sinkhorn'")  # fmt: skip

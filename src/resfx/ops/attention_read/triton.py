@@ -72,6 +72,7 @@ def _backward(
     first = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < d
+    size = tl.cast(rows, tl.int64) * d  # of one source: of all, more than 32 bits count
     q = tl.load(query + columns, mask=inside, other=0.0).to(tl.float32)
     index = tl.arange(0, SOURCES)
     summed = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -102,7 +103,7 @@ def _backward(
             across = _pick(to_z, index, j) * scale
             along = across * dot * scale * scale / d
             to_s = _pick(weights, index, j) * g + across * q - along * s
-            tl.store(gs + j * rows * d + at, to_s.to(gs.dtype.element_ty), mask=inside)
+            tl.store(gs + j * size + at, to_s.to(gs.dtype.element_ty), mask=inside)
             summed += across * s
     tl.store(gq + first * d + columns, summed, mask=inside)
 

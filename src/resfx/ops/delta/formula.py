@@ -67,7 +67,8 @@ def delta_shortcut(
         beta: gate, ``(..., 1)``.
         v: target read-out, ``(..., 1)``.
         mix: interpolation, one number, ``()`` or ``(1,)``, or ``(d,)``.
-        total: ``x + f`` as the host computes it (``torch.add`` with ``alpha`` rounds once, not twice).
+        total: ``x + f`` as the host computes it (``torch.add`` with ``alpha`` rounds once, not twice); without
+            ``add`` it is not read.
         eps2: added to the squared norm of ``f``.
         add: whether the plain sum is the base.
 
@@ -174,7 +175,7 @@ class _Delta(Closed):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, f, beta, v, mix = ctx.saved_tensors
         grads = delta_gradients(grad, x, f, beta, v, mix, ctx.total, ctx.eps2, ctx.add)
-        return (*grads, grad if ctx.total else None, None, None)
+        return (*grads, grad if ctx.total and ctx.add else None, None, None)
 
 
 def _eager(

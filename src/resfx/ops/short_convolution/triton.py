@@ -19,6 +19,13 @@ ROWS, COLUMNS = 64, 64
 
 
 @triton.jit
+def _place(size, ROWS: tl.constexpr):
+    """A program's batch and positions; both on one axis of the grid, the only long one."""
+    blocks = tl.cdiv(size, ROWS)
+    return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
+
+
+@triton.jit
 def _at(x, batch, rows, size, columns, width):
     """Positions of a batch in float32, zeros where there are none."""
     inside = ((rows >= 0) & (rows < size))[:, None] & (columns < width)[None, :]
@@ -46,9 +53,8 @@ def _forward(
     TAPS: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, BASE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    batch = tl.program_id(1).to(tl.int64)
-    t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    batch, t = _place(size, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = _mixed(x, weight, bias, batch, t, columns, left, S, width, TAPS, BIAS, ROWS, COLUMNS)
     if SILU:
         total = total * tl.sigmoid(total)
@@ -64,9 +70,8 @@ def _backward(
     grad, x, weight, bias, through, gw, gb, left, S, size, width,
     TAPS: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    batch = tl.program_id(1).to(tl.int64)
-    t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    batch, t = _place(size, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     g = _at(grad, batch, t, size, columns, width)
     if SILU:
         z = _mixed(x, weight, bias, batch, t, columns, left, S, width, TAPS, BIAS, ROWS, COLUMNS)
@@ -74,7 +79,7 @@ def _backward(
         g = g * open * (1.0 + z * (1.0 - open))
         inside = (t < size)[:, None] & (columns < width)[None, :]
         tl.store(through + (batch * size + t)[:, None] * width + columns[None, :], g, mask=inside)
-    block = batch * tl.num_programs(0) + tl.program_id(0)
+    block = tl.program_id(0).to(tl.int64)
     for s in tl.static_range(TAPS):
         part = tl.sum(g * _at(x, batch, t - left + s, S, columns, width), axis=0)
         tl.store(gw + (block * width + columns) * TAPS + s, part, mask=columns < width)
@@ -111,8 +116,8 @@ def gradients(
     taps, grad = weight.shape[1], grad.contiguous()
     through = torch.empty_like(grad, dtype=torch.float32) if silu else grad
     grid = _grid(size, batch, width)
-    gw = x.new_empty((grid[0] * batch, width, taps), dtype=torch.float32)
-    gb = x.new_empty((grid[0] * batch, width), dtype=torch.float32) if bias is not None else gw
+    gw = x.new_empty((grid[0], width, taps), dtype=torch.float32)
+    gb = x.new_empty((grid[0], width), dtype=torch.float32) if bias is not None else gw
     with on(x):
         _backward[grid](
             grad, x.contiguous(), weight.contiguous(), given(bias, x), through, gw, gb, left, length, size, width,
@@ -135,5 +140,5 @@ def _run(
         )  # fmt: skip
 
 
-def _grid(size: int, batch: int, width: int) -> tuple[int, int, int]:
-    return triton.cdiv(size, ROWS), batch, triton.cdiv(width, COLUMNS)
+def _grid(size: int, batch: int, width: int) -> tuple[int, int]:
+    return triton.cdiv(size, ROWS) * batch, triton.cdiv(width, COLUMNS)

@@ -37,11 +37,12 @@ def _backward(grad, table, weights, gs, gw, count, step, d, rows, BLOCK: tl.cons
     columns = tl.arange(0, BLOCK)
     inside = columns < d
     at = row * d + columns
+    size = tl.cast(rows, tl.int64) * d  # of one source: of all, more than 32 bits count
     g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
     for j in range(count):
         s = row_of(table, j, at, inside, gs)
         weight = tl.load(weights + row * step + j).to(tl.float32)
-        tl.store(gs + j * rows * d + at, (weight * g).to(gs.dtype.element_ty), mask=inside)
+        tl.store(gs + j * size + at, (weight * g).to(gs.dtype.element_ty), mask=inside)
         tl.store(gw + row * count + j, tl.sum(g * s, axis=0))
 
 

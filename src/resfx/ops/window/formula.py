@@ -57,10 +57,10 @@ def windowed_attention(
         ``(..., heads, T, d_v)`` in the type of ``v``; softmax runs in float32 for half types.
 
     Raises:
-        ValueError: for a window below 1, head counts that do not divide, fewer keys than queries, or the chunk
-            form with more keys than queries.
+        ValueError: for a window below 1, a scale of 0, head counts that do not divide, keys that are not as wide as
+            queries or not as many as values, fewer keys than queries, or the chunk form with more.
     """
-    _validate(q, k, window, chunk)
+    _validate(q, k, v, window, chunk, scale)
     if window is not None and q.dim() == 4:
         if keeps_one_node():
             return _node(q, k, v, mask, window, causal, chunk, scale or 0.0)
@@ -78,10 +78,13 @@ def windowed_attention_formula(
 ) -> Tensor:
     """:func:`windowed_attention` in plain torch, in the form that suits the way it runs."""
     k, v = _share_heads(q, k), _share_heads(q, v)
+    eager, (left, right) = not is_compiling(), reach(window, causal)
+    if eager:  # no larger than the sequence: blocks and pads grow with the window
+        most = max(k.shape[-2], 1)
+        window, left, right = min(window, most), min(left, most - 1), min(right, most - 1)
     if chunk:
         return _chunks(q, k, v, window, causal, mask, scale)
-    left, right = reach(window, causal)
-    form = _unfolded if is_compiling() else _blocked
+    form = _blocked if eager else _unfolded
     return form(q, k, v, left, right, mask, scale)
 
 
@@ -97,7 +100,7 @@ def windowed_attention_reference(
     scale: float | None = None,
 ) -> Tensor:
     """:func:`windowed_attention` with a dense ``T x S`` band mask: what every other form is held against."""
-    _validate(q, k, window, chunk)
+    _validate(q, k, v, window, chunk, scale)
     k, v = _share_heads(q, k), _share_heads(q, v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     return attend(q, k, v, band_mask(q, k, window, causal, chunk, mask), scale)
@@ -122,13 +125,27 @@ def band_mask(q: Tensor, k: Tensor, window: int | None, causal: bool, chunk: boo
     return allowed if mask is None else allowed & mask.bool().unsqueeze(-2).unsqueeze(-2)
 
 
-def _validate(q: Tensor, k: Tensor, window: int | None, chunk: bool) -> None:
+def _validate(q: Tensor, k: Tensor, v: Tensor, window: int | None, chunk: bool, scale: float | None) -> None:
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1 position, or None, not {window}")
+    _refuse_zero(scale)
     if q.shape[-3] % k.shape[-3]:
         raise ValueError(f"{q.shape[-3]} query heads cannot share {k.shape[-3]} key heads")
     if chunk and window is not None and k.shape[-2] != q.shape[-2]:
         raise ValueError(f"the chunk form needs as many keys as queries, not {k.shape[-2]} and {q.shape[-2]}")
+    if is_compiling():  # no guards on sizes
+        return
+    if k.shape[-1] != q.shape[-1]:
+        raise ValueError(f"keys of {k.shape[-1]} features do not fit queries of {q.shape[-1]}")
+    if k.shape[-3:-1] != v.shape[-3:-1]:
+        raise ValueError(f"keys and values differ in (heads, S): {tuple(k.shape[-3:-1])}, {tuple(v.shape[-3:-1])}")
+    if k.shape[-2] < q.shape[-2]:
+        raise ValueError(f"{k.shape[-2]} keys are fewer than {q.shape[-2]} queries")
+
+
+def _refuse_zero(scale: float | None) -> None:
+    if scale == 0:  # the node writes its default so
+        raise ValueError("a scale of 0 reads nothing of the scores; None is 1 / sqrt(d_k)")
 
 
 def _share_heads(q: Tensor, k: Tensor) -> Tensor:
@@ -166,6 +183,8 @@ def _unfolded(q: Tensor, k: Tensor, v: Tensor, left: int, right: int, mask: Tens
 def _blocked(q: Tensor, k: Tensor, v: Tensor, left: int, right: int, mask: Tensor | None, scale: float) -> Tensor:
     """Blocks of queries against the keys any of them may read: two batched matrix products."""
     size, width = q.shape[-2], left + right + 1
+    if size == 0:  # no block to cut
+        return (q @ k.transpose(-2, -1)).to(v.dtype) @ v
     block = min(max(width, SMALLEST_BLOCK), size)
     count = -(-size // block)
     before, after = left - (k.shape[-2] - size), right + count * block - size
@@ -224,6 +243,7 @@ def windowed_attention_row(
     Returns:
         ``(..., heads, d_v)`` in the type of the values; softmax and sums run in float32 for half types.
     """
+    _refuse_zero(scale)
     if keeps_one_node():
         return _row_node(q, list(keys), list(values), scale or 0.0)
     if (done := _row_node.native(q, keys, values, scale or 0.0)) is not None:

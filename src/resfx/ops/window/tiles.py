@@ -7,11 +7,18 @@ import triton.language as tl
 
 
 @triton.jit
+def place_of(size, BLOCK: tl.constexpr):
+    """Which head of which batch a program works on, and its first row; one axis of the grid, the only long one."""
+    blocks = tl.cdiv(size, BLOCK)
+    return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * BLOCK
+
+
+@triton.jit
 def tile(tensor, steps, batch, head, rows, size, columns, width, TYPE: tl.constexpr):
     """Rows of a head, zeros where there are none."""
     start = tensor + batch * steps[0] + head * steps[1]
     inside = (rows < size)[:, None] & (columns < width)[None, :]
-    return tl.load(start + rows[:, None] * steps[2] + columns[None, :], mask=inside, other=0.0).to(TYPE)
+    return tl.load(start + rows[:, None].to(tl.int64) * steps[2] + columns[None, :], mask=inside, other=0.0).to(TYPE)
 
 
 @triton.jit
@@ -19,7 +26,7 @@ def put(tensor, steps, batch, head, rows, size, columns, width, values):
     start = tensor + batch * steps[0] + head * steps[1]
     inside = (rows < size)[:, None] & (columns < width)[None, :]
     kind = tensor.dtype.element_ty
-    tl.store(start + rows[:, None] * steps[2] + columns[None, :], values.to(kind), mask=inside)
+    tl.store(start + rows[:, None].to(tl.int64) * steps[2] + columns[None, :], values.to(kind), mask=inside)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from resfx.ops.register import KERNEL_TYPES
 from resfx.ops.triton import on
 
 from .formula import reach
-from .tiles import keys_of, mix, put, queries_of, scores_of, tile
+from .tiles import keys_of, mix, place_of, put, queries_of, scores_of, tile
 
 WIDEST = 128  # features of a head
 
@@ -28,7 +28,7 @@ def _forward(
     MASK: tl.constexpr, CHUNK: tl.constexpr, CAUSAL: tl.constexpr, TYPE: tl.constexpr,
     DK: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    where, start = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK
+    where, start = place_of(T, BLOCK)
     batch, head, t = where // heads, where % heads, start + tl.arange(0, BLOCK)
     query = tile(q, qs, batch, head, t, T, tl.arange(0, DK), dk, TYPE)
     mixed, _ = mix(
@@ -45,7 +45,7 @@ def _backward_queries(
     MASK: tl.constexpr, CHUNK: tl.constexpr, CAUSAL: tl.constexpr, TYPE: tl.constexpr,
     DK: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    where, start = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK
+    where, start = place_of(T, BLOCK)
     batch, head, t = where // heads, where % heads, start + tl.arange(0, BLOCK)
     a, b = tl.arange(0, DK), tl.arange(0, DV)
     query = tile(q, qs, batch, head, t, T, a, dk, TYPE)
@@ -78,14 +78,14 @@ def _backward_keys(
     DK: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     shared = heads // groups
-    where = tl.program_id(1).to(tl.int64)
+    where, start = place_of(S, KEYS)
     batch, head = where // shared, where % shared
-    s = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    s = start + tl.arange(0, KEYS)
     a, b = tl.arange(0, DK), tl.arange(0, DV)
     key = tile(k, ks, batch, head, s, S, a, dk, TYPE)
     value = tile(v, vs, batch, head, s, S, b, dv, TYPE)
     to_k, to_v = tl.zeros((KEYS, DK), dtype=tl.float32), tl.zeros((KEYS, DV), dtype=tl.float32)
-    first, last = queries_of(tl.program_id(0) * KEYS, T, S, window, left, right, CHUNK, CAUSAL, KEYS)
+    first, last = queries_of(start, T, S, window, left, right, CHUNK, CAUSAL, KEYS)
     for member in range(groups):
         reader = head * groups + member
         for at in range(first, last, BLOCK):
@@ -127,7 +127,7 @@ def forward(
     out = q.new_empty((q.shape[0], size, heads, v.shape[-1])).transpose(1, 2)
     numbers, options = _arguments(q, k, v, mask, window, causal, chunk, scale)
     with on(q):
-        _forward[(triton.cdiv(size, options["BLOCK"]), q.shape[0] * heads)](
+        _forward[(triton.cdiv(size, options["BLOCK"]) * q.shape[0] * heads,)](
             q, k, v, _readable(mask, k, lead), out, *map(_steps, (q, k, v, out)), *numbers, **options
         )
     return out.view(*lead, *out.shape[1:])
@@ -146,10 +146,10 @@ def gradients(
     numbers, options = _arguments(q, k, v, mask, window, causal, chunk, scale)
     readable = _readable(mask, k, lead)
     with on(q):
-        _backward_queries[(triton.cdiv(size, options["BLOCK"]), q.shape[0] * heads)](
+        _backward_queries[(triton.cdiv(size, options["BLOCK"]) * q.shape[0] * heads,)](
             q, k, v, readable, grad, gq, normal, inner, *map(_steps, (q, k, v, grad, gq)), *numbers, **options
         )
-        _backward_keys[(triton.cdiv(k.shape[2], options["KEYS"]), k.shape[0] * k.shape[1])](
+        _backward_keys[(triton.cdiv(k.shape[2], options["KEYS"]) * k.shape[0] * k.shape[1],)](
             q, k, v, readable, grad, gk, gv, normal, inner, *map(_steps, (q, k, v, grad, gk, gv)), *numbers, **options
         )
     return *(g.view(shape) for g, shape in zip((gq, gk, gv), shapes, strict=True)), None, None, None, None, None
