@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 NAMES = re.compile(r"^    ((?:\w+, )+\w+):((?: .*)?(?:\n {8}.*)*)", re.MULTILINE)
-TABLE = re.compile(r"^(?P<indent> *)(?P<rule>==+(?: +=+)+)\n(?P<body>(?:.+\n)+)(?P=indent)(?P=rule)(?:\n|\Z)", re.MULTILINE)
+TABLE = re.compile(
+    r"^(?P<indent> *)(?P<rule>==+(?: +=+)+)\n(?P<body>(?:.+\n)+)(?P=indent)(?P=rule)(?:\n|\Z)", re.MULTILINE
+)
 ROLE = re.compile(r":(?:func|class|meth|mod|attr|data):`~?([\w.]+)`")
 
 

@@ -179,7 +179,9 @@ def _alike() -> dict[str, list[str]]:
 def _shared() -> str:
     """Which methods share a row."""
     return "; ".join(
-        f"with `{first}`, {', '.join(f'`{name}`' for name in names[1:])}" for first, names in _alike().items() if names[1:]
+        f"with `{first}`, {', '.join(f'`{name}`' for name in names[1:])}"
+        for first, names in _alike().items()
+        if names[1:]
     )
 
 

@@ -56,7 +56,16 @@ def methods_table(markdown: bool = False) -> str:
     for (name, config, scope, text), cls in zip(rows, methods().values(), strict=True):
         papers = ", ".join(f"[{p}](https://arxiv.org/abs/{p})" for p in re.findall(r"arXiv (\d{4}\.\d{5})", text))
         said = re.sub(r" \(arXiv [^)]*\)|, arXiv [\d.]+\d", "", text)
-        cells = (f"[`{name}`](docs/methods/{name}.md)", f"`resfx.{config}`", scope, said, papers, cls.parameters, cls.kept, cls.crosses)
+        cells = (
+            f"[`{name}`](docs/methods/{name}.md)",
+            f"`resfx.{config}`",
+            scope,
+            said,
+            papers,
+            cls.parameters,
+            cls.kept,
+            cls.crosses,
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
