@@ -86,7 +86,8 @@ All are keywords of `resfx.{cls.__name__}`, and `--set NAME=VALUE` on the comman
 
 {studied(name)}
 
-Measured and tried: [what it costs](../costs.md) for the methods that were timed, [the matrix](../matrix.md), [first use](../first_use.md);
+Measured and tried: [what it costs](../costs.md) for the methods that were timed,
+[the matrix](../matrix.md), [first use](../first_use.md);
 when to take it: [which method when](../which.md).
 """
 

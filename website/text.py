@@ -21,9 +21,9 @@ def _table(match: re.Match[str]) -> str:
     rule, indent = match["rule"], match["indent"]
     starts = [m.start() for m in re.finditer("=+", rule)]
     ends = [*starts[1:], None]
-    head, rows = None, []
-    for line in match["body"].splitlines():
-        line = line.removeprefix(indent)
+    head: list[str] = []
+    rows: list[list[str]] = []
+    for line in (raw.removeprefix(indent) for raw in match["body"].splitlines()):
         cells = [line[a:b].strip().replace("|", "\\|") for a, b in zip(starts, ends, strict=True)]
         if line == rule:
             head, rows = rows[0], []

@@ -15,7 +15,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 DATA = DOCS / "systems"
 TEXT = """# Pipelines: what crosses between stages
 
-Made by `make systems`, the measured part by `python -m benchmarks.systems measured{REALTIME}`. A model is cut between blocks by `resfx.split`; what crosses is what the stages behind read. A
+Made by `make systems`, the measured part by `python -m benchmarks.systems measured{REALTIME}`.
+A model is cut between blocks by `resfx.split`; what crosses is what the stages behind read. A
 block has two sublayers; there are 4 channels `n` (of `altup` 2), the window `K` of `depth_read` is 4, and keys and
 values are each half as wide as the stream, `r = 1/2`. `attnres, blocks`, its two phases and `attnres, normalized` have
 `block=2`.
@@ -118,8 +119,8 @@ def equal(rows: dict[str, Any]) -> tuple[str, str]:
             shown.append([name, *(_difference(row[setup]) for setup in setups)])
     once = sum("float64" not in cells[0] and cells[0] != "(plain)" for cells in shown)
     plain, double = worst[False], worst[True]
-    said = (f"Of {once} methods and forms and the plain model the largest: {plain['loss']:.1g} of a loss, {plain['gradient']:.1g} of a"
-            f" gradient; of the rows in float64, {double['gradient']:.1g}.")  # fmt: skip
+    said = (f"Of {once} methods and forms and the plain model the largest: {plain['loss']:.1g} of a loss,"
+            f" {plain['gradient']:.1g} of a gradient; of the rows in float64, {double['gradient']:.1g}.")  # fmt: skip
     if failed:
         said += f" **Not run:** {'; '.join(failed)}."
     return table(["method", *setups], shown), said

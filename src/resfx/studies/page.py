@@ -76,7 +76,8 @@ def _setup(results: Results) -> str:
 - AdamW, warm-up over {warm:.0%} of the steps, a cosine down to a tenth, gradients clipped at 1; weight decay 0.1 on the
   host's matrices only.
 - Learning rates: {rates}.
-{_forms(results)}- In a seed all rows have the same first weights, as far as they have them in common, and the same batches in the same
+{_forms(results)}\
+- In a seed all rows have the same first weights, as far as they have them in common, and the same batches in the same
   order. Losses are means over the same held-out windows, in nats per token.
 - Machine: {machines}; torch {any_run["torch"]}. Times are of the processor, without evaluation."""
 
