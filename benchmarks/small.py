@@ -174,7 +174,7 @@ def main() -> None:
     head = (
         "Calls in which launches take the time: eager mode, no gradients but for the training step. `ratio` is to the"
         " plain model's call, or to one plain add of the same tensors; `kernels`: with the C++ kernels that"
-        " `python -m resfx kernels` builds. `goal` is what the project set itself."
+        " `python -m resfx kernels` builds. `goal`: the ratio the library aims at."
     )
     write("small", rows, options, head, ("case", "ratio", "goal", "us", "quartiles_us"))
 

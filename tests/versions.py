@@ -31,7 +31,8 @@ PACKAGES = [
 HEAD = """# Versions
 
 The tests run on three sets of versions: the oldest that `pyproject.toml` allows, those that `make test` installs, and
-the newest. `make test-versions SET=floor` (`tested`, `newest`) makes an environment of the set in `constraints/` and
+the newest torch with what goes with it: its triton may be older than that of the set before.
+`make test-versions SET=floor` (`tested`, `newest`) makes an environment of the set in `constraints/` and
 runs them there; `make versions` writes this page.
 
 | | {sets} |

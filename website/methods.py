@@ -55,7 +55,7 @@ def method_page(name: str, cls: type[Method]) -> str:
     options = "\n".join(f"| `{f}` | `{default}` | {what} |" for f, default, what in options_of(cls))
     drawn = (ROOT / "docs" / "pictures" / f"{scope}.svg").is_file()
     picture = f"![A stream with a method of this scope](../pictures/{scope}.svg)\n\n" if drawn else ""
-    source = Path(inspect.getfile(cls)).relative_to(ROOT / "src").as_posix()
+    source = Path(inspect.getfile(cls)).relative_to(ROOT).as_posix()
     return f"""# {cls.__name__}
 
 {linked(summary)}
@@ -76,7 +76,7 @@ resfx rewrite my_package.models:make --method {name} --out folder
 
 ## Options
 
-All are keywords of `resfx.{cls.__name__}`, and `--set NAME=VALUE` on the command line.
+All are keywords of `resfx.{cls.__name__}`, and `--set NAME=VALUE` on the command line{unset(cls)}.
 
 | option | default | what it is |
 |---|---|---|
@@ -86,7 +86,8 @@ All are keywords of `resfx.{cls.__name__}`, and `--set NAME=VALUE` on the comman
 
 {studied(name)}
 
-Measured and tried: [what it costs](../costs.md), [the matrix](../matrix.md), [first use](../first_use.md);
+Measured and tried: [what it costs](../costs.md) for the methods that were timed,
+[the matrix](../matrix.md), [first use](../first_use.md);
 when to take it: [which method when](../which.md).
 """
 
@@ -139,6 +140,12 @@ def options_of(cls: type[Method]) -> list[tuple[str, str, str]]:
     own = [f for f in dataclasses.fields(cls) if f.name in inspect.get_annotations(cls)]
     fields = own + [f for f in dataclasses.fields(cls) if f not in own]
     return [(f.name, repr(f.default).replace("|", "\\|"), said.get(f.name, "").replace("|", "\\|")) for f in fields]
+
+
+def unset(cls: type[Method]) -> str:
+    """Which options the command line has no text for: those of pairs."""
+    found = ", ".join(f"`{f.name}`" for f in dataclasses.fields(cls) if "tuple[tuple" in str(f.type))
+    return f" (but {found}: from Python alone)" if found else ""
 
 
 def attributes_of(doc: str) -> dict[str, str]:

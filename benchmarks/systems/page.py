@@ -15,9 +15,11 @@ DOCS = Path(__file__).parents[2] / "docs"
 DATA = DOCS / "systems"
 TEXT = """# Pipelines: what crosses between stages
 
-Made by `make systems`. A model is cut between blocks by `resfx.split`; what crosses is what the stages behind read. A
+Made by `make systems`, the measured part by `python -m benchmarks.systems measured{REALTIME}`.
+A model is cut between blocks by `resfx.split`; what crosses is what the stages behind read. A
 block has two sublayers; there are 4 channels `n` (of `altup` 2), the window `K` of `depth_read` is 4, and keys and
-values are each half as wide as the stream, `r = 1/2`.
+values are each half as wide as the stream, `r = 1/2`. `attnres, blocks`, its two phases and `attnres, normalized` have
+`block=2`.
 
 Where a process holds several stages (interleaved schedules), `resfx.split(..., ranks=n)` has it keep what one of its
 stages received or made for its later ones, so that only what it lacks crosses: the cross-stage caching of Attention
@@ -115,10 +117,10 @@ def equal(rows: dict[str, Any]) -> tuple[str, str]:
             seen = worst["float64" in name]
             seen |= {what: max(seen[what], *(row[setup][what] for setup in setups)) for what in seen}
             shown.append([name, *(_difference(row[setup]) for setup in setups)])
-    once = sum("float64" not in cells[0] for cells in shown)
+    once = sum("float64" not in cells[0] and cells[0] != "(plain)" for cells in shown)
     plain, double = worst[False], worst[True]
-    said = (f"Of {once} methods and forms the largest: {plain['loss']:.1g} of a loss, {plain['gradient']:.1g} of a"
-            f" gradient; of the rows in float64, {double['gradient']:.1g}.")  # fmt: skip
+    said = (f"Of {once} methods and forms and the plain model the largest: {plain['loss']:.1g} of a loss,"
+            f" {plain['gradient']:.1g} of a gradient; of the rows in float64, {double['gradient']:.1g}.")  # fmt: skip
     if failed:
         said += f" **Not run:** {'; '.join(failed)}."
     return table(["method", *setups], shown), said
@@ -177,7 +179,11 @@ def _alike() -> dict[str, list[str]]:
 
 def _shared() -> str:
     """Which methods share a row."""
-    return "; ".join(f"with {first}, {', '.join(names[1:])}" for first, names in _alike().items() if names[1:])
+    return "; ".join(
+        f"with `{first}`, {', '.join(f'`{name}`' for name in names[1:])}"
+        for first, names in _alike().items()
+        if names[1:]
+    )
 
 
 def page() -> None:
@@ -191,7 +197,7 @@ def page() -> None:
     made["EQUAL"], made["EQUAL_SAID"] = equal(data["equal"])
     made["MEASURED"], made["MEASURED_SAID"] = measured(here["rows"])
     made |= {"BANDWIDTH": here["bandwidth"] / 1e9, "LATENCY": here["latency"] * 1e6, "CORES": here["cores"],
-             "ROUNDS": here["rounds"],
+             "ROUNDS": here["rounds"], "REALTIME": " --realtime" if here["realtime"] else "",
              "BESIDE": "before (`SCHED_RR`)" if here["realtime"] else "beside"}  # fmt: skip
     (DOCS / "systems.md").write_text(TEXT.format(**made))
     (DATA / "crossing.svg").write_text(crossing())

@@ -85,7 +85,8 @@ def rewrite(
 
     Args:
         model, args, kwargs: as for :func:`scan`.
-        mode: a method's name or config, or several to apply in order. A method's options are those of its config.
+        mode: a method's name or config, or several: mixers over positions act first, then routes, then the rest in the
+            order given. A method's options are those of its config.
         include, exclude: globs over the names of the modules that own the adds, e.g. ``"model.layers.*"``.
         forms: forms of adds to claim; ``"resampled"`` and ``"outer"`` (long skips) only when named.
         start: overrides the config's: ``"preserve"`` or ``"published"``.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -18,9 +17,6 @@ FAULT = "**NO**"
 def page(tools: Sequence[Tool], rows: Rows, columns: Sequence[str]) -> str:
     """The whole page: a row for each tool, empty where it was not run."""
     words = [shown(rows.get(tool.name, {}), c) for tool in tools for c in columns if c != PLAIN]
-    ran = [cell for tool in tools for cell in rows.get(tool.name, {}).values()]
-    codes = Counter(cell.code for cell in ran)
-    versions = ", ".join(f"{n} cells with `{code or 'an earlier one'}`" for code, n in codes.most_common())
     lines = [
         "# The ecosystem: what acts on models, on rewritten ones", "",
         f"Made by `make ecosystem` (torch {torch.__version__.split('+')[0]}). A tool acts on a small Llama or GPT-2",
@@ -32,7 +28,6 @@ def page(tools: Sequence[Tool], rows: Rows, columns: Sequence[str]) -> str:
         f" {words.count('as plain: fails')} fail as the plain model does,"
         f" {words.count('limit')} are a limit of the tool's own, {words.count(FAULT)} are faults"
         + (f"; {words.count('')} were not run (empty)." if "" in words else "."),
-        f"Versions of the library (digest of its sources): {versions}.",
     ]  # fmt: skip
     for kind in dict.fromkeys(tool.kind for tool in tools):
         lines += ["", f"## {kind.replace('_', ' ').capitalize()}", "", "| tool | " + " | ".join(columns) + " |",
@@ -63,4 +58,5 @@ def shown(row: dict[str, Cell], column: str) -> str:
 
 def _text(said: str) -> str:
     """Without the paths of where it was run."""
+    said = re.sub(r"(['\"]?)/tmp/[^\s'\"]+\1", "folder", said)
     return re.sub(r"/\S*/lib/python[\d.]+/(site-packages/)?", "", said)

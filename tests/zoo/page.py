@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from typing import Any
 
 _HEAD = """# The zoo
@@ -65,9 +64,6 @@ def page(rows: list[dict[str, Any]]) -> str:
         lines.append(f"| compiled whole (aot_eager) | {_share([r for r in compiled if r['compiled']], compiled)} run |")
     if exported:
         lines.append(f"| exported to ONNX, checked | {_share([r for r in exported if r['exported']], exported)} run |")
-    versions = Counter(r["code"] for r in rows)
-    text = ", ".join(f"{n} lines with `{v}`" for v, n in versions.most_common())
-    lines.append(f"| version of the library (digest of its sources) | {text} |")
     misses = [r for r in rows if r not in good]
     if misses:
         lines += ["", "## Misses", "", "| architecture | why |", "|---|---|"]

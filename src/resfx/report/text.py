@@ -50,13 +50,22 @@ def methods_table(markdown: bool = False) -> str:
     ]
     if not markdown:
         return table(rows, ("mode", "config", "scope", "what it does"))
-    header = ("mode", "config", "scope", "what it does", "paper", "parameters per site", "kept between tokens",
-              "crosses stages")  # fmt: skip
+    header = ("mode", "config", "scope", "what it does", "paper", "new parameters (at each add, read, block or layer)",
+              "kept between tokens", "crosses stages")  # fmt: skip
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for (name, config, scope, text), cls in zip(rows, methods().values(), strict=True):
         papers = ", ".join(f"[{p}](https://arxiv.org/abs/{p})" for p in re.findall(r"arXiv (\d{4}\.\d{5})", text))
         said = re.sub(r" \(arXiv [^)]*\)|, arXiv [\d.]+\d", "", text)
-        cells = (f"`{name}`", f"`resfx.{config}`", scope, said, papers, cls.parameters, cls.kept, cls.crosses)
+        cells = (
+            f"[`{name}`](docs/methods/{name}.md)",
+            f"`resfx.{config}`",
+            scope,
+            said,
+            papers,
+            cls.parameters,
+            cls.kept,
+            cls.crosses,
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+
+from resfx.methods.base import methods
 
 from .learned import picture_of, probe_runs
 from .plan import GRAFT_RATE, GRAFT_TOKENS
@@ -73,9 +76,23 @@ def _setup(results: Results) -> str:
 - AdamW, warm-up over {warm:.0%} of the steps, a cosine down to a tenth, gradients clipped at 1; weight decay 0.1 on the
   host's matrices only.
 - Learning rates: {rates}.
+{_forms(results)}\
 - In a seed all rows have the same first weights, as far as they have them in common, and the same batches in the same
   order. Losses are means over the same held-out windows, in nats per token.
 - Machine: {machines}; torch {any_run["torch"]}. Times are of the processor, without evaluation."""
+
+
+def _forms(results: Results) -> str:
+    """What the rows have beside their methods' defaults."""
+    found = {}
+    for run in results.runs:
+        config = run["method"] or {}
+        if (cls := methods().get(config.get("method", ""))) and run["label"] not in found:
+            usual = json.loads(json.dumps(cls().to_dict()))
+            own = [f"{k}={v}" for k, v in json.loads(json.dumps(config)).items() if k != "start" and v != usual.get(k)]
+            found[run["label"]] = ", ".join(own)
+    said = "; ".join(f"`{label}` has `{own}`" for label, own in found.items() if own)
+    return f"- Options beside the defaults: {said}.\n" if said else ""
 
 
 def _setting(results: Results, setting: str, folder: Path) -> str:

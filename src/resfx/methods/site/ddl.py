@@ -20,7 +20,7 @@ class DDL(Method):
     """Replace ``x + f`` by ``x + beta (v - k.x) k`` with ``k = f / |f|``.
 
     The defaults are the paper's form (section 3, appendix A.1): the gate ``beta = 2 sigmoid(W c + b)`` and the
-    target ``v = W_v c`` read the normalised context. :meth:`repository` is the form of the authors' code.
+    target ``v = W_v c`` read the normalised context. ``resfx.DDL.repository()`` is the form of the authors' code.
 
     With ``start="preserve"`` the shortcut is ``x + f + s (beta (v - k.x) k - f)`` with ``s = 0``: bit for bit the
     host's add, and published DDL at ``s = 1``. No choice of gate and target alone gives that start (a closed gate
