@@ -315,3 +315,12 @@ def test_a_class_with_another_forward_by_the_second_rewrite():
     Changed.forward = lambda self, h, scale=1.0: h + scale * self.down(self.up(h))
     other = model()
     assert torch.equal(other(X), resfx.rewrite(other, "ddl", args=(X,))(X))
+
+
+def test_arguments_with_names_of_generated_code():
+    class Named(Block):
+        def forward(self, new, handed=None):
+            return new + self.down(self.up(new))
+
+    model = nn.Sequential(Named(), Named())
+    assert torch.equal(model(X), resfx.rewrite(model, "ddl", args=(X,))(X))

@@ -65,7 +65,8 @@ class Writer(Text):
             self._do(item)
         result = self._return()
         head = self._head()
-        names = f"    {', '.join(self.new.values())}{',' if len(self.new) == 1 else ''} = new\n" if self.new else ""
+        comma = "," if len(self.new) == 1 else ""
+        names = f"    {', '.join(self.new.values())}{comma} = {self.bank}\n" if self.new else ""
         body = "".join(f"    {line}\n" for line in [*self.lines, result])
         source = f"def forward({head}):\n{names}{body}"
         key = (source, *sorted((k, id(v)) for k, v in self.scope.items()))
@@ -79,16 +80,18 @@ class Writer(Text):
 
     def _begin(self) -> None:
         """What the arguments, and what is handed beside them, are called."""
-        self.taken.update(p.name for p in self.parameters)
+        named = {p.name for p in self.parameters}
+        self.taken |= named
+        self.bank, self.beside = (self._fresh(n) if n in named else n for n in ("new", "handed"))
         for name, template in self.arguments.items():
             self._open(template, name)
         for i, node in enumerate(self.region.taken):
-            self.env[node] = f"handed.given[{i}]"
+            self.env[node] = f"{self.beside}.given[{i}]"
         for i, number in enumerate(self.region.held):
-            self.objects[number] = f"handed.given[{len(self.region.taken) + i}]"
+            self.objects[number] = f"{self.beside}.given[{len(self.region.taken) + i}]"
 
     def _head(self) -> str:
-        shown = ["self", "new", "handed"]
+        shown = ["self", self.bank, self.beside]
         starred = False
         for p in self.parameters:
             if p.kind is p.KEYWORD_ONLY and not starred:
@@ -330,7 +333,7 @@ class Writer(Text):
         handed = [self._text(n) for n in self.region.handed]
         text = self._compose(result, leaf)
         if handed:
-            self.lines.append(f"handed.made = [{', '.join(handed)}]")
+            self.lines.append(f"{self.beside}.made = [{', '.join(handed)}]")
         if self.region is self.plan.root and self.plan.mixing and self.plan.cache is not None:
             self.lines.append(f"settle({self._object(self.plan.cache)})")
         return f"return {text}"
