@@ -110,8 +110,7 @@ class DDL(Method):
         if self.target == "constant":
             for field in ("target_bias", "target_sigmoid", "target_scale"):
                 if getattr(self, field) != getattr(type(self), field):
-                    raise wrong(self, field, f"{field} is of a target that is read, and target='constant' is not",
-                                "target_constant=...")  # fmt: skip
+                    raise wrong(self, field, f"{field} is of a target that is read, and target='constant' is not")
 
     def _check_channels(self) -> None:
         if not isinstance(self.value_channels, int) or self.value_channels < 1:
