@@ -30,7 +30,7 @@ from . import values
 from .function import Code, NotExpressible, Shared
 from .plan import Plan, is_size, known_in
 from .region import Region
-from .text import Text
+from .text import REGIONS, Text, in_regions
 from .writes import beside
 
 
@@ -67,7 +67,7 @@ class Writer(Text):
         head = self._head()
         comma = "," if len(self.new) == 1 else ""
         names = f"    {', '.join(self.new.values())}{comma} = {self.bank}\n" if self.new else ""
-        body = "".join(f"    {line}\n" for line in [*self.lines, result])
+        body = "".join(f"    {line}\n" for line in [*in_regions(self.lines), result])
         source = f"def forward({head}):\n{names}{body}"
         key = (source, *sorted((k, id(v)) for k, v in self.scope.items()))
         if key not in shared:
@@ -138,6 +138,8 @@ class Writer(Text):
                 raise
         else:
             self._operator(item)
+            if kind := REGIONS.get(item.target):
+                self.lines[-1] = kind(self.lines[-1])
 
     # -- values ---------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from resfx._torch import OpOverload, overload_name, schema_of
+from resfx._torch import OpOverload, enter_autocast, exit_autocast, overload_name, schema_of
+from resfx.passes.capture.normalize import enter_grad_mode, exit_grad_mode
 from resfx.passes.capture.structure import Template, build
 from resfx.runtime.memory import remembering, settle
 
@@ -26,6 +27,36 @@ _SCOPE = {"torch": torch, "build": build, "part": values.part, "Handed": values.
 _SIGNS = {torch.ops.aten.add.Tensor: "+", torch.ops.aten.sub.Tensor: "-", torch.ops.aten.mul.Tensor: "*",
           torch.ops.aten.div.Tensor: "/", operator.add: "+", operator.sub: "-", operator.mul: "*",
           operator.truediv: "/", operator.floordiv: "//", operator.mod: "%", operator.eq: "=="}  # fmt: skip
+
+
+class Opening(str):
+    """A line that begins a region of the model's: ``with torch.autocast(...)``, ``with torch.no_grad()``."""
+
+
+class Closing(str):
+    """A line that ends one."""
+
+
+REGIONS = {enter_grad_mode: Opening, enter_autocast: Opening, exit_grad_mode: Closing, exit_autocast: Closing}
+
+
+def in_regions(lines: list[str]) -> list[str]:
+    """Lines with the end of each region in a ``finally``: an error inside leaves no mode behind."""
+    made: list[str] = []
+    depth = 0
+    if sum(isinstance(x, Opening) for x in lines) != sum(isinstance(x, Closing) for x in lines):
+        return lines  # of a stage that holds a part of one
+    for line in lines:
+        if isinstance(line, Closing):
+            made += ["    " * depth + "pass"] if made[-1].endswith("try:") else []
+            depth -= 1
+            made += ["    " * depth + "finally:", "    " * (depth + 1) + line]
+        else:
+            made.append("    " * depth + line)
+        if isinstance(line, Opening):
+            made.append("    " * depth + "try:")
+            depth += 1
+    return made
 
 
 class Text:
