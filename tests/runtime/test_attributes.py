@@ -127,6 +127,31 @@ def test_blocks_that_share_a_plain_tensor_stay_modules():
     assert torch.equal(new(X), model(X))
 
 
+class Averaging(Scaled):
+    """Keeps a running mean in a tensor that is no buffer."""
+
+    def __init__(self):
+        super().__init__(1.0)
+        self.mean = torch.zeros(8)
+
+    def forward(self, x):
+        branch = self.linear(self.norm(x))
+        with torch.no_grad():
+            self.mean.mul_(0.5).add_(branch.mean((0, 1)))
+        return x + branch + self.mean
+
+
+def test_state_in_plain_tensors_is_each_models_own():
+    torch.manual_seed(0)
+    model = nn.Sequential(Averaging(), Averaging(), nn.Linear(8, 8))
+    before = copy.deepcopy(model)
+    resfx.scan(model, args=(X,))
+    new = resfx.rewrite(model, "ddl", args=(X,))
+    for _ in range(3):
+        assert torch.equal(new(X), before(X))
+    assert torch.equal(new[1].mean, before[1].mean) and not model[0].mean.any()
+
+
 def test_compiling_a_layer_asks_for_no_capture():
     model = nn.Sequential(*[Scaled(1.0) for _ in range(2)], nn.Linear(8, 8))
     new = resfx.rewrite(model, "ddl", args=(X,))

@@ -28,12 +28,15 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
     """Inside, a model's forward may run; what it sets beside its results is then as before.
 
     Attributes come back, also those that were added or removed, and so do the contents of the lists, dicts, sets and
-    deques that a module holds (its hooks, its buffers' names, its logs), as the same objects, and random number
-    generators. What rewrites keep on modules stays: code that was made meanwhile is good.
+    deques that a module holds (its hooks, its buffers' names, its logs), as the same objects, the values of tensors
+    that are plain attributes, and random number generators. What rewrites keep on modules stays: code that was made
+    meanwhile is good.
     """
     before = [(vars(m), {k: v for k, v in vars(m).items() if not k.startswith("_resfx")}) for m in model.modules()]
     contents = {id(v): (v, copy.copy(v)) for _, own in before for v in _containers(own.values())}
     states = [(v, v.get_state()) for _, own in before for v in own.values() if isinstance(v, torch.Generator)]
+    values = [v for _, own in before for v in own.values()] + [v for c, _ in contents.values() for v in _values(c)]
+    tensors = {id(v): (v, v.detach().clone()) for v in values if type(v) is torch.Tensor and not v.is_meta}
     try:
         yield
     finally:
@@ -46,6 +49,10 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
             _refill(container, content)
         for generator, state in states:
             generator.set_state(state)
+        with torch.no_grad():
+            for tensor, value in tensors.values():
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
 
 
 def _containers(values: Iterable[Any], depth: int = 0) -> Iterator[Any]:
@@ -54,7 +61,11 @@ def _containers(values: Iterable[Any], depth: int = 0) -> Iterator[Any]:
         if type(value) in CONTAINERS:
             yield value
             if depth < 3:
-                yield from _containers(value.values() if isinstance(value, dict) else value, depth + 1)
+                yield from _containers(_values(value), depth + 1)
+
+
+def _values(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
 
 
 def _refill(container: Any, content: Any) -> None:
