@@ -9,7 +9,10 @@ from benchmarks.memory import measured, predicted
 from resfx.methods.base import method_of, methods
 from resfx.ops import chunks
 
-OTHERS = {"mhc, 3": resfx.MHC(n=3), "frac_connections, 2": resfx.FracConnections(m=2)}
+OTHERS = {
+    "mhc, 3": resfx.MHC(n=3), "frac_connections, 2": resfx.FracConnections(m=2), "altup, 3": resfx.AltUp(n=3),
+    "ddl, 2 channels": resfx.DDL(value_channels=2), "ddl, 4 channels": resfx.DDL(value_channels=4),
+}  # fmt: skip
 STATED = {n: method_of(n) for n, cls in methods().items() if cls.saved} | OTHERS
 
 

@@ -35,6 +35,7 @@ class Lambdas(DepthMethod):
     name: ClassVar[str] = "lambdas"
     parameters: ClassVar[str] = "2 a block"
     crosses: ClassVar[str] = "the state and the embedding"
+    saved: ClassVar[str] = "d"
 
     x0: bool = True
     skips: tuple[tuple[int, int], ...] = ()

@@ -39,6 +39,7 @@ class Canon(LocalConvMethod):
     name: ClassVar[str] = "canon"
     parameters: ClassVar[str] = "kernel * width for each point"
     kept: ClassVar[str] = "kernel - 1 positions at each point"
+    saved: ClassVar[str] = "9 d / 2"  # d, 3 d, d and 4 d at the points of a block, for its two adds
 
     at: str = "ABCD"
 

@@ -60,7 +60,7 @@ class DDL(Method):
     parameters: ClassVar[str] = "2 d + 2"
     kept: ClassVar[str] = "with value channels, 3 positions where it convolves over tokens"
     crosses: ClassVar[str] = "1, or value_channels"
-    saved: ClassVar[str] = "d + 3"
+    saved: ClassVar[str] = "(value_channels + min(value_channels - 1, 1)) d + value_channels + 2"
 
     target: Literal["context", "stream", "sublayer", "constant"] = "context"
     target_bias: bool = False

@@ -62,6 +62,7 @@ class AltUp(Method):
     scope: ClassVar[str] = "wide"
     parameters: ClassVar[str] = "n^2 + n"
     crosses: ClassVar[str] = "n"
+    saved: ClassVar[str] = "(n + 1) d"
 
     n: int = 2
     choose: Literal["alternating", "same"] = "alternating"
