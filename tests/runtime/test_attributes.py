@@ -152,6 +152,17 @@ def test_state_in_plain_tensors_is_each_models_own():
     assert torch.equal(new[1].mean, before[1].mean) and not model[0].mean.any()
 
 
+def doubled(x):
+    return x * 2
+
+
+def test_a_function_in_the_place_of_a_forward_fits():
+    model = nn.Sequential(Scaled(1.0), Scaled(1.0), nn.Linear(8, 8))
+    model[0].linear.forward = doubled
+    new = resfx.rewrite(model, "ddl", args=(X,))
+    assert torch.equal(new(X), model(X))
+
+
 def test_compiling_a_layer_asks_for_no_capture():
     model = nn.Sequential(*[Scaled(1.0) for _ in range(2)], nn.Linear(8, 8))
     new = resfx.rewrite(model, "ddl", args=(X,))

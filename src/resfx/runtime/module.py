@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx._torch import held_parameters
+from resfx._torch import held_modules, held_parameters
 from resfx.errors import OptionError, ResfxError, VariantError, meant
 from resfx.report.report import Report
 
@@ -129,8 +129,8 @@ class Rewritten:
     def _resfx_relatives(self) -> list[nn.Module]:
         """Living models that this one was made of, or that were made of it; not its shallow copies, which are it."""
         living = [ref() for ref in self.__dict__.get("_resfx_family", ())]
-        own = self.__dict__["_modules"]
-        return [m for m in living if m is not None and vars(m)["_modules"] is not own]
+        own = held_modules(self)  # type: ignore[arg-type]
+        return [m for m in living if m is not None and held_modules(m) is not own]
 
     @_NotForwarded
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

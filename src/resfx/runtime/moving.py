@@ -25,26 +25,18 @@ def changing(module: nn.Module, fn: Callable[[torch.Tensor], torch.Tensor]) -> s
 def part_from(module: nn.Module, others: Iterable[nn.Module], kinds: set[Kind]) -> None:
     """Give a module parameters of its own in the place of those of these kinds that others hold, too.
 
-    All others stay the objects they are: a move swaps what is in them, and optimizers go on.
+    All others stay the objects they are: a move swaps what is in them, and optimizers go on. Hooks on a parameter stay
+    with the others'.
     """
     shared = {id(p) for other in others for p in other.parameters()}
     twins: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
-    hooked: list[str] = []
-    for path, part in module.named_modules():
+    for part in module.modules():
         for name, old in held_parameters(part).items():
             if old is None or id(old) not in shared or _kind(old) not in kinds:
                 continue
             if id(old) not in twins:
                 twins[id(old)] = old, _twin(old)
-                if old._backward_hooks or getattr(old, "_post_accumulate_grad_hooks", None):
-                    hooked.append(f"{path}.{name}" if path else name)
             held_parameters(part)[name] = twins[id(old)][1]
-    if hooked:
-        warnings.warn(
-            f"the original model keeps {hooked[0]} and its hooks ({len(hooked)} such): the moved model has"
-            " parameters of its own without them. Delete the original first, or register hooks after the move",
-            RuntimeWarning, stacklevel=5,
-        )  # fmt: skip
     if twins:
         _watch_optimizers(list(twins.values()))
 

@@ -25,7 +25,7 @@ from resfx.passes.capture.objects import fields_of, fill
 from resfx.passes.capture.structure import Flattener, Template, innermost
 
 from .record import CallRecord, MethodOf, Passed, enter, keep, leave
-from .watch import Owned, Watch, below, kept, plain
+from .watch import Watch, kept, owned_in, plain
 from .writes import State, Written
 
 T = TypeVar("T")
@@ -200,11 +200,7 @@ class Recorder:
         self._watch = Watch(self._read, self._method, self._wrote)
         with contextlib.ExitStack() as stack:
             stack.callback(self.stop_watching)
-            found: dict[int, tuple[Any, list[tuple[str, ...]]]] = {}
-            for value, way in below(clone):
-                found.setdefault(id(value), (value, []))[1].append(way)
-            for value, ways in found.values():
-                owned = Owned(tuple(ways))
+            for value, owned in owned_in(clone):
                 self.owned[id(value)] = owned.paths
                 self._watch.add(value, owned)
             for name, module in clone.named_modules():

@@ -121,7 +121,7 @@ def _telling(cls: Hashable) -> type:
             if (watch := held.get(WATCH)) is not None:
                 if isinstance(value, types.MethodType) and name not in held:
                     return watch[0].method(watch[1], value)
-                if name in held or (name not in _TORCHS and not hasattr(getattr_static(base, name, None), "__get__")):
+                if name not in _TORCHS and (name in held or not hasattr(getattr_static(base, name, None), "__get__")):
                     watch[0].read(watch[1], name, value)  # what a property reads is told of by itself
         return value
 
@@ -158,7 +158,8 @@ def plain(value: Any, depth: int = 0) -> bool:
     if isinstance(value, (*_PLAIN, *_LASTING)):
         return True
     if isinstance(value, types.FunctionType):  # a copy of a tree may have another that closes over its own modules
-        return not value.__closure__ and not value.__defaults__
+        ours = (value.__module__ or "").startswith("resfx.")  # stands for what recomputes, while a trace is made
+        return not (value.__closure__ or value.__defaults__ or ours)
     if depth > 4:
         return False
     if isinstance(value, dict):
@@ -178,7 +179,9 @@ def _is_object(value: Any) -> bool:
     own. Not a module, which is met in its own place."""
     if isinstance(value, (*_PLAIN, *_LASTING, torch.Tensor, nn.Module, types.FunctionType, types.MethodType)):
         return False
-    return hasattr(value, "__dict__") and not (callable(value) and type(value).__module__.startswith("torch."))
+    return hasattr(value, "__dict__") and not (
+        callable(value) and type(value).__module__.split(".")[0] in ("torch", "functools")
+    )
 
 
 def below(module: nn.Module) -> list[tuple[Any, tuple[str, ...]]]:
@@ -199,3 +202,11 @@ def below(module: nn.Module) -> list[tuple[Any, tuple[str, ...]]]:
             if name not in _OWN:
                 add(value, (*way, name), 0)
     return found
+
+
+def owned_in(module: nn.Module) -> list[tuple[Any, Owned]]:
+    """A tree's modules and the objects that they hold, each with all ways to it."""
+    found: dict[int, tuple[Any, list[tuple[str, ...]]]] = {}
+    for value, way in below(module):
+        found.setdefault(id(value), (value, []))[1].append(way)
+    return [(value, Owned(tuple(ways))) for value, ways in found.values()]
