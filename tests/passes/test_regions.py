@@ -36,12 +36,8 @@ def test_a_region_of_a_rewritten_module_ends(region):
     assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
-class Inside(nn.Module):
+class Inside(Scaled):
     """A block whose branch runs within a region."""
-
-    def __init__(self, region) -> None:
-        super().__init__()
-        self.norm, self.linear, self.region = nn.LayerNorm(8), nn.Linear(8, 8), region
 
     def forward(self, x):
         with self.region():

@@ -69,13 +69,10 @@ class DeltaSite(Learned):
         return beta, config.target_scale * torch.sigmoid(v) if config.target_sigmoid else v
 
     def forward(self, x: Tensor, f: Tensor, c: Tensor | None, total: Tensor | None = None) -> Tensor:
-        add = self.config.start == "preserve"
-        if not add:
-            total = None  # the published form has no base but x
         if c is not None and (done := self._at_once(x, f, c, total)) is not None:
             return done
         beta, v = self.gates(x, f, c)
-        return delta_shortcut(x, f, beta, v, self.mix, total, eps2=self.eps2, add=add)
+        return delta_shortcut(x, f, beta, v, self.mix, total, eps2=self.eps2, add=self.config.start == "preserve")
 
     def _at_once(self, x: Tensor, f: Tensor, c: Tensor, total: Tensor | None) -> Tensor | None:
         """Gates and shortcut as one kernel; ``None`` where there is none, or a gate is not what was built here."""

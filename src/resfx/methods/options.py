@@ -58,6 +58,18 @@ def wrong(config: Any, field: str, must: str, try_: str = "") -> OptionError:
     return OptionError(f"{type(config).__name__}: {must}", f"{field}={getattr(config, field)!r:.60}", try_)
 
 
+def refuse_idle(config: Any, fields: Sequence[str], why: str, try_: str = "") -> None:
+    """Raise :class:`OptionError` for the first of ``fields`` that is not at its default, where nothing would read it.
+
+    Args:
+        why: what comes after the field's name.
+        try_: as for :func:`wrong`.
+    """
+    for field in fields:
+        if getattr(config, field) != getattr(type(config), field):
+            raise wrong(config, field, f"{field} {why}", try_)
+
+
 def refuse_wrong_arguments(function: Callable[..., Any], **given: Any) -> None:
     """Raise :class:`OptionError` for an argument that is not of its annotated type, with the types that are."""
     kinds = kinds_of(function)

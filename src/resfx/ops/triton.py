@@ -54,6 +54,14 @@ def on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 @triton.jit
+def place_of(size, BLOCK: tl.constexpr):
+    """Which sequence (a batch, a head of one) a program works on, and its first position; both on one axis of the grid,
+    the only long one."""
+    blocks = tl.cdiv(size, BLOCK)
+    return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * BLOCK
+
+
+@triton.jit
 def _write(pointers, table, COUNT: tl.constexpr):
     for j in tl.static_range(COUNT):
         tl.store(table + j, pointers[j].to(tl.int64))

@@ -28,15 +28,12 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
     """Inside, a model's forward may run; what it sets beside its results is then as before.
 
     Attributes come back, also those that were added or removed, and so do the contents of the lists, dicts, sets and
-    deques that a module holds (its hooks, its buffers' names, its logs), as the same objects, the values of tensors
-    that are plain attributes, and random number generators. What rewrites keep on modules stays: code that was made
-    meanwhile is good.
+    deques that a module holds (its hooks, its buffers' names, its logs), as the same objects, and random number
+    generators. What rewrites keep on modules stays: code that was made meanwhile is good.
     """
     before = [(vars(m), {k: v for k, v in vars(m).items() if not k.startswith("_resfx")}) for m in model.modules()]
     contents = {id(v): (v, copy.copy(v)) for _, own in before for v in _containers(own.values())}
     states = [(v, v.get_state()) for _, own in before for v in own.values() if isinstance(v, torch.Generator)]
-    values = [v for _, own in before for v in own.values()] + [v for c, _ in contents.values() for v in _values(c)]
-    tensors = {id(v): (v, v.detach().clone()) for v in values if type(v) is torch.Tensor and not v.is_meta}
     try:
         yield
     finally:
@@ -49,10 +46,6 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
             _refill(container, content)
         for generator, state in states:
             generator.set_state(state)
-        with torch.no_grad():
-            for tensor, value in tensors.values():
-                if not torch.equal(tensor, value):
-                    tensor.copy_(value)
 
 
 def _containers(values: Iterable[Any], depth: int = 0) -> Iterator[Any]:
@@ -84,6 +77,23 @@ def _refill(container: Any, content: Any) -> None:
 
 
 @contextlib.contextmanager
+def values_kept(*models: nn.Module) -> Iterator[None]:
+    """Inside, a forward may write into what models hold beside parameters, which has its values again afterwards:
+    buffers, and tensors that are plain attributes or lie in containers that are."""
+    held = [v for model in models for m in model.modules() for v in vars(m).values()]
+    plain = [v for v in [*held, *(x for c in _containers(held) for x in _values(c))] if type(v) is torch.Tensor]
+    every = {id(t): t for t in [*(b for model in models for b in model.buffers()), *plain] if not t.is_meta}
+    values = [(t, t.detach().clone()) for t in every.values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in values:
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+@contextlib.contextmanager
 def traceable(model: nn.Module) -> Iterator[None]:
     """Inside, a model's forward may be traced, by one thread at a time; what it sets then are fake tensors, and go.
 
@@ -102,22 +112,22 @@ def preserved(*models: nn.Module) -> Iterator[None]:
     """Inside, models may run and train; afterwards gradients, buffers, attributes, training flags and generators are as
     before.
 
-    Gradients are ``None`` at the start. Buffers are the same tensors with the values they had, also those that a
-    forward replaced; ones it registered are gone. Parameters are never written by a step without an optimizer, so they
-    need no copy. The generators are Python's, NumPy's and torch's, of the CPU and of the models' CUDA devices.
+    Gradients are ``None`` at the start. Buffers and plain tensors are the same with the values they had, also buffers
+    that a forward replaced; ones it registered are gone. Parameters are never written by a step without an optimizer:
+    they need no copy. The generators are Python's, NumPy's and torch's, of the CPU and of the models' CUDA devices.
     """
     every = {id(m): m for model in models for m in model.modules()}.values()
     modules = [m for m in every if not isinstance(m, torch.jit.ScriptModule)]  # whose state is not Python's
     parameters = {id(p): p for model in models for p in model.parameters()}.values()
     flags = [(m, m.training) for m in modules]
     buffers = [(held_buffers(m), dict(held_buffers(m))) for m in modules]
-    unique = {id(b): b for _, own in buffers for b in own.values() if b is not None}
-    values = [(b, b.detach().clone()) for b in unique.values()]
     grads = [(p, p.grad) for p in parameters]
     of_python, of_numpy = random.getstate(), np.random.get_state()
-    devices = sorted({t.device.index or 0 for t in (*parameters, *unique.values()) if t.is_cuda})
+    tensors = (*parameters, *(b for model in models for b in model.buffers()))
+    devices = sorted({t.device.index or 0 for t in tensors if t.is_cuda})
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(values_kept(*models))
         for model in models:
             stack.enter_context(left_as_found(model))
         try:
@@ -127,9 +137,6 @@ def preserved(*models: nn.Module) -> Iterator[None]:
         finally:
             for module, flag in flags:
                 module.training = flag
-            with torch.no_grad():
-                for buffer, value in values:
-                    buffer.copy_(value)
             for held, own in buffers:
                 held.clear()
                 held.update(own)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import empty, normal, zeros
 from resfx.methods.observe import Observations, Observed, attention_map
-from resfx.methods.options import wrong
+from resfx.methods.options import refuse_idle
 from resfx.ops.attention_read.formula import attention_read
 from resfx.ops.scores import rms_scores
 
@@ -55,8 +55,8 @@ class DeltaAttnRes(DepthMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.validate(block=self.block, eps=self.eps)
-        if self.query == "normal" and self.start == "preserve":
-            raise wrong(self, "query", "query is the published start, and start='preserve' always draws normal queries",
+        if self.start == "preserve":
+            refuse_idle(self, ("query",), "is the published start, and start='preserve' always draws normal queries",
                         "start='published'")  # fmt: skip
 
     def sources(self, read: int, last: bool) -> list[tuple[int, ...]] | None:

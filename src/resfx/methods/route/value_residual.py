@@ -12,7 +12,7 @@ from resfx.errors import OptionError
 from resfx.methods.base import Place, factory_of
 from resfx.methods.learned import Learned, empty, set_values
 from resfx.methods.observe import Observations, Observed
-from resfx.methods.options import wrong
+from resfx.methods.options import refuse_idle, wrong
 from resfx.ops.weighted_sum.formula import weighted_sum
 
 from .base import RouteMethod, RoutePlace
@@ -61,15 +61,13 @@ class ValueResidual(RouteMethod):
         super().__post_init__()
         if self.last is not None and self.last < 1:
             raise wrong(self, "last", "last must be at least 1 layer")
-        for field in ("first", "own"):
-            if getattr(self, field) == getattr(type(self), field):
-                continue
-            if self.form == "shared":
-                raise wrong(self, field, f"{field} is a weight of a mixture, and form='shared' has none",
-                            "form='residual'")  # fmt: skip
-            if self.start == "preserve":
-                raise wrong(self, field, f"{field} is the published start, and start='preserve' has weights of 0",
-                            "start='published'")  # fmt: skip
+        if self.form == "shared":
+            refuse_idle(
+                self, ("first", "own"), "is a weight of a mixture, and form='shared' has none", "form='residual'"
+            )
+        if self.start == "preserve":
+            refuse_idle(self, ("first", "own"), "is the published start, and start='preserve' has weights of 0",
+                        "start='published'")  # fmt: skip
         if not self.learned and self.start == "preserve":
             raise OptionError("ValueResidual: learned=False never leaves the host's values",
                               "start='preserve', where the weights are zero", "start='published'")  # fmt: skip

@@ -10,7 +10,7 @@ from torch import nn
 
 from resfx.methods.base import Method, Place
 from resfx.methods.delta_site import DeltaSite
-from resfx.methods.options import wrong
+from resfx.methods.options import refuse_idle, wrong
 from resfx.methods.wide.base import WideStream
 from resfx.methods.wide.ddl_wide import build_stream
 
@@ -99,18 +99,13 @@ class DDL(Method):
             raise wrong(self, "target_scale", "target_scale must be positive")
         if self.gate_hidden < 0:
             raise wrong(self, "gate_hidden", "gate_hidden must be 0 (one layer) or a width")
-        self._refuse_idle()
-        self._check_channels()
-
-    def _refuse_idle(self) -> None:
-        """Refuse what is set and would be read by nothing."""
-        if self.mix_per_channel and (self.start != "preserve" or self.preserve != "interpolate"):
-            raise wrong(self, "mix_per_channel", "mix_per_channel needs the s that start='preserve' with"
-                        " preserve='interpolate' has", "mix_per_channel=False")  # fmt: skip
+        if self.start != "preserve" or self.preserve != "interpolate":
+            refuse_idle(self, ("mix_per_channel",), "needs the s that start='preserve' with preserve='interpolate' has",
+                        "mix_per_channel=False")  # fmt: skip
         if self.target == "constant":
-            for field in ("target_bias", "target_sigmoid", "target_scale"):
-                if getattr(self, field) != getattr(type(self), field):
-                    raise wrong(self, field, f"{field} is of a target that is read, and target='constant' is not")
+            refuse_idle(self, ("target_bias", "target_sigmoid", "target_scale"),
+                        "is of a target that is read, and target='constant' is not")  # fmt: skip
+        self._check_channels()
 
     def _check_channels(self) -> None:
         if not isinstance(self.value_channels, int) or self.value_channels < 1:
@@ -124,9 +119,8 @@ class DDL(Method):
                             " never differ",
                             "target='context'")  # fmt: skip
             return
-        for field in ("compress", "share_compressor", "embed_conv", "token_kernel", "write_only"):
-            if getattr(self, field) != getattr(type(self), field):
-                raise wrong(self, field, f"{field} needs value_channels of at least 2", "value_channels=2")
+        refuse_idle(self, ("compress", "share_compressor", "embed_conv", "token_kernel", "write_only"),
+                    "needs value_channels of at least 2", "value_channels=2")  # fmt: skip
 
     @classmethod
     def repository(cls, **changes: Any) -> DDL:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from resfx.methods.base import Method, Place, factory_of
 from resfx.methods.learned import Learned, constant, empty
 from resfx.methods.observe import Observations, Observed
-from resfx.methods.options import wrong
+from resfx.methods.options import refuse_idle
 
 from .sums import host_sum, weighted
 
@@ -34,8 +34,8 @@ class LayerScale(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.start == "preserve" and self.init != type(self).init:
-            raise wrong(self, "init", "init is the published start, and start='preserve' has a gain of 1",
+        if self.start == "preserve":
+            refuse_idle(self, ("init",), "is the published start, and start='preserve' has a gain of 1",
                         "start='published'")  # fmt: skip
 
     def build(self, place: Place) -> nn.Module:

@@ -85,8 +85,10 @@ class MHC(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_wide(self, least=2)
-        largest = {"permutation": self.n}.get(self.mixing, 0)
-        if self.mixing == "kronecker":
+        largest = 0
+        if self.mixing == "permutation":
+            largest = self.n
+        elif self.mixing == "kronecker":
             largest = max(primes(self.n))
         if largest > 5:
             raise wrong(self, "mixing", f"mixing={self.mixing!r} has {largest}! numbers an add with n={self.n}: too"

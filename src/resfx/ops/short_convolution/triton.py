@@ -12,17 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from resfx.ops.register import KERNEL_TYPES
-from resfx.ops.triton import given, on
+from resfx.ops.triton import given, on, place_of
 
 MOST = 32  # taps
 ROWS, COLUMNS = 64, 64
-
-
-@triton.jit
-def _place(size, ROWS: tl.constexpr):
-    """A program's batch and positions; both on one axis of the grid, the only long one."""
-    blocks = tl.cdiv(size, ROWS)
-    return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * ROWS + tl.arange(0, ROWS)
 
 
 @triton.jit
@@ -53,7 +46,8 @@ def _forward(
     TAPS: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, BASE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    batch, t = _place(size, ROWS)
+    batch, start = place_of(size, ROWS)
+    t = start + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = _mixed(x, weight, bias, batch, t, columns, left, S, width, TAPS, BIAS, ROWS, COLUMNS)
     if SILU:
@@ -70,7 +64,8 @@ def _backward(
     grad, x, weight, bias, through, gw, gb, left, S, size, width,
     TAPS: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    batch, t = _place(size, ROWS)
+    batch, start = place_of(size, ROWS)
+    t = start + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     g = _at(grad, batch, t, size, columns, width)
     if SILU:

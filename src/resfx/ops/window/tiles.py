@@ -7,13 +7,6 @@ import triton.language as tl
 
 
 @triton.jit
-def place_of(size, BLOCK: tl.constexpr):
-    """Which head of which batch a program works on, and its first row; one axis of the grid, the only long one."""
-    blocks = tl.cdiv(size, BLOCK)
-    return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * BLOCK
-
-
-@triton.jit
 def tile(tensor, steps, batch, head, rows, size, columns, width, TYPE: tl.constexpr):
     """Rows of a head, zeros where there are none."""
     start = tensor + batch * steps[0] + head * steps[1]

@@ -14,10 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from resfx.ops.register import KERNEL_TYPES
-from resfx.ops.triton import on
+from resfx.ops.triton import on, place_of
 
 from .formula import reach
-from .tiles import keys_of, mix, place_of, put, queries_of, scores_of, tile
+from .tiles import keys_of, mix, put, queries_of, scores_of, tile
 
 WIDEST = 128  # features of a head
 

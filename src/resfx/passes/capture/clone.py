@@ -86,9 +86,9 @@ def _copied(
         for lent in [t for t in held_parameters(module).values() if t is not None] if for_a_trace else ():
             if not isinstance(memo[id(lent)], nn.Parameter):  # torch.func.functional_call lends plain tensors
                 memo[id(lent)] = nn.Parameter(memo[id(lent)].detach(), lent.requires_grad)
-    for state in [v for m in modules for v in vars(m).values() if type(v) is torch.Tensor] if not for_a_trace else ():
-        if not state.requires_grad:  # a cache, a running mean: written in place, by each of the two for itself
-            copy.deepcopy(state, memo)
+    if not for_a_trace:
+        for state in [v for m in modules for v in vars(m).values() if type(v) is torch.Tensor and not v.requires_grad]:
+            copy.deepcopy(state, memo)  # a cache, a running mean: written in place, by each of the two for itself
     for module in modules:
         _fill(memo[id(module)], module, memo, for_a_trace)
     return memo[id(modules[0])]

@@ -14,7 +14,7 @@ from torch import nn
 
 from resfx._torch import is_fake
 from resfx.errors import CaptureError, InputError
-from resfx.passes.preserve import left_as_found
+from resfx.passes.preserve import left_as_found, values_kept
 
 from .calls import Call, spelling, unbind
 from .clone import clone_tree
@@ -91,19 +91,14 @@ def _unwritten(before: Template, after: Template, old: list[torch.Tensor], new: 
 @contextlib.contextmanager
 def left_as_it_was(tree: nn.Module) -> Iterator[None]:
     """Put back what a forward pass may write: buffers, attributes, lists and dicts in them, random numbers."""
-    buffers = [(b, b.detach().clone()) for b in tree.buffers()]
     python, arrays = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
-        with left_as_found(tree), torch.random.fork_rng(devices=devices):
+        with values_kept(tree), left_as_found(tree), torch.random.fork_rng(devices=devices):
             yield
     finally:
         random.setstate(python)
         np.random.set_state(arrays)
-        with torch.no_grad():
-            for buffer, data in buffers:
-                if not torch.equal(buffer, data):
-                    buffer.copy_(data)
 
 
 def _inputs(call: Call) -> list[str]:

@@ -30,7 +30,8 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[t
     own = tuple(region.path.split(".")) if region.path else ()
     generated = [r for r in region.below() if r.generated]
     reads, held = _read(generated, own)
-    lists = {w: names for r in generated for w, names in _lists(module.get_submodule(_below(r, own)), _way(r, own))}
+    ways = [tuple(r.path.split("."))[len(own) :] if r.path else () for r in generated]
+    lists = {w: names for way in ways for w, names in _lists(module.get_submodule(".".join(way)), way)}
     free = frozenset(i for i, m in region.enters.items() if only_handed_on(plan, m) and from_function(plan, m))
     # The code's Python may have looked at the sizes of whatever it was handed, though its graph does not show it.
     given = [(i, region.enters[i].meta["val"]) for i in sorted(set(region.enters) - free)]
@@ -77,12 +78,3 @@ def _lists(module: nn.Module, way: Way) -> Iterator[tuple[Way, tuple[str, ...]]]
     for name, child in module.named_children():
         if isinstance(child, _LISTS):
             yield from _lists(child, (*way, name))
-
-
-def _below(region: Region, own: tuple[str, ...]) -> str:
-    """A call's module as seen from the one that is called ``own``."""
-    return ".".join(_way(region, own))
-
-
-def _way(region: Region, own: Way) -> Way:
-    return tuple((region.path or "").split("."))[len(own) :] if region.path else ()

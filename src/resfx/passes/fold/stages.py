@@ -228,7 +228,7 @@ class StageWriter(Writer):
             return super()._head()
         read = [f"{name}=None" for name in self.read]
         given = [self.env[n] for n in (*self.takes, *self.recalls)]
-        return ", ".join(["self", "new", "handed", *given, *(["*", *read] if read else [])])
+        return ", ".join(["self", self.bank, self.beside, *given, *(["*", *read] if read else [])])
 
     def _items(self) -> list[Any]:
         return [i for i, stage in self.cut.stage.items() if stage == self.number and not self.cut.is_free(i)]
