@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool would cost each process its own imports of torch
+os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")  # two layers take 0.7 of the time without it
 os.environ.setdefault("RESFX_NATIVE", "0")  # whatever is built on this machine; the tests of it ask for it
 
 import pytest
