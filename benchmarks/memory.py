@@ -24,16 +24,28 @@ from resfx.methods.base import Method, method_of, methods
 from resfx.methods.depth.base import Read
 
 from .common import start, write
-from .models import Decoder
+from .models import Block, Decoder
 
 WAYS = ("eager", "compiled", "recomputed")
 VARIANTS: dict[str, Method] = {
     "ddl, d_v=4": resfx.DDL(value_channels=4), "attnres, blocks of 8": resfx.AttnRes(block=8),
     "short_swa, w=16, d_a=d/8": resfx.ShortSWA(window=16, heads=2, head_dim=4),
 }  # fmt: skip
-WIDTH, LENGTH, DEPTH = 256, 1056, 2
-"""More elements in two sources than lie in a cache together: larger lists are never stacked."""
-NOT_HERE = ("value_embedding", "short_conv", "vertical")  # they find nothing in this decoder to act on
+WIDTH, LENGTH, DEPTH, HEADS = 256, 1152, 3, 4
+"""More elements in two sources than lie in a cache together: larger lists are never stacked. Nine windows long."""
+
+
+class Apart(Block):
+    """Queries, keys and values with projections of their own: what routes act on."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        del self.qkv
+        self.q, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q, self.k, self.v))
+        return self.proj(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
 
 
 def kept_bytes(model: nn.Module, call: Callable[[], torch.Tensor]) -> int:
@@ -55,10 +67,12 @@ def kept_bytes(model: nn.Module, call: Callable[[], torch.Tensor]) -> int:
     return sum(found.values())
 
 
-def built(method: Method | None, depth: int, width: int) -> Any:
-    """A decoder in training mode, rewritten where there is a method."""
+def built(method: Method | None, depth: int, width: int, scope: str) -> Any:
+    """A decoder in training mode that methods of a scope find their places in, rewritten where there is one."""
     torch.manual_seed(0)
-    model = Decoder(depth, width).train()
+    model = Decoder(depth, width, HEADS).train()
+    if scope == "route":
+        model.blocks = nn.ModuleList(Apart(width, HEADS) for _ in range(depth))
     if method is None:
         return model
     return resfx.rewrite(model, method, args=(torch.randint(0, 500, (1, 32)),), check=False)
@@ -80,7 +94,9 @@ def per_token(model: Any, way: str, lengths: tuple[int, ...]) -> float:
 
 def measured(method: Method, width: int, way: str, lengths: tuple[int, ...], depth: int) -> float:
     """Bytes per token and add of the last of ``depth`` blocks, beyond the plain model's."""
-    sizes = [per_token(built(m, n, width), way, lengths) for n in (depth, depth - 1) for m in (method, None)]
+    sizes = [
+        per_token(built(m, n, width, method.scope), way, lengths) for n in (depth, depth - 1) for m in (method, None)
+    ]
     return (sizes[0] - sizes[1] - sizes[2] + sizes[3]) / 2
 
 
@@ -89,19 +105,24 @@ def predicted(method: Method, width: int, depth: int) -> float | None:
     if not method.saved:
         return None
     if method.scope != "depth":
-        return 4.0 * numbers_of(method, d=width)
-    counts: list[list[int]] = [[], []]
+        sizes: dict[str, int] = {"heads": getattr(method, "heads", 0) or HEADS}
+        sizes["head_dim"] = getattr(method, "head_dim", 0) or width // sizes["heads"]
+        sizes |= {"n": depth} if method.scope == "route" else {}
+        return 4.0 * numbers_of(method, d=width, **sizes)
+    counts: list[list[tuple[int, int]]] = [[], []]
     for found, n in zip(counts, (depth, depth - 1), strict=True):
-        model = built(method, n, width)
+        model = built(method, n, width, method.scope)
         for read in (m for m in model.modules() if isinstance(m, Read)):
-            read.register_forward_pre_hook(lambda m, args, to=found: to.append(len(args[0])))
+            read.register_forward_hook(
+                lambda m, args, out, to=found: to.append((len(args[0]), len(out) if isinstance(out, tuple) else 1))
+            )
         model(torch.randint(0, 500, (1, 32)))
-    more, less = (sum(numbers_of(method, d=width, n=n) for n in found) for found in counts)
+    more, less = (sum(numbers_of(method, d=width, n=n, o=o) for n, o in found) for found in counts)
     return 4.0 * (more - less) / 2
 
 
 def numbers_of(method: Method, **sizes: int) -> float:
-    """The value of a method's formula; its options are names in it."""
+    """The value of a method's formula; its options are names in it, where ``sizes`` does not say otherwise."""
     text = re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", method.saved).replace("^", "**")
     return float(eval(text, {}, {**vars(method), **sizes}))
 
@@ -128,18 +149,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     options = start(__doc__ or "", arguments)
-    cases = {n: method_of(n) for n in methods() if n not in NOT_HERE} | VARIANTS
+    cases = {n: method_of(n) for n in methods()} | VARIANTS
     chosen = options.methods or list(cases)
-    more, less = (per_token(built(None, n, WIDTH), "eager", (LENGTH,)) for n in (DEPTH, DEPTH - 1))
+    more, less = (per_token(built(None, n, WIDTH, ""), "eager", (LENGTH,)) for n in (DEPTH, DEPTH - 1))
     block = more - less
     rows = [row(name, cases[name], WIDTH, LENGTH, DEPTH) for name in chosen]
     head = (
         "What the forward pass of a training step keeps for its backward, beyond what the plain model does, in bytes"
         f" per token and residual add of a block within the stream; the plain one keeps {block / 2:.0f}"
         " for each of its two adds, eager. `formula`: what the method says it keeps at an add, in numbers"
-        " (`d`: width; `n`: sources of a read, or channels; the names of options are theirs); `predicted`: that in"
-        " bytes. `compiled`: one graph; below zero is less than the plain graph keeps. `recomputed`: every block run"
-        " again in the backward pass."
+        " (`d`: width; `n`: sources of a read, or channels; `o`: tensors that a read gives; `heads`: of the attention;"
+        " the names of options are theirs; what stands once in a block is shared out to its two adds);"
+        " `predicted`: that in bytes. `compiled`: one graph; below zero is less than the plain graph keeps."
+        " `recomputed`: every block run again in the backward pass."
     )
     write("memory", rows, options, head, ("case", "formula", "predicted", *WAYS))
 

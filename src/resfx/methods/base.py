@@ -82,8 +82,9 @@ class Method:
     Three texts go into the table of methods: new ``parameters`` per site at the defaults; what is ``kept`` between
     tokens beside the host's own cache; what ``crosses`` from one pipeline stage to the next, in vectors ``(d,)`` per
     token where it is a number (the plain stream is 1). A fourth, ``saved``, is a formula that ``benchmarks.memory``
-    holds against what is there: how many numbers per token an add within the stream, or a read over ``n`` sources,
-    keeps for the backward pass beyond what the plain model does, in eager mode; empty where none is stated.
+    holds against what is there: how many numbers per token an add within the stream, or a read of ``n`` sources that
+    gives ``o`` tensors, keeps for the backward pass beyond what the plain model does, in eager mode; empty where none
+    is stated. What stands once in a block is shared out to its two adds.
 
     A module that has ``observe``, see :mod:`resfx.methods.observe`, tells :func:`resfx.probe` what it learned.
 

@@ -44,6 +44,7 @@ class DCA(DepthMethod):
     carries: ClassVar = "outputs"
     parameters: ClassVar[str] = "3 d (t + 1), t sources"
     crosses: ClassVar[str] = "the state, its 3 mixtures, the embedding and what each block added"
+    saved: ClassVar[str] = "(2 o n + 1) d + (o - 1) (6 d + 1)"  # the norm and a fused projection for each mixture
 
     k: int | None = None
     form: Literal["live", "printed"] = "live"

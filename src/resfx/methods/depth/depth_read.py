@@ -46,6 +46,7 @@ class DepthRead(DepthMethod):
     name: ClassVar[str] = "depth_read"
     parameters: ClassVar[str] = "4 d^2"
     crosses: ClassVar[str] = "window states"
+    saved: ClassVar[str] = "(3 n + 4) d + (heads + 1) n + 1"
 
     window: int | None = 4
     dim: int | None = None

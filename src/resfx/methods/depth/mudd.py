@@ -46,6 +46,7 @@ class MUDD(DepthMethod):
     name: ClassVar[str] = "mudd"
     parameters: ClassVar[str] = "d K + K C l + C l, K = C l for l sources and C = 4 streams"
     crosses: ClassVar[str] = "the state before each block"
+    saved: ClassVar[str] = "2 d + 3 o n + 1 + max(o - 2, 0) (6 d + 1)"  # the norm and a fused projection for q, k and v
 
     streams: str = "qkvr"
     hidden: int | None = None

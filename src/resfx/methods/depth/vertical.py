@@ -39,6 +39,7 @@ class VerticalAttention(DepthMethod):
     name: ClassVar[str] = "vertical"
     parameters: ClassVar[str] = "n + 1 for n sources"
     crosses: ClassVar[str] = "the state before each block"
+    saved: ClassVar[str] = "2 d + 3 n"
 
     routing: Literal["static", "content"] = "static"
     eps: float = 1e-6

@@ -36,6 +36,7 @@ class LIMe(RouteMethod):
     shared: ClassVar[bool] = True
     parameters: ClassVar[str] = "heads^2 (l + 1) at layer l"
     crosses: ClassVar[str] = "1 and every layer's keys and values"
+    saved: ClassVar[str] = "n d"  # keys and values, for a block's two adds
 
     def sources(self, layer: int, layers: int) -> list[int] | None:
         return list(range(layer)) if layer else None

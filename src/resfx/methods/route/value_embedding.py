@@ -43,6 +43,7 @@ class ValueEmbedding(RouteMethod):
     wants: ClassVar = ("context", "tokens")
     parameters: ClassVar[str] = "vocabulary * kv_width + 32 kv_heads, every second layer"
     crosses: ClassVar[str] = "1 and the token numbers"
+    saved: ClassVar[str] = "d / 2 + heads"  # a row and its gates, for a block's two adds
 
     gate: Literal["token", "scalar"] = "token"
     channels: int = 32

@@ -49,6 +49,7 @@ class ValueResidual(RouteMethod):
     name: ClassVar[str] = "value_residual"
     parameters: ClassVar[str] = "2, or 2 heads with per_head"
     crosses: ClassVar[str] = "1 and the first layer's values"
+    saved: ClassVar[str] = "d / 2"  # the layer's own values, for a block's two adds
 
     form: Literal["residual", "dense", "shared"] = "residual"
     learned: bool = True

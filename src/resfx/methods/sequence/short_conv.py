@@ -28,6 +28,7 @@ class ShortConv(LocalConvMethod):
     name: ClassVar[str] = "short_conv"
     parameters: ClassVar[str] = "kernel * width for each point"
     kept: ClassVar[str] = "kernel - 1 positions of q, k and v"
+    saved: ClassVar[str] = "3 d"  # 3 d before and after the convolution, for a block's two adds
 
     on: str = "qkv"
     activation: str = "silu"

@@ -46,6 +46,7 @@ class ShortSWA(Method):
     scope: ClassVar[str] = "sequence"
     parameters: ClassVar[str] = "4 d^2, and the norm's"
     kept: ClassVar[str] = "keys and values of window - 1 positions"
+    saved: ClassVar[str] = "(3 d + 1) / 2 + (3 window - 1) heads head_dim / window + (heads + 1 / 4) (2 window - 1)"
 
     window: int = 128
     kind: Literal["sliding", "chunk"] = "sliding"
