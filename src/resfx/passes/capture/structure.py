@@ -14,6 +14,7 @@ tuple: comparable and free of tensors. Its kinds:
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -253,3 +254,30 @@ def describe(template: Template) -> str:
     if kind == "dict":
         return "{" + ", ".join(f"{k}={describe(t)}" for k, t in zip(template[1], template[2], strict=True)) + "}"
     return f"{template[1].__name__}({names(template[-1])})"
+
+
+def exchange(value: Any, template: Template, leaves: Sequence[Any]) -> Any:
+    """``value`` with other leaves. Lists and dicts stay the objects they are: a call may write into them."""
+    kind = template[0]
+    if kind == "tensor":
+        return leaves[template[1]]
+    if not any(part[0] == "tensor" for part in innermost(template)):
+        return value
+    if kind == "dict":
+        for key, part in zip(template[1], template[-1], strict=True):
+            value[key] = exchange(value[key], part, leaves)
+        return value
+    if kind == "seq":
+        parts = [exchange(v, t, leaves) for v, t in zip(value, template[-1], strict=True)]
+        if template[1] is list:
+            value[:] = parts
+            return value
+        return tuple.__new__(template[1], parts)
+    if kind == "node":
+        children, context = pytree.SUPPORTED_NODES[template[1]].flatten_fn(value)
+        parts = [exchange(v, t, leaves) for v, t in zip(children, template[-1], strict=True)]
+        return pytree.SUPPORTED_NODES[template[1]].unflatten_fn(parts, context)
+    twin = copy.copy(value)
+    fields = fields_of(value)
+    fill(twin, {k: exchange(fields[k], t, leaves) for k, t in zip(template[2], template[-1], strict=True)})
+    return twin

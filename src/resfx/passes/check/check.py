@@ -32,9 +32,9 @@ def check_rewrite(
 ) -> None:
     """Hold a rewritten model against the original, on one call.
 
-    At a preserving start: the same results (tensors, what the call leaves in its arguments, buffers, the next random
-    numbers of Python and numpy), and the same gradients of the original's parameters. Where a training call of the
-    original does what a graph may lose and the call at hand does not (a backward written by hand, a tensor hook,
+    At a preserving start: the same results (tensors, what the call leaves in its arguments and in modules, the next
+    random numbers of Python and numpy), and the same gradients of the original's parameters. Where a training call of
+    the original does what a graph may lose and the call at hand does not (a backward written by hand, a tensor hook,
     random numbers of Python or numpy), the same of a training call: a second capture. At any start: a gradient for
     every new parameter, now or after one step; a warning where only the example or the model keeps it away.
 
@@ -116,10 +116,10 @@ def _check_output(trial: Trial, applications: Sequence[Application], exact: bool
 
 def _paired(want: Outcome, got: Outcome) -> tuple[str, list[Pair]]:
     """What keeps two outcomes from being held side by side, and the tensors of both."""
-    for name, buffer in want.results[-1].items():
+    for name, kept in want.results[-1].items():
         now = got.results[-1][name]
-        if buffer is not None and now is not None and buffer.shape != now.shape:
-            return f"buffer {name} is {tuple(buffer.shape)} in the original and {tuple(now.shape)} here, as if set in" \
+        if kept is not None and now is not None and kept.shape != now.shape:
+            return f"{name} is {tuple(kept.shape)} in the original and {tuple(now.shape)} here, as if set in" \
                    " rewritten code (a table that grows can stand in a submodule of its own)", []  # fmt: skip
     try:
         return "", pairs(want.results, got.results)

@@ -41,7 +41,7 @@ class Outcome:
     """What one call of a model did: its results, and what it left behind.
 
     Attributes:
-        results: the output, the arguments after the call, buffers by name.
+        results: the output, the arguments after the call, and by name buffers and tensors that are plain attributes.
         states: of the random number generators of Python and numpy.
         grads: of the original's parameters, where they were asked for.
         seen: what it does that a graph may lose, where it was watched and has gradients.
@@ -53,13 +53,20 @@ class Outcome:
     seen: Seen = field(default_factory=Seen)
 
 
+def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a model keeps from call to call: its buffers, and tensors that modules have for plain attributes."""
+    plain = {f"{path}.{k}".lstrip("."): v for path, module in model.named_modules() for k, v in vars(module).items()
+             if type(v) is torch.Tensor}  # fmt: skip
+    return {**dict(model.named_buffers()), **plain}
+
+
 class Trial:
     """The two models and the call; every run gets arguments of its own and the same seeds."""
 
     def __init__(self, new: Any, before: nn.Module, example: Example) -> None:
         self.new, self.before, self.example = new, before, example
         self.names = list(compared(before))
-        self.buffers = [n for n, _ in before.named_buffers()]
+        self.state = [n for n in state_of(before) if n in state_of(new)]
         self.start: Values = {
             n: p.detach().clone() for n, p in new.named_parameters() if n.startswith("resfx.") and p.requires_grad
         }
@@ -70,8 +77,8 @@ class Trial:
         args, kwargs = copy.deepcopy(self.example)
         seed(0)
         output = torch.func.functional_call(model, values, args, kwargs) if values else model(*args, **kwargs)
-        buffers = dict(model.named_buffers())
-        return Outcome((output, args, kwargs, {n: buffers.get(n) for n in self.buffers}), generators())
+        state = state_of(model)
+        return Outcome((output, args, kwargs, {n: state.get(n) for n in self.state}), generators())
 
     def original(self) -> Outcome:
         """A call of the original with gradients, watched."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from torch import fx, nn
@@ -11,6 +10,7 @@ from resfx.errors import VariantError
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.source import Source
 from resfx.passes.capture.trace import Capture
+from resfx.report.progress import warn
 
 from .code import Writer
 from .function import Code, Folded, NotExpressible, Shared
@@ -23,8 +23,6 @@ from .whole import forward_of_graph
 from .writes import refuse_lost
 
 __all__ = ["Code", "Folded", "Shared", "StageCode", "fold", "fold_in_stages"]
-
-_log = logging.getLogger("resfx")
 
 
 def fold(capture: Capture, tree: nn.Module, source: Source, shared: Shared, prefix: str = "") -> list[Folded]:
@@ -124,5 +122,8 @@ def give_way(plan: Plan, stuck: Region, error: NotExpressible) -> None:
             f"cannot write the code of {plan.capture.calls[0].name or 'the model'}", f"it would need {error}",
             "exclude= the modules around it, or report it",
         ) from error  # fmt: skip
-    _log.debug("%s is not called as a module: the code around it would need %s", stuck.name, error)
+    warn(
+        f"{stuck.name} is not called as a module in rewritten code, which would need {error}: its code runs as part of"
+        " what is around it, and its hooks do not run"
+    )
     plan.dissolve(stuck)

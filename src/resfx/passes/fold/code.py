@@ -14,36 +14,32 @@ from __future__ import annotations
 import linecache
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from resfx.errors import VariantError
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.clone import signature_of
-from resfx.passes.capture.marking.record import enter, leave, unmarked
+from resfx.passes.capture.marking.record import enter, leave
 from resfx.passes.capture.structure import Template
 from resfx.passes.capture.untraced import UNTRACED
 from resfx.passes.find.mark import mark_of
 from resfx.passes.find.operators import operator_name
 
 from . import values
+from .at_hand import AtHand
 from .function import Code, NotExpressible, Shared
 from .plan import Plan, is_size, known_in
 from .region import Region
-from .text import REGIONS, Text, in_regions
+from .text import REGIONS, in_regions
 from .writes import beside
 
 
-class Writer(Text):
+class Writer(AtHand):
     """Writes the code of one region."""
 
     def __init__(self, plan: Plan, region: Region, tree: nn.Module, prefix: str, codes: dict[Region, Code]) -> None:
-        super().__init__()
-        self.plan, self.region, self.tree, self.prefix, self.codes = plan, region, tree, prefix, codes
-        self.module = tree.get_submodule(region.path or "")
-        self.lines: list[str] = []
-        self.env: dict[fx.Node, str] = {}
-        self.objects: dict[int, str] = {}
+        super().__init__(plan, region, tree)
+        self.prefix, self.codes = prefix, codes
         self.new: dict[str, str] = {}
         self.done: set[Any] = set()
         self.called: set[Region] = set()
@@ -88,7 +84,7 @@ class Writer(Text):
         for i, node in enumerate(self.region.taken):
             self.env[node] = f"{self.beside}.given[{i}]"
         for i, number in enumerate(self.region.held):
-            self.objects[number] = f"{self.beside}.given[{len(self.region.taken) + i}]"
+            self._meet(number, f"{self.beside}.given[{len(self.region.taken) + i}]")
 
     def _head(self) -> str:
         shown = ["self", self.bank, self.beside]
@@ -116,7 +112,7 @@ class Writer(Text):
                 if slot in self.marks:
                     self.env[self.marks[slot]] = path
             for number, path in values.objects(template, text):
-                self.objects.setdefault(number, path)
+                self._meet(number, path)
 
     @property
     def marks(self) -> dict[int, fx.Node]:
@@ -149,67 +145,19 @@ class Writer(Text):
         if is_size(node):
             return self._size(node)
         if node.op == "get_attr":
-            return self._attribute(str(node.target))
+            return self._attribute(node)
         if mark_of(node).lifted:
             inputs = [n for n in self.plan.graph.nodes if n.op == "placeholder" and mark_of(n).lifted]
             return self._global(self.plan.capture.constants[inputs.index(node)], "constant")
         if node in self.owner:
             self._do(self.owner[node])
-        elif (text := self._in_object(node)) is not None:
-            self.env[node] = self._set("tensor", text)
+        elif self._in_object(node):
+            pass
         elif (home := self.plan.home.get(node)) is self.region and _runs(node):
             self._do(node)
         if node not in self.env:  # what a method took out of the graph has no home
             raise NotExpressible(f"{node} of {home.name}" if home else f"{node}, which a method replaced")
         return self.env[node]
-
-    def _in_object(self, node: fx.Node) -> str | None:
-        """Where in an object at hand a value is."""
-        number = self.plan.objects.get(node)
-        if number is None or number not in self.objects:
-            return None
-        held = self.plan.capture.objects[number]
-        return dict(values.leaves(held.first, self.objects[number]))[held.leaves.index(node)]
-
-    def _set(self, name: str, text: str) -> str:
-        name = self._fresh(name)
-        self.lines.append(f"{name} = {text}")
-        return name
-
-    def _attribute(self, target: str) -> str:
-        """A tensor of the module's own, by the way from ``self``: of several that have it, a graph names one."""
-        own = f"{self.region.path}." if self.region.path else ""
-        if target.startswith(own):
-            return "self" + values.steps(self.module, target.removeprefix(own))
-        wanted = values.follow(self.tree, target)
-        for path, inner in self.module.named_modules():
-            for name, tensor in values.tensors_of(inner):
-                if tensor is wanted:
-                    return "self" + values.steps(self.module, f"{path}.{name}" if path else name)
-        raise NotExpressible(f"{target}, which is no attribute of {self.region.path}")
-
-    def _size(self, node: fx.Node) -> str:
-        """A number of sizes, read off a tensor at hand or computed as the graph did."""
-        if (text := self._in_object(node)) is not None:
-            return text
-        expr = values.expression(node)
-        if text := self._read_off(expr):
-            self.env[node] = text
-            return text
-        if node.op == "call_function" and node.target is not torch.ops.aten.sym_size.int:
-            return self._target(node)
-        if node.args and isinstance(node.args[0], fx.Node):
-            whole = unmarked(node.args[0])
-            if (seen := next((n for n in self.env if unmarked(n) is whole), None)) is not None:
-                return f"{self.env[seen]}.shape[{node.args[1]}]"
-            if self.plan.home.get(node) is self.region:
-                return f"{self._text(node.args[0])}.shape[{node.args[1]}]"
-        raise NotExpressible(f"the size {expr}")
-
-    def _read_off(self, size: Any) -> str:
-        """Where a size can be read off a tensor at hand; nothing where none has it."""
-        return next((f"{text}.shape[{axis}]" for known, text in self.env.items()
-                     for axis, its in enumerate(values.sizes(known)) if its == size), "")  # fmt: skip
 
     # -- statements -----------------------------------------------------------------------------------------------
 
@@ -256,20 +204,6 @@ class Writer(Text):
         number = self.plan.cache
         return None if number is None else self._object(number)
 
-    def _object(self, number: int) -> str:
-        if number not in self.objects:
-            made = self.plan.capture.objects[number]
-            for around, way in made.held_by if made.inside is None else [made.inside]:
-                if made.inside is not None or around in self.objects:
-                    self.objects[number] = ".".join((self._object(around), *way))
-                    return self.objects[number]
-            if made.given or made.maker not in {self.region.call, *self.region.dissolved}:
-                raise NotExpressible(f"a {made.cls.__name__}")
-            name = made.cls.__name__
-            text = self._compose(made.first, lambda slot: self._text(made.leaves[slot]))
-            self.objects[number] = self._set(name.lower(), text)
-        return self.objects[number]
-
     def _call(self, inner: Region) -> None:
         if not any(n.graph is self.plan.graph for n in (*inner.enters.values(), *inner.leaves.values())) and (
             values.has_leaves(inner.call.given) or values.has_leaves(inner.call.result)
@@ -303,7 +237,7 @@ class Writer(Text):
             if slot in inner.leaves:
                 self.env[inner.leaves[slot]] = path
         for number, path in values.objects(inner.call.result, result):
-            self.objects.setdefault(number, path)
+            self._meet(number, path)
         for i, node in enumerate(inner.handed):
             self.env[node] = f"{handed}.made[{i}]"
 
@@ -339,15 +273,6 @@ class Writer(Text):
         if self.region is self.plan.root and self.plan.mixing and self.plan.cache is not None:
             self.lines.append(f"settle({self._object(self.plan.cache)})")
         return f"return {text}"
-
-    def _owned(self, paths: tuple[str, ...]) -> str:
-        own = f"{self.region.path}." if self.region.path else ""
-        for path in paths:
-            if path == (self.region.path or ""):
-                return "self"
-            if path.startswith(own):
-                return "self" + values.steps(self.module, path.removeprefix(own))
-        raise NotExpressible(f"{paths[0]}, which is not below {self.region.path}")
 
 
 def _runs(node: fx.Node) -> bool:

@@ -161,7 +161,14 @@ class Plan:
         """Whether a value is a tensor in an object that the call is handed."""
         number = self.objects.get(value)
         inside = [self.capture.objects[n].inside for n in known_in(region.call.given)]
-        return number is not None and number in {*known_in(region.call.given), *(at[0] for at in inside if at)}
+        given = {*known_in(region.call.given), *(at[0] for at in inside if at)}
+        return number in given and not self.replaced_before(value, region)
+
+    def replaced_before(self, value: fx.Node, region: Region) -> bool:
+        """Whether the object that had a value when it was met holds another when a call begins."""
+        number = self.objects[value]
+        leaf = number, self.capture.objects[number].leaves.index(value)
+        return any(leaf in call.replaced and region.call.is_after(call) for call in self.calls.values())
 
     @property
     def cache(self) -> int | None:

@@ -27,6 +27,7 @@ from .code import Writer
 from .function import Code, NotExpressible, Shared
 from .plan import Plan, is_new, is_size
 from .region import Region
+from .writes import writers_of
 
 Item = fx.Node | Region
 
@@ -284,10 +285,13 @@ class StageWriter(Writer):
             raise NotExpressible(f"the sizes of {node} in stage {self.number}", reader)
         return f"{self.env[self.takes[0]]}.new_empty((), dtype={value.dtype}).expand({', '.join(shown)})"
 
-    def _attribute(self, target: str) -> str:
+    def _attribute(self, node: fx.Node) -> str:
+        target = str(node.target)
+        if self.number and writers_of(self.plan, self.tree, target):
+            raise NotExpressible(f"{target}, which the call replaces, in stage {self.number}")
         if target not in self.tensors:
             self.tensors.append(target)
-        return super()._attribute(target)
+        return super()._attribute(node)
 
     def _owned(self, paths: tuple[str, ...]) -> str:
         return self._global(values.follow(self.tree, paths[0]), paths[0].rpartition(".")[2])

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 
-from torch import fx
+from torch import fx, nn
 
 from resfx.errors import VariantError
-from resfx.passes.capture.marking.record import MethodOf, keep
+from resfx.passes.capture.marking.record import CallRecord, MethodOf, keep
 from resfx.passes.capture.structure import Template
 from resfx.passes.find.operators import is_inplace
 from resfx.report.progress import warn
 
+from .function import NotExpressible
 from .plan import Plan
 from .region import Region
+from .values import follow, tensors_of
 
 Compose = Callable[[Template, Callable[[int], str]], str]
 
@@ -38,6 +40,29 @@ def beside(plan: Plan, region: Region, compose: Compose, text: Callable[[fx.Node
             value = compose(write.value, lambda slot, call=call: text(marks[call.number, slot].args[0]))  # type: ignore[misc, arg-type]
             attribute = f"{compose(write.owner, str)}.{write.name}"
             yield f"{attribute}.{write.how}({value})" if write.how else f"{attribute} = {value}"
+
+
+def writers_of(plan: Plan, tree: nn.Module, target: str) -> list[CallRecord]:
+    """The calls that put another tensor in the place of one that a module holds.
+
+    Raises:
+        NotExpressible: where it has several places: which of them was read, a graph does not say.
+    """
+    written: dict[str, list[CallRecord]] = {}
+    for call in plan.calls.values():
+        for write in (w for w in call.writes if w.owner[0] == "owned"):
+            for path in write.owner[1]:
+                written.setdefault(f"{path}.{write.name}".lstrip("."), []).append(call)
+    if not written:
+        return []
+    wanted = follow(tree, target)
+    places = [
+        f"{path}.{name}".lstrip(".") for path, m in tree.named_modules() for name, t in tensors_of(m) if t is wanted
+    ]
+    replaced = [place for place in places if place in written]
+    if replaced and len(places) > 1:
+        raise NotExpressible(f"{' and '.join(places)} apart, one tensor of which the call replaces {replaced[0]}")
+    return written[replaced[0]] if replaced else []
 
 
 def refuse_lost(plan: Plan, called: Collection[Region]) -> None:

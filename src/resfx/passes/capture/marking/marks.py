@@ -8,7 +8,6 @@ the number of their call. Every later pass looks through them, and ``passes/fold
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import threading
@@ -20,13 +19,12 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
-from resfx._torch import is_mark, pytree, traced_mark
-from resfx.passes.capture.objects import fields_of, fill
-from resfx.passes.capture.structure import Flattener, Template, innermost
+from resfx._torch import is_mark, traced_mark
+from resfx.passes.capture.structure import Flattener, Template, exchange
 
 from .record import CallRecord, MethodOf, Passed, enter, keep, leave
 from .watch import Watch, kept, owned_in, plain
-from .writes import State, Written
+from .writes import State, Written, replaced
 
 T = TypeVar("T")
 
@@ -48,6 +46,7 @@ class Recorder:
     owned: dict[int, tuple[str, ...]] = field(default_factory=dict)
     _watch: Watch | None = None
     _values: list[Any] = field(default_factory=list)
+    _firsts: list[list[Any]] = field(default_factory=list)
     _open: list[CallRecord] = field(default_factory=list)
     _written: list[Written] = field(default_factory=list)
     _events: list[tuple[str, Any, int, bool]] = field(default_factory=list)
@@ -87,6 +86,8 @@ class Recorder:
         """Mark what a call did beside its result."""
         flat = _Meeting(self, call)
         call.writes = self._quietly(written.writes, flat)
+        if any(write.owner[0] == "known" for write in call.writes):
+            call.replaced = self._quietly(replaced, self._values, self._firsts)
         for around in self._written:
             around.settle(written)
         if flat.leaves:
@@ -108,6 +109,7 @@ class Recorder:
         self.objects.append(passed)
         flat = Flattener(known=self._values[:-1])
         passed.first = flat.state(value)
+        self._firsts.append(flat.leaves)
         self._note("hold", passed, flat.leaves)
         seen = self._watch is not None and self._watch.add(value, passed) and not isinstance(value, (dict, list))
         passed.unseen = not seen
@@ -145,7 +147,8 @@ class Recorder:
                 args, kwargs = self.begin(MethodOf(bound.__name__), (bound.__self__, *args), kwargs)
                 made, before = self._open[-1], self._quietly(State, bound.__self__)
                 result = bound(*args[1:], **kwargs)
-                made.alters = self._quietly(before.altered)
+                if self._quietly(before.altered):
+                    made.alters, made.replaced = True, self._quietly(replaced, self._values, self._firsts)
                 return self.end(result)
             finally:
                 self._inside = False
@@ -172,7 +175,7 @@ class Recorder:
         if self._fence is None:
             self._fence = next((x for x in flat.leaves if isinstance(x, torch.Tensor)), None)
         marked = self._note(side, call, flat.leaves)
-        return _exchange(value, template, marked), template
+        return exchange(value, template, marked), template
 
     def _note(self, side: str, subject: Any, leaves: Sequence[Any]) -> list[Any]:
         """Leave a mark for each leaf in the graph, or a fence where there is none; returns what to go on with."""
@@ -304,33 +307,6 @@ class _Meeting(Flattener):
         if dataclasses.is_dataclass(value):
             return super()._object(value)
         return ("known", self._recorder.meet(value, self._call))
-
-
-def _exchange(value: Any, template: Template, leaves: Sequence[Any]) -> Any:
-    """``value`` with other leaves. Lists and dicts stay the objects they are: a call may write into them."""
-    kind = template[0]
-    if kind == "tensor":
-        return leaves[template[1]]
-    if not any(part[0] == "tensor" for part in innermost(template)):
-        return value
-    if kind == "dict":
-        for key, part in zip(template[1], template[-1], strict=True):
-            value[key] = _exchange(value[key], part, leaves)
-        return value
-    if kind == "seq":
-        parts = [_exchange(v, t, leaves) for v, t in zip(value, template[-1], strict=True)]
-        if template[1] is list:
-            value[:] = parts
-            return value
-        return tuple.__new__(template[1], parts)
-    if kind == "node":
-        children, context = pytree.SUPPORTED_NODES[template[1]].flatten_fn(value)
-        parts = [_exchange(v, t, leaves) for v, t in zip(children, template[-1], strict=True)]
-        return pytree.SUPPORTED_NODES[template[1]].unflatten_fn(parts, context)
-    twin = copy.copy(value)
-    fields = fields_of(value)
-    fill(twin, {k: _exchange(fields[k], t, leaves) for k, t in zip(template[2], template[-1], strict=True)})
-    return twin
 
 
 def _way(value: Any, wanted: Any, depth: int = 0) -> tuple[str, ...] | None:

@@ -80,6 +80,7 @@ class CallRecord:
         looked_into: numbers of objects whose attributes its own code read.
         writes: what its own code does beside its result.
         alters: whether it, a method of an object, left other values in the object's attributes.
+        replaced: what objects that were met before no longer held at its end, ``(object, leaf)``.
     """
 
     number: int
@@ -92,6 +93,7 @@ class CallRecord:
     looked_into: set[int] = field(default_factory=set)
     writes: list[Write] = field(default_factory=list)
     alters: bool = False
+    replaced: set[tuple[int, int]] = field(default_factory=set)
 
     @property
     def name(self) -> str:
@@ -106,6 +108,10 @@ class CallRecord:
             chain.append(call)
             call = call.outer
         return chain[::-1]
+
+    def is_after(self, other: CallRecord) -> bool:
+        """Whether ``other`` was over when it began."""
+        return other.number < self.number and not self.is_in(other)
 
     def is_in(self, other: CallRecord) -> bool:
         """Whether it is ``other``, or made from within."""

@@ -11,7 +11,8 @@ import enum
 import functools
 import threading
 import types
-from collections.abc import Callable, Hashable
+from collections import ChainMap
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from inspect import getattr_static
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from resfx._torch import held_buffers
 from resfx.passes.capture.objects import WATCH
 
 MISSING: Any = object()
@@ -112,6 +114,12 @@ class Watch:
         return self.wrap(key, bound) if threading.get_ident() == self._thread else bound
 
 
+def own(value: Any) -> Mapping[str, Any]:
+    """What an object has of attributes that code may set: a module's buffers, too."""
+    held = object.__getattribute__(value, "__dict__")
+    return ChainMap(held, held_buffers(value)) if isinstance(value, nn.Module) else held
+
+
 @functools.cache
 def _telling(cls: Hashable) -> type:
     def __getattribute__(self: Any, name: str) -> Any:
@@ -127,9 +135,9 @@ def _telling(cls: Hashable) -> type:
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
         held = object.__getattribute__(self, "__dict__")
-        watch, before = held.get(WATCH), held.get(name, MISSING)
+        watch, before = held.get(WATCH), own(self).get(name, MISSING)
         super(told, self).__setattr__(name, value)  # type: ignore[arg-type, misc]
-        if watch is not None and name in held and (name not in _OWN or name == "training"):
+        if watch is not None and name in own(self) and (name not in _OWN or name == "training"):
             watch[0].wrote(self, watch[1], name, before)
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:  # a model may copy its config: the copy is not watched

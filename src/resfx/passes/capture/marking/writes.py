@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from resfx.passes.capture.structure import Flattener, Template, innermost
 from resfx.passes.preserve import CONTAINERS
 
 from .record import Write
-from .watch import MISSING, plain
+from .watch import MISSING, own, plain
 
 Place = Template  # ``owned`` or ``known``: what has the attribute
 
@@ -56,7 +57,7 @@ class Written:
         """What the call did; tensors in it are appended to the leaves of ``flat``."""
         found = []
         for (place, name), (value, before) in self._sets.items():
-            now = vars(value).get(name, MISSING)
+            now = own(value).get(name, MISSING)
             same = now is before or (plain(now) and type(now) is type(before) and now == before)
             if now is not MISSING and not same:
                 found.append(Write(place, name, "", _taken(flat, now)))
@@ -81,6 +82,18 @@ class State:
         except CaptureError:  # it holds what it could not hold before
             return True
         return template != self._template or not all(a is b for a, b in zip(leaves, self._leaves, strict=True))
+
+
+def replaced(values: Sequence[Any], firsts: Sequence[Sequence[Any]]) -> set[tuple[int, int]]:
+    """What objects no longer hold of what they held first: ``(object, leaf)``, by number."""
+    gone: set[tuple[int, int]] = set()
+    for number, (value, first) in enumerate(zip(values, firsts, strict=True)):
+        try:
+            held = {id(leaf) for leaf in _taken_apart(value)[1]}
+        except CaptureError:
+            held = set()
+        gone |= {(number, i) for i, leaf in enumerate(first) if id(leaf) not in held}
+    return gone
 
 
 def _taken_apart(value: Any) -> tuple[Template, list[Any]]:
