@@ -103,8 +103,8 @@ def held_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
 
 
 def held_buffers(module: nn.Module) -> dict[str, torch.Tensor | None]:
-    """The dictionary of a module's own buffers, which a replaced buffer is put back into."""
-    return module._buffers
+    """The dictionary of a module's own buffers, which a replaced buffer is put back into; none before there are any."""
+    return vars(module).get("_buffers", {})
 
 
 def bare_parameters(module: Any, cls: type[nn.Module]) -> dict[str, nn.Parameter | None] | None:
