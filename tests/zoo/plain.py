@@ -36,6 +36,7 @@ from .plain_layers import (
     Joined,
     Layer,
     MacaronLayer,
+    PooledQueries,
     Rotary,
     ScanLayer,
     Stack,
@@ -106,6 +107,7 @@ _add("TwoKinds", KindStack, x=noise(2, 4, D), kind=noise(2, 4) > 0)
 _add("Injected", lambda: Stack(Injected(), Injected()), **_ids)
 _add("Joined", lambda: Stack(Joined(), Joined()), **_ids)
 _add("Decomposed", lambda: Stack(Decomposed(), Decomposed()), **_ids)
+_add("PooledQueries", lambda: Stack(PooledQueries(), PooledQueries(True)), **_ids)
 _add("TorchTransformerPre", lambda: TorchTransformer(True), src=noise(2, 6, D), tgt=noise(2, 5, D))
 _add("TorchTransformerPost", lambda: TorchTransformer(False), src=noise(2, 6, D), tgt=noise(2, 5, D))
 _add("NonLocal", lambda: Stem(NonLocalBlock(16, 16), NonLocalBlock(16, 64, 2)), **_image)
@@ -157,6 +159,7 @@ TwoKinds | TwoKinds 3 | 6
 Injected | Injected 2
 Joined | Joined identity scaled | ?
 Decomposed | Decomposed 2 | ?
+PooledQueries | PooledQueries[shortcut] projection identity; PooledQueries[!shortcut] 2 | ?
 TorchTransformerPre | TransformerEncoderLayer 2; TransformerDecoderLayer 3 | 2
 TorchTransformerPost | TransformerEncoderLayer 2; TransformerDecoderLayer 3 | 2
 NonLocal | NonLocal 1; NonLocalBlock[shortcut] projection; NonLocalBlock[!shortcut] 1 | ?

@@ -209,6 +209,34 @@ class Joined(Layer):
         return (x + self.bias) * self.gain + self.mlp(self.n2(x))
 
 
+class PooledQueries(Layer):
+    """Queries and keys are pooled; heads are added to their queries before they are projected. The first layer's
+    shortcut has a projection, from the norm that the attention reads."""
+
+    def __init__(self, projects: bool = False) -> None:
+        super().__init__()
+        self.attn = self.Pooling()
+        self.shortcut = nn.Linear(D, D) if projects else None
+
+    class Pooling(Attention):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pools = nn.ModuleList(nn.Conv1d(D // 4, D // 4, 3, padding=1, groups=D // 4) for _ in range(2))
+            self.norms = nn.ModuleList(nn.LayerNorm(D // 4) for _ in range(2))
+
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+            q, k = (norm(pool(y.flatten(0, 1).transpose(1, 2)).transpose(1, 2).unflatten(0, y.shape[:2]))
+                    for y, pool, norm in zip((q, k), self.pools, self.norms, strict=True))  # fmt: skip
+            x = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
+            return self.o((x + q).transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        h = self.n1(x)
+        x = (x if self.shortcut is None else self.shortcut(h)) + self.attn(h)
+        return x + self.mlp(self.n2(x))
+
+
 class Decomposed(Layer):
     """Averages over a window are taken off the state and summed: the sum of averages is no residual add."""
 
@@ -217,8 +245,8 @@ class Decomposed(Layer):
         self.project = nn.Linear(D, D)
 
     def average(self, x: Tensor) -> Tensor:
-        x = torch.cat((x[:, :1], x, x[:, -1:]), 1)
-        return F.avg_pool1d(x.transpose(1, 2), 3, 1).transpose(1, 2)
+        x = torch.cat((x[:, 0:1, :].repeat(1, 2, 1), x, x[:, -1:, :].repeat(1, 2, 1)), 1)
+        return F.avg_pool1d(x.permute(0, 2, 1), 5, 1).permute(0, 2, 1)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         x = x + self.attn(self.n1(x))

@@ -16,7 +16,7 @@ from resfx.passes.find import reasons
 
 SOME = [
     *MODELS, "CohereForCausalLM", "DogeForCausalLM", "MambaForCausalLM", "NystromformerModel", "T5Model",
-    "resnet18", "hiera_tiny_224",
+    "XLMWithLMHeadModel", "ReformerModelWithLMHead", "resnet18", "hiera_tiny_224",
 ]  # fmt: skip
 
 
@@ -64,6 +64,7 @@ def test_expected_reads_conditions_and_repeats() -> None:
         ("Transformer-pre", reasons.EMBEDDINGS), ("Transformer-bias", reasons.SCORES), ("Rotary", reasons.ROTARY),
         ("LowRankGelu", reasons.CUBIC), ("LowRankGelu", reasons.BRANCHES), ("GatedCells", reasons.GATE),
         ("MixtureOfExperts", reasons.BRANCHES), ("FeaturePyramid", reasons.PYRAMID), ("Injected", reasons.OPENS),
+        ("PooledQueries", reasons.QUERY),
     ],
 )  # fmt: skip
 def test_what_is_left_alone_says_why(name: str, reason: str) -> None:

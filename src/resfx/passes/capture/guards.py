@@ -57,9 +57,8 @@ def assumed(program: ExportedProgram, inputs: Sequence[Any]) -> Assumed:
 
     bounds = {}
     for symbol, held in program.range_constraints.items():
-        low = int(held.lower) if held.lower.is_finite else 2
-        high = int(held.upper) if held.upper.is_finite and held.upper < 2**62 else None
-        bounds[symbol] = (max(low, 2), high)
+        low = int(held.lower) if held.lower > 2 else 2  # either may be infinite
+        bounds[symbol] = (low, int(held.upper) if held.upper < 2**62 else None)
     texts = [_SIZE.sub(named, g).replace("\n", " ") for g in guards_of(program)]
     # What an example shares its storage with, as ``ids[:, :-1]`` does, says nothing of other calls.
     return Assumed(bounds, tuple(t for t in texts if "L[" not in t and "._base" not in t))

@@ -32,6 +32,7 @@ from .reasons import (
     NO_PATH,
     OVERWRITTEN,
     QUANTISED,
+    QUERY,
     REINJECTED,
     REMEDIES,
     REVERSED,
@@ -126,7 +127,7 @@ class Detector:
         for scaled in (False, True):
             for reading in readings:
                 found = plain_form(walk, reading, scaled)
-                if isinstance(found, Draft) or found in (MERGED, QUANTISED, REINJECTED):
+                if isinstance(found, Draft) or found in (MERGED, QUANTISED, QUERY, REINJECTED):
                     return REVERSED if reading.shortcut.weight < 0 else found
                 if found is not None:
                     reasons.add(found)

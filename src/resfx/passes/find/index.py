@@ -115,15 +115,18 @@ class Index:
 
     def _averaged(self, node: fx.Node, source: fx.Node) -> bool:
         """Whether a tensor is an average of ``source``: over a window, padded or not, or over an axis."""
-        source, stack, turns = self.strip(source), [node], 0
+        source, stack, seen = self.strip(source), [node], set[fx.Node]()
         while stack:
-            x, turns = stack.pop(), turns + 1
+            x = self.strip(stack.pop())
+            if x is source or x in seen:
+                continue
+            seen.add(x)
             inputs = [y for y in self.data[x] if not self.constant[y]]
-            averages = self.role[x] in ("pass", "pool") or self.name[x] in ("cat", "repeat", "mean", "pad")
-            if x is not source and (not averages or not inputs or turns > 24):
+            averages = self.role[x] == "pool" or self.name[x] in ("cat", "repeat", "mean", "pad")
+            if not averages or not inputs or len(seen) > 24:
                 return False
-            stack += inputs if x is not source else []
-        return node is not source
+            stack += inputs
+        return bool(seen)
 
     def _uncentred(self, node: fx.Node) -> fx.Node:
         """What a tensor was before its mean was taken off."""

@@ -24,6 +24,7 @@ ELEMENTWISE = "the branch is elementwise: a polynomial, a gate or a recurrent up
 FOREIGN = "the shortcut only reaches the branch through another stream: a shared term added to it"
 REINJECTED = "a state of before, added again to what a branch or a loop reads"
 OPENS = "a term of a branch's input: the stream goes on without it"
+QUERY = "the query of an attention, added to what it read and projected at once: it carries no stream"
 MERGED = "several plain convolutions of one tensor, summed: re-parameterised as one"
 NESTED_SCALED = "a scaled term inside another branch"
 DEAD = "its value reaches no output"

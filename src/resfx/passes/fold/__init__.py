@@ -122,8 +122,9 @@ def give_way(plan: Plan, stuck: Region, error: NotExpressible) -> None:
             f"cannot write the code of {plan.capture.calls[0].name or 'the model'}", f"it would need {error}",
             "exclude= the modules around it, or report it",
         ) from error  # fmt: skip
-    warn(
-        f"{stuck.name} is not called as a module in rewritten code, which would need {error}: its code runs as part of"
-        " what is around it, and its hooks do not run"
-    )
+    if stuck.path is not None:
+        warn(
+            f"{stuck.name} is not called as a module in rewritten code, which would need {error}: its code runs as part"
+            " of what is around it, and its hooks do not run"
+        )
     plan.dissolve(stuck)

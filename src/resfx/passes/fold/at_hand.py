@@ -36,6 +36,10 @@ class AtHand(Text):
         self.objects: dict[int, str] = {}
         self.early: dict[int, int] = {}
 
+    def _new_module(self, path: str) -> str:
+        """A module that a method put in."""
+        raise NotImplementedError
+
     # -- lines ----------------------------------------------------------------------------------------------------
 
     def _set(self, name: str, text: str, at: int | None = None) -> str:
@@ -95,6 +99,9 @@ class AtHand(Text):
         own = f"{self.region.path}." if self.region.path else ""
         if target.startswith(own):
             return "self" + values.steps(self.module, target.removeprefix(own))
+        if target.startswith("resfx."):
+            owner, _, name = target.rpartition(".")
+            return f"{self._new_module(owner)}.{name}"
         wanted = values.follow(self.tree, target)
         for path, inner in self.module.named_modules():
             for name, tensor in values.tensors_of(inner):

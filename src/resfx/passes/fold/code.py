@@ -178,15 +178,17 @@ class Writer(AtHand):
 
     def _new_call(self, node: fx.Node) -> str:
         path = str(node.target)
-        module = self.tree.get_submodule(path)
-        full = self.prefix_of(path)
-        if full not in self.new:
-            self.new[full] = self._fresh(full.rpartition(".")[2])
-        text = self.new[full]
+        module, full, text = self.tree.get_submodule(path), self.prefix_of(path), self._new_module(path)
         if isinstance(module, Mixer) and module.streams and (cache := self._cache()) is not None:
             text = f"remembering({text}, {full!r}, {cache})"
         given = [*(self._text(a) for a in node.args), *(f"{k}={self._text(v)}" for k, v in node.kwargs.items())]
         return f"{text}({', '.join(given)})"
+
+    def _new_module(self, path: str) -> str:
+        full = self.prefix_of(path)
+        if full not in self.new:
+            self.new[full] = self._fresh(full.rpartition(".")[2])
+        return self.new[full]
 
     def _way(self, full: str) -> tuple[str, ...]:
         """The way to a new module from where its call is, the same for equal blocks."""

@@ -8,6 +8,7 @@ import math
 import operator
 import re
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -44,8 +45,9 @@ def in_regions(lines: list[str]) -> list[str]:
     """Lines with the end of each region in a ``finally``: an error inside leaves no mode behind."""
     made: list[str] = []
     depth = 0
-    if sum(isinstance(x, Opening) for x in lines) != sum(isinstance(x, Closing) for x in lines):
-        return lines  # of a stage that holds a part of one
+    open_after = list(accumulate(isinstance(x, Opening) - isinstance(x, Closing) for x in lines))
+    if open_after and (min(open_after) < 0 or open_after[-1]):
+        return lines  # of a stage or a call that holds a part of one
     for line in lines:
         if isinstance(line, Closing):
             made += ["    " * depth + "pass"] if made[-1].endswith("try:") else []

@@ -7,7 +7,7 @@ from torch import fx
 from resfx.passes.find import operators as ops
 from resfx.passes.find.draft import Draft
 from resfx.passes.find.index import Index
-from resfx.passes.find.reasons import ELEMENTWISE, FOREIGN, MERGED, NO_PATH, QUANTISED, REINJECTED
+from resfx.passes.find.reasons import ELEMENTWISE, FOREIGN, MERGED, NO_PATH, QUANTISED, QUERY, REINJECTED
 from resfx.passes.find.terms import Reading
 from resfx.passes.find.walk import Span, Walk
 
@@ -35,6 +35,8 @@ def plain_form(walk: Walk, add: Reading, scaled: bool) -> Draft | str | None:
             return REINJECTED
         if found.chosen and add.branch.weight < 0:
             return QUANTISED
+        if _is_query(walk, add, found):
+            return QUERY
         return walk.draft(add, fork, "scaled" if scaled else "identity", found)
     return ELEMENTWISE if found.reached else FOREIGN if found.foreign else NO_PATH
 
@@ -51,6 +53,14 @@ def _goes_on_elsewhere(walk: Walk, add: Reading) -> bool:
         return True
     ends = index.onward(add.node)
     return any(r.op == "output" for r in readers) and not any(r.op == "output" or index.name[r] == "add" for r in ends)
+
+
+def _is_query(walk: Walk, add: Reading, found: Span) -> bool:
+    """Whether heads of an attention are added to their own queries (residual pooling): nothing but scores lies between,
+    and all that reads the sum is a projection."""
+    index, readers = walk.index, walk.index.onward(add.node)
+    heads = (index.rank(add.node) or 0) > 3 and not any(index.is_weighted(n) for n in found.nodes)
+    return heads and bool(readers) and all(index.role[r] == "weight" for r in readers)
 
 
 def _other_slice(index: Index, shortcut: fx.Node, fork: fx.Node, found: Span) -> bool:
