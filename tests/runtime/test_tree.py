@@ -250,6 +250,24 @@ def test_a_model_collects_its_hidden_states_and_takes_embeddings(mode):
     assert torch.equal(model(**embedded).logits, new(**embedded).logits)
 
 
+class Mixed(nn.Module):
+    """Computes with the hidden states that the model in it collects."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.head = model, nn.Linear(model.config.hidden_size, 3)
+
+    def forward(self, ids):
+        states = self.model(ids, output_hidden_states=True).hidden_states
+        return self.head(states[1] + states[-1])
+
+
+def test_a_model_that_has_collected_hidden_states_before_does_so_again():
+    model, ids = Mixed(copy.deepcopy(rewritten("llama")[0].model)).eval(), tokens(2, 5)
+    want = model(ids)
+    assert torch.equal(resfx.rewrite(model, "ddl", args=(ids,))(ids), want)
+
+
 def test_a_first_call_that_recomputes_its_activations():
     model, shared, inputs = rewritten("llama")
     call = {**inputs, "use_cache": False, "labels": inputs["input_ids"]}

@@ -26,19 +26,14 @@ LAYER_KEYS = "keys"
 """Where a layer keeps its keys, ``(batch, heads, length, width)``."""
 
 
-_COLLECTS = "_output_capturing_hooks_installed"
-"""Set on a model once it has the hooks by which it collects hidden states and attentions."""
+COLLECTS = "_output_capturing_hooks_installed"
+"""Set on a model once it has the hooks by which it collects hidden states and attentions: a copy without hooks must not
+have it, and gets them anew by the first call that asks for any."""
 
 
 @contextmanager
 def traced_plainly(tree: nn.Module) -> Iterator[None]:
-    """Inside, Hugging Face layers that recompute activations just run.
-
-    The tree is a copy without hooks: those that collect hidden states and attentions are installed anew by the first
-    call that asks for any.
-    """
-    for module in tree.modules():
-        module.__dict__.pop(_COLLECTS, None)
+    """Inside, Hugging Face layers that recompute activations just run."""
     name = "_gradient_checkpointing_func"
     held = [(m, m.__dict__[name]) for m in tree.modules() if name in m.__dict__]
     try:

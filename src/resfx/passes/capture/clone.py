@@ -19,6 +19,7 @@ import torch
 from torch import fx, nn
 
 from resfx._torch import HOOKS, held_buffers, held_parameters, is_traced, is_transformed, pre_hooks
+from resfx.runtime.huggingface import COLLECTS
 
 from .forwards import called_forward, rebound
 from .split import is_split
@@ -97,8 +98,9 @@ def _copied(
 def _fill(twin: nn.Module, module: nn.Module, memo: dict[int, Any], for_a_trace: bool) -> None:
     state = twin.__dict__
     for name, value in vars(module).items():
-        if for_a_trace and (name.startswith("_resfx") or (name == "forward" and "_resfx_unit" in vars(module))):
-            continue  # what was put around rewritten code since is called around it
+        around = name == "forward" and "_resfx_unit" in vars(module)  # put there since: it is called around its code
+        if for_a_trace and (around or name == COLLECTS or name.startswith("_resfx")):
+            continue
         if name in ("_parameters", "_buffers"):
             state[name] = {k: memo[id(t)] if t is not None else None for k, t in value.items()}
         elif name == "_modules":
