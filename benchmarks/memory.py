@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -43,9 +43,8 @@ class Apart(Block):
         del self.qkv
         self.q, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
 
-    def attend(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q, self.k, self.v))
-        return self.proj(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+    def project(self, x: torch.Tensor) -> Iterable[torch.Tensor]:
+        return (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.q, self.k, self.v))
 
 
 def kept_bytes(model: nn.Module, call: Callable[[], torch.Tensor]) -> int:

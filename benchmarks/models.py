@@ -12,6 +12,7 @@ import copy
 import itertools
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -38,9 +39,13 @@ class Block(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
 
+    def project(self, x: torch.Tensor) -> Iterable[torch.Tensor]:
+        """Queries, keys and values, ``(batch, heads, tokens, head_dim)`` each."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
     def attend(self, x: torch.Tensor) -> torch.Tensor:
         """Causal self-attention."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.project(x)
         return self.proj(nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -66,7 +66,8 @@ class Trial:
     def __init__(self, new: Any, before: nn.Module, example: Example) -> None:
         self.new, self.before, self.example = new, before, example
         self.names = list(compared(before))
-        self.state = [n for n in state_of(before) if n in state_of(new)]
+        here = state_of(new)
+        self.state = [n for n in state_of(before) if n in here]
         self.start: Values = {
             n: p.detach().clone() for n, p in new.named_parameters() if n.startswith("resfx.") and p.requires_grad
         }

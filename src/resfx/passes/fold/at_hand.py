@@ -102,12 +102,10 @@ class AtHand(Text):
         if target.startswith("resfx."):
             owner, _, name = target.rpartition(".")
             return f"{self._new_module(owner)}.{name}"
-        wanted = values.follow(self.tree, target)
-        for path, inner in self.module.named_modules():
-            for name, tensor in values.tensors_of(inner):
-                if tensor is wanted:
-                    return "self" + values.steps(self.module, f"{path}.{name}" if path else name)
-        raise NotExpressible(f"{target}, which is no attribute of {self.region.path}")
+        place = next(values.places_of(self.module, values.follow(self.tree, target)), None)
+        if place is None:
+            raise NotExpressible(f"{target}, which is no attribute of {self.region.path}")
+        return "self" + values.steps(self.module, place)
 
     def _owned(self, paths: tuple[str, ...]) -> str:
         own = f"{self.region.path}." if self.region.path else ""

@@ -8,6 +8,7 @@ module runs it, and the calls around it stay the user's own.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -169,6 +170,16 @@ class Plan:
         number = self.objects[value]
         leaf = number, self.capture.objects[number].leaves.index(value)
         return any(leaf in call.replaced and region.call.is_after(call) for call in self.calls.values())
+
+    @functools.cached_property
+    def writers(self) -> dict[str, list[CallRecord]]:
+        """The calls that set attributes of modules, by the dotted path of each."""
+        found: dict[str, list[CallRecord]] = {}
+        for call in self.calls.values():
+            for write in call.writes:
+                for path in write.owner[1] if write.owner[0] == "owned" else ():
+                    found.setdefault(f"{path}.{write.name}" if path else write.name, []).append(call)
+        return found
 
     @property
     def cache(self) -> int | None:

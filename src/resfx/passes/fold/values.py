@@ -136,6 +136,14 @@ def tensors_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from ((k, v) for held in named for k, v in held.items() if isinstance(v, torch.Tensor))
 
 
+def places_of(module: nn.Module, tensor: torch.Tensor) -> Iterator[str]:
+    """The dotted paths at which a module, or one below it, has a tensor."""
+    for path, inner in module.named_modules():
+        for name, held in tensors_of(inner):
+            if held is tensor:
+                yield f"{path}.{name}" if path else name
+
+
 def follow(root: Any, path: str) -> Any:
     """What a dotted path leads to."""
     for name in path.split("."):

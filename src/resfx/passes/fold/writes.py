@@ -16,7 +16,7 @@ from resfx.report.progress import warn
 from .function import NotExpressible
 from .plan import Plan
 from .region import Region
-from .values import follow, tensors_of
+from .values import follow, places_of
 
 Compose = Callable[[Template, Callable[[int], str]], str]
 
@@ -48,21 +48,13 @@ def writers_of(plan: Plan, tree: nn.Module, target: str) -> list[CallRecord]:
     Raises:
         NotExpressible: where it has several places: which of them was read, a graph does not say.
     """
-    written: dict[str, list[CallRecord]] = {}
-    for call in plan.calls.values():
-        for write in (w for w in call.writes if w.owner[0] == "owned"):
-            for path in write.owner[1]:
-                written.setdefault(f"{path}.{write.name}".lstrip("."), []).append(call)
-    if not written:
+    if not plan.writers:
         return []
-    wanted = follow(tree, target)
-    places = [
-        f"{path}.{name}".lstrip(".") for path, m in tree.named_modules() for name, t in tensors_of(m) if t is wanted
-    ]
-    replaced = [place for place in places if place in written]
+    places = list(places_of(tree, follow(tree, target)))
+    replaced = [place for place in places if place in plan.writers]
     if replaced and len(places) > 1:
         raise NotExpressible(f"{' and '.join(places)} apart, one tensor of which the call replaces {replaced[0]}")
-    return written[replaced[0]] if replaced else []
+    return plan.writers[replaced[0]] if replaced else []
 
 
 def refuse_lost(plan: Plan, called: Collection[Region]) -> None:

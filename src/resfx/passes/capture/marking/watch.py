@@ -134,10 +134,10 @@ def _telling(cls: Hashable) -> type:
         return value
 
     def __setattr__(self: Any, name: str, value: Any) -> None:
-        held = object.__getattribute__(self, "__dict__")
-        watch, before = held.get(WATCH), own(self).get(name, MISSING)
+        held = own(self)
+        watch, before = held.get(WATCH), held.get(name, MISSING)
         super(told, self).__setattr__(name, value)  # type: ignore[arg-type, misc]
-        if watch is not None and name in own(self) and (name not in _OWN or name == "training"):
+        if watch is not None and name in held and (name not in _OWN or name == "training"):
             watch[0].wrote(self, watch[1], name, before)
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:  # a model may copy its config: the copy is not watched
