@@ -6,7 +6,7 @@ those modules are set to is theirs. Plain attributes that were read while the co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -22,6 +22,7 @@ from .likeness import Likeness
 
 Shape = Callable[[Sequence[torch.Tensor]], bool]
 Way = tuple[str, ...]  # attributes and submodules, one after the other
+_NOWHERE: Any = object()
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class Guard:
     def __post_init__(self) -> None:
         likeness = Likeness(self.arguments, self.objects, self.free, self.used, self.kinds)
         self._like, self._constants = likeness.function, likeness.constants
+        self._attributes = Attribute.tree(self.reads, self.held, self.lists)
+        self._shared = [(way, other) for way, _, other in self.held if other != way]
 
     def same(self, other: Any) -> bool:
         """Whether another guard accepts the same calls."""
@@ -104,17 +107,11 @@ class Guard:
             return tensors
         if not self.shapes(tensors):
             return "sizes"
-        for way, value in self.reads:
-            now = look_up(module, way)
-            if type(now) is not type(value) or now != value:
+        if (changed := self._attributes.changed(module)) is not None:
+            return f"attribute {'.'.join(changed)!r}"
+        for way, other in self._shared:
+            if look_up(module, way) is not look_up(module, other):
                 return f"attribute {'.'.join(way)!r}"
-        for way, cls, other in self.held:
-            found = look_up(module, way)
-            if type(found) is not cls or (other != way and found is not look_up(module, other)):
-                return f"attribute {'.'.join(way)!r}"
-        for way, names in self.lists:
-            if names_in(look_up(module, way)) != names:
-                return f"list of modules {'.'.join(way)!r}"
         return ""
 
     def _state(self, number: int, value: Any) -> list[torch.Tensor] | None:
@@ -145,17 +142,77 @@ def names_in(module: Any) -> tuple[str, ...]:
     return tuple(held_modules(module)) if isinstance(module, nn.Module) else ()
 
 
+@dataclass(eq=False)
+class Attribute:
+    """An attribute or submodule that code depends on, with those beneath it: each is looked up once a call.
+
+    Attributes:
+        way: to it.
+        value: what was there, if it is compared.
+        cls: its class, if that is compared.
+        names: of the modules in it, if they are compared.
+        beneath: by name.
+    """
+
+    way: Way
+    value: Any = _NOWHERE
+    cls: type | None = None
+    names: tuple[str, ...] | None = None
+    beneath: dict[str, Attribute] = field(default_factory=dict)
+
+    @classmethod
+    def tree(cls, reads: Iterable[tuple[Way, Any]], held: Iterable[tuple[Way, type, Way]],
+             lists: Iterable[tuple[Way, tuple[str, ...]]]) -> Attribute:  # fmt: skip
+        """All that a guard compares, under the module itself."""
+        root = cls(())
+        for way, value in reads:
+            root._at(way).value = value
+        for way, kind, _ in held:
+            root._at(way).cls = kind
+        for way, names in lists:
+            root._at(way).names = names
+        return root
+
+    def _at(self, way: Way) -> Attribute:
+        at = self
+        for i, name in enumerate(way):
+            at = at.beneath.setdefault(name, Attribute(way[: i + 1]))
+        return at
+
+    def changed(self, found: Any) -> Way | None:
+        """The way to the first that is another now; ``None`` if all are as they were.
+
+        Args:
+            found: what is there now.
+        """
+        if self.value is not _NOWHERE and (type(found) is not type(self.value) or found != self.value):
+            return self.way
+        if self.cls is not None and type(found) is not self.cls:
+            return self.way
+        if self.names is not None and names_in(found) != self.names:
+            return self.way
+        for name, below in self.beneath.items():
+            now = step(found, name)
+            if below.value is now and not below.beneath and below.cls is below.names is None:
+                continue  # most of them, without a call
+            if (way := below.changed(now)) is not None:
+                return way
+        return None
+
+
 def look_up(module: Any, way: Way) -> Any:
-    """What a way of attributes and submodules leads to, through what is wrapped around them; ``None`` if nowhere."""
+    """What a way of attributes and submodules leads to; ``None`` if nowhere."""
     for name in way:
-        found = getattr(module, name, _NOWHERE)
-        while found is _NOWHERE and isinstance(module, nn.Module) and len(held_modules(module)) == 1:
-            (module,) = held_modules(module).values()
-            found = getattr(module, name, _NOWHERE)
-        if found is _NOWHERE:
-            return None
-        module = found
+        module = step(module, name)
     return module
 
 
-_NOWHERE: Any = object()
+def step(holder: Any, name: str) -> Any:
+    """One attribute or submodule, through what is wrapped around them; ``None`` if there is none."""
+    if type(holder) is nn.ModuleList and (item := held_modules(holder).get(name)) is not None:  # much the quickest
+        return item
+    found = getattr(holder, name, _NOWHERE)
+    while found is _NOWHERE and isinstance(holder, nn.Module) and len(held_modules(holder)) == 1:
+        (holder,) = held_modules(holder).values()
+        found = getattr(holder, name, _NOWHERE)
+    return None if found is _NOWHERE else found
