@@ -76,6 +76,20 @@ class Unit:
                 return code
         return outside_of_compilers(self._make)(module, args, kwargs)
 
+    def refuse_other(self, code: Code, given: dict[str, Any]) -> None:
+        """Refuse arguments that are not what the call around this one gives its module: code has them written in.
+
+        Args:
+            code: what that call has it run.
+            given: the arguments by name.
+        """
+        if code.expected is not None and (other := code.expected.differs(given)):
+            raise VariantError(
+                f"cannot run {self.path} with another {other} than the call around it gives",
+                "its code was made for what the model passes; a hook or a wrapper changes it on the way",
+                "change it where the model passes it, or change tensors only",
+            )
+
     def add(self, guard: Guard | Always, code: Code) -> None:
         """Code for more calls; the newest comes last, and takes the place of what was made for the same ones."""
         self.variants[:] = [v for v in self.variants if not guard.same(v[0])]
@@ -144,9 +158,12 @@ def forward_of_unit(self: Any, *args: Any, resfx: Handed | None = None, **kwargs
     refuse_split_positions(self, unit.path)
     if resfx is None:
         kwargs = by_new_names(type(self)._resfx_renamed, kwargs)
-    code = unit.code_for(self, args, kwargs) if resfx is None else resfx.code
-    if resfx is not None and not is_compiling():
-        resfx.begin(unit.path)
+        code = unit.code_for(self, args, kwargs)
+    else:
+        code = resfx.code
+        unit.refuse_other(code, type(self)._resfx_bind(self, *args, **kwargs))
+        if not is_compiling():
+            resfx.begin(unit.path)
     new = [look_below(self._resfx_new, way) for way in code.new]
     return code.function(self, new, resfx, *args, **kwargs)
 

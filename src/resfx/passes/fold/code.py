@@ -28,7 +28,8 @@ from resfx.passes.find.operators import operator_name
 from . import values
 from .at_hand import AtHand
 from .function import Code, NotExpressible, Shared
-from .plan import Plan, is_size, known_in
+from .guard import Expected
+from .plan import Plan, is_size, known_in, only_handed_on
 from .region import Region
 from .text import REGIONS, in_regions
 from .writes import beside
@@ -72,7 +73,13 @@ class Writer(AtHand):
             scope = dict(self.scope)
             exec(compile(source, filename, "exec"), scope)
             shared[key] = scope["forward"]
-        return Code(shared[key], tuple(map(self._way, self.new)), source)
+        return Code(shared[key], tuple(map(self._way, self.new)), source, self._expected())
+
+    def _expected(self) -> Expected | None:
+        if not self.region.passed_on:
+            return None
+        free = frozenset(i for i, mark in self.region.enters.items() if only_handed_on(self.plan, mark))
+        return Expected(self.arguments, {o.number: o.cls for o in self.plan.capture.objects}, free)
 
     def _begin(self) -> None:
         """What the arguments, and what is handed beside them, are called."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .guard import Always, Guard
+from .guard import Always, Expected, Guard
 from .region import Region
 
 
@@ -31,11 +31,13 @@ class Code:
         new: the ways to the new modules that it calls: the application's key and the names from its module's own part
             of the bank; an empty key and the names from the whole bank where one stands elsewhere.
         source: its text.
+        expected: where the call around it chooses it, what it takes for granted of its arguments.
     """
 
     function: Callable[..., Any]
     new: tuple[tuple[str, ...], ...]
     source: str
+    expected: Expected | None = None
 
     def like(self, other: Code) -> bool:
         """Whether another does the same in any module."""

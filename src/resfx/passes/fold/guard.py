@@ -142,6 +142,29 @@ def names_in(module: Any) -> tuple[str, ...]:
     return tuple(held_modules(module)) if isinstance(module, nn.Module) else ()
 
 
+class Expected:
+    """What of its arguments code takes for granted that a call around it chose: all but tensors is written into it.
+
+    Args:
+        arguments: a template for each parameter.
+        objects: classes of the stateful objects among them, by number.
+        free: slots that the code only hands on.
+    """
+
+    def __init__(self, arguments: dict[str, Any], objects: dict[int, type], free: frozenset[int]) -> None:
+        likeness = Likeness(arguments, {number: (cls, None) for number, cls in objects.items()}, free, (), ())
+        self._like, self._constants = likeness.function, likeness.constants
+
+    def differs(self, given: dict[str, Any]) -> str:
+        """In what the arguments of a call, by name, are others; or nothing."""
+        found = self._like(given, self._constants, _no_state)
+        return found if type(found) is str else ""
+
+
+def _no_state(number: int, value: Any) -> None:
+    """Objects of such calls are told by their class alone: what they hold changes from layer to layer."""
+
+
 @dataclass(eq=False)
 class Attribute:
     """An attribute or submodule that code depends on, with those beneath it: each is looked up once a call.

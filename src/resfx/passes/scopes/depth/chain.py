@@ -120,7 +120,7 @@ def _advance(node: fx.Node, index: Index) -> fx.Node:
     found, inside = node, set()
     while len(users := [u for u in node.users if not _unread(u)]) == 1:
         (user,) = users
-        if not is_alias(user, node, index):
+        if not _hands_on(user, node, index):
             break
         if user.target is enter:
             inside.add(user.args[1])
@@ -142,7 +142,13 @@ def _unread(mark: fx.Node) -> bool:
 
 
 def is_alias(user: fx.Node, node: fx.Node, index: Index) -> bool:
-    """Whether ``user`` hands on the values of ``node`` in the same shape and type."""
+    """Whether ``user`` is ``node`` by another name: its values in the same shape and type, with their gradients."""
+    changes = index.name.get(user) == "detach" or "dropout" in index.name.get(user, "")
+    return _hands_on(user, node, index) and not changes
+
+
+def _hands_on(user: fx.Node, node: fx.Node, index: Index) -> bool:
+    """Whether ``user`` hands on what ``node`` is, at most dropped or detached, in the same shape and type."""
     same = index.role.get(user) == "pass" and index.data[user] == [node] and dtype(user) == dtype(node)
     return not returns(user) and same and _keeps(user, node, index)
 
