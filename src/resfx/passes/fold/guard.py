@@ -22,7 +22,13 @@ from .likeness import Likeness
 
 Shape = Callable[[Sequence[torch.Tensor]], bool]
 Way = tuple[str, ...]  # attributes and submodules, one after the other
-_NOWHERE: Any = object()
+
+
+class _Nowhere:
+    """Stands for what is not there: a class, which copies of a guard share."""
+
+
+_NOWHERE: Any = _Nowhere
 
 
 @dataclass(frozen=True)
