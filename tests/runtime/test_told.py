@@ -96,3 +96,10 @@ def test_tensors_may_be_changed_on_the_way_and_hooks_taken_off(mode):
         for hook in hooks:
             hook.remove()
     assert torch.equal(model(X), new(X))
+
+
+@pytest.mark.parametrize(("mode", "writes"), [*((m, True) for m in (*AROUND, "ddl")), ("denseformer", False)])
+def test_the_code_of_a_block_is_told_wherever_it_comes_from(mode, writes):
+    new = pair(mode)[1]
+    assert ("self.norm(" in resfx.of(new).code("blocks.1")) == writes, "between its blocks alone"
+    assert resfx.of(new).code("blocks.1.norm") == ""

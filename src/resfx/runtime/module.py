@@ -52,7 +52,8 @@ class Handle:
         return {n: p for n, p in self.module.named_parameters() if n.startswith("resfx.")}
 
     def code(self, name: str = "") -> str:
-        """The generated code of a module, of its newest variant; nothing for one that runs its own.
+        """The generated code of a module, the newest that it was made or that a call around it has it run; nothing for
+        one that runs its own.
 
         Raises:
             OptionError: for a name that no module has, with the nearest that one has.
@@ -62,7 +63,8 @@ class Handle:
             raise OptionError(f"there is no module {name!r:.60}", f"a {type(self.module).__name__} has others",
                               f"code({meant(str(name), names) or names[-1]!r})")  # fmt: skip
         unit = self.module.get_submodule(name).__dict__.get("_resfx_unit")
-        return unit.variants[-1][1].source if unit is not None and unit.variants else ""
+        codes = [] if unit is None else [*unit.told, *(code for _, code in unit.variants)]
+        return codes[-1].source if codes else ""
 
 
 def of(module: Any) -> Handle:

@@ -151,8 +151,8 @@ class Rewriting:
             unit.native = unit.native and call.handing
             if call.guard is not None:
                 unit.add(call.guard, call.code)
-            elif call.code.function not in unit.told:
-                unit.told.append(call.code.function)
+            elif not any(code.like(call.code) for code in unit.told):
+                unit.told.append(call.code)
 
 
 def _example(leaf: torch.Tensor) -> torch.Tensor:

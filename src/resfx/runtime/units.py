@@ -43,7 +43,7 @@ class Unit:
         recipe: what the rewrite was, and how to make code for a call not seen before: ``make(module, unit, args,
             kwargs)``.
         variants: code with what it was made for.
-        told: functions that calls around it have it run.
+        told: code that calls around it have it run.
         off: how many ask that it is not run.
         native: whether a call that comes with no word from around it runs the module's own code: no method acts in it.
     """
@@ -51,7 +51,7 @@ class Unit:
     path: str
     recipe: Any
     variants: list[tuple[Guard | Always, Code]] = field(default_factory=list)
-    told: list[Callable[..., Any]] = field(default_factory=list)
+    told: list[Code] = field(default_factory=list)
     off: int = 0
     native: bool = True
 
