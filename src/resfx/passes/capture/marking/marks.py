@@ -22,8 +22,9 @@ from torch import fx, nn
 from resfx._torch import is_mark, traced_mark
 from resfx.passes.capture.structure import Flattener, Template, exchange
 
-from .record import CallRecord, MethodOf, Passed, enter, keep, leave
-from .watch import Watch, kept, owned_in, plain
+from .modes import changes_mode, given_mode, is_mode
+from .record import CallRecord, MethodOf, Mode, Passed, enter, keep, leave
+from .watch import Owned, Watch, kept, owned_in, plain
 from .writes import State, Written, replaced
 
 T = TypeVar("T")
@@ -123,20 +124,31 @@ class Recorder:
         written.read(_place(key), name, value)
         if isinstance(key, Passed):
             call.looked_into.add(key.number)
-        elif not written.has(_place(key), name):
+        elif not (written.has(_place(key), name) or (is_mode(key, name) and call.sets_mode_of(key, len(self.calls)))):
             if plain(value):
                 call.reads.setdefault((key, name), kept(value))
             elif self._watch is not None and (held := self._watch.held(value)) is not None:
                 call.reads.setdefault((key, name), held)
 
     def _wrote(self, value: Any, key: Any, name: str, before: Any) -> None:
-        if self.current is not None and not self._quiet and not self._inside:
+        if self.current is None or self._quiet or self._inside:
+            return
+        if is_mode(key, name) and isinstance(value, nn.Module):
+            self._set_mode(key, "", vars(value)[name])
+        else:
             self._written[-1].set(value, _place(key), name, before)
+
+    def _set_mode(self, key: Owned, method: str, value: Any) -> None:
+        if self.current is not None:
+            number = sum(len(call.modes) for call in self.calls)
+            self.current.modes.append(Mode(key.ways, method, given_mode(value), number, len(self.calls)))
 
     def _method(self, key: Any, bound: MethodType) -> Any:
         """A method of an object that passes through is kept whole where it is handed tensors: a cache takes keys in."""
-        if not isinstance(key, Passed) or self._quiet or self.current is None:
+        if self._quiet or self.current is None:
             return bound
+        if not isinstance(key, Passed):
+            return self._mode_method(key, bound) if changes_mode(bound) else bound
 
         @functools.wraps(bound)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -152,6 +164,17 @@ class Recorder:
                 return self.end(result)
             finally:
                 self._inside = False
+
+        return call
+
+    def _mode_method(self, key: Owned, bound: MethodType) -> Any:
+        """A module's ``train`` and ``eval`` are kept whole: what a class of one's own does there, it does when called."""
+
+        @functools.wraps(bound)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = self._quietly(functools.partial(bound, *args, **kwargs))
+            self._set_mode(key, bound.__name__, (args, kwargs))
+            return result
 
         return call
 
