@@ -69,10 +69,10 @@ def _read(
     """
     values: dict[Way, Any] = {}
     objects: dict[Way, tuple[type, Way]] = {}
-    for r, (owner, name), value in [(r, *item) for r in generated for item in r.call.reads.items()]:
+    for call, (owner, name), value in [(r.call, *item) for r in generated for item in r.call.reads.items()]:
         if (way := owner.way_from(own)) is None:
             continue
-        if is_mode(owner, name) and any(call.sets_mode_of(owner, r.call.number) for call in setting):
+        if is_mode(owner, name) and any(outer.sets_mode_of(owner, call.number) for outer in setting):
             continue
         if not isinstance(value, Held):
             values[*way, name] = value

@@ -22,8 +22,8 @@ from torch import fx, nn
 from resfx._torch import is_mark, traced_mark
 from resfx.passes.capture.structure import Flattener, Template, exchange
 
-from .modes import changes_mode, given_mode, is_mode
-from .record import CallRecord, MethodOf, Mode, Passed, enter, keep, leave
+from .modes import is_mode, mode_set, told_mode
+from .record import CallRecord, MethodOf, Passed, enter, keep, leave
 from .watch import Owned, Watch, kept, owned_in, plain
 from .writes import State, Written, replaced
 
@@ -140,15 +140,14 @@ class Recorder:
 
     def _set_mode(self, key: Owned, method: str, value: Any) -> None:
         if self.current is not None:
-            number = sum(len(call.modes) for call in self.calls)
-            self.current.modes.append(Mode(key.ways, method, given_mode(value), number, len(self.calls)))
+            self.current.modes.append(mode_set(self.calls, key, method, value))
 
     def _method(self, key: Any, bound: MethodType) -> Any:
         """A method of an object that passes through is kept whole where it is handed tensors: a cache takes keys in."""
         if self._quiet or self.current is None:
             return bound
         if not isinstance(key, Passed):
-            return self._mode_method(key, bound) if changes_mode(bound) else bound
+            return told_mode(bound, self._quietly, functools.partial(self._set_mode, key))
 
         @functools.wraps(bound)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -164,17 +163,6 @@ class Recorder:
                 return self.end(result)
             finally:
                 self._inside = False
-
-        return call
-
-    def _mode_method(self, key: Owned, bound: MethodType) -> Any:
-        """A module's ``train`` and ``eval`` are kept whole: what a class of one's own does there, it does when called."""
-
-        @functools.wraps(bound)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            result = self._quietly(functools.partial(bound, *args, **kwargs))
-            self._set_mode(key, bound.__name__, (args, kwargs))
-            return result
 
         return call
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
 from torch import nn
 
 from resfx.errors import CaptureError
-from resfx.passes.capture.structure import Flattener, Template
+from resfx.passes.capture.structure import Flattener
 
+from .record import CallRecord, Mode
 from .watch import Owned
 
 
@@ -18,22 +21,40 @@ def is_mode(key: Any, name: str) -> bool:
     return name == "training" and isinstance(key, Owned)
 
 
-def changes_mode(bound: MethodType) -> bool:
-    """Whether a method is one of a module that sets its mode and that of what is below it."""
-    return bound.__name__ in ("train", "eval") and isinstance(bound.__self__, nn.Module)
+def told_mode(bound: MethodType, quietly: Callable[..., Any], tell: Callable[[str, Any], None]) -> Any:
+    """A module's ``train`` and ``eval``, told of as a whole: what a class of one's own does there it does when called.
+
+    Args:
+        bound: a method that is looked up; any other is given back as it is.
+        quietly: calls what it is given, and nobody is told of what that does.
+        tell: called with the method's name and ``(args, kwargs)``.
+    """
+    if bound.__name__ not in ("train", "eval") or not isinstance(bound.__self__, nn.Module):
+        return bound
+
+    @functools.wraps(bound)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = quietly(functools.partial(bound, *args, **kwargs))
+        tell(bound.__name__, (args, kwargs))
+        return result
+
+    return call
 
 
-def given_mode(value: Any) -> Template:
-    """What a mode is set to, as generated code will say it.
+def mode_set(calls: Sequence[CallRecord], key: Owned, method: str, value: Any) -> Mode:
+    """What the innermost call has just done to the mode of a module.
+
+    Args:
+        calls: all that have begun so far.
 
     Raises:
-        CaptureError: where it depends on tensors.
+        CaptureError: where that depends on tensors.
     """
     flat = Flattener()
     template = flat.flatten(value)
     if flat.leaves:
         raise CaptureError(
-            "cannot capture a module's training mode", "it depends on values of tensors, or on sizes",
+            f"cannot capture the mode of {key.paths[0] or 'the model'}", "it is set by a tensor, or by a size",
             "set it by a plain bool, or outside of forward",
         )  # fmt: skip
-    return template
+    return Mode(key.ways, method, template, sum(len(call.modes) for call in calls), len(calls))
