@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from torch import fx, nn
 
 from resfx.errors import VariantError
-from resfx.passes.capture.marking.record import CallRecord, MethodOf, Mode, keep
+from resfx.passes.capture.marking.record import Act, CallRecord, MethodOf, Mode, keep
 from resfx.passes.capture.structure import Template
 from resfx.passes.find.operators import is_inplace
 from resfx.report.progress import warn
@@ -84,6 +84,23 @@ def writers_of(plan: Plan, tree: nn.Module, target: str) -> list[CallRecord]:
     if replaced and len(places) > 1:
         raise NotExpressible(f"{' and '.join(places)} apart, one tensor of which the call replaces {replaced[0]}")
     return plan.writers[replaced[0]] if replaced else []
+
+
+def acts_of(region: Region) -> frozenset[Act]:
+    """What the code of a call does that generated code does not.
+
+    Raises:
+        VariantError: where it seeds torch's generators: every random number that comes after would be another one.
+    """
+    acts = frozenset().union(*(call.acts for call in (region.call, *region.dissolved)))
+    for act in sorted(acts, key=str):
+        if act.kind == "seed":
+            raise VariantError(
+                f"cannot write the code of {region.name}", f"it {act}, which generated code does not",
+                "do so outside of forward, or in a submodule without residual adds, which is called as it is; or"
+                " exclude= the adds of this one",
+            )  # fmt: skip
+    return acts
 
 
 def refuse_lost(plan: Plan, called: Collection[Region]) -> None:

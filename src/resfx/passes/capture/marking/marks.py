@@ -22,6 +22,7 @@ from torch import fx, nn
 from resfx._torch import is_mark, traced_mark
 from resfx.passes.capture.structure import Flattener, Template, exchange
 
+from .acts import Acts
 from .modes import is_mode, mode_set, told_mode
 from .record import CallRecord, MethodOf, Passed, enter, keep, leave
 from .watch import Owned, Watch, kept, owned_in, plain
@@ -46,6 +47,7 @@ class Recorder:
     kept: list[torch.Tensor] = field(default_factory=list)
     owned: dict[int, tuple[str, ...]] = field(default_factory=dict)
     _watch: Watch | None = None
+    _acts: Acts | None = None
     _values: list[Any] = field(default_factory=list)
     _firsts: list[list[Any]] = field(default_factory=list)
     _open: list[CallRecord] = field(default_factory=list)
@@ -183,6 +185,8 @@ class Recorder:
     def _mark(self, side: str, call: CallRecord, value: Any) -> tuple[Any, Template]:
         flat = _Meeting(self, call)
         template = self._quietly(flat.flatten, value)
+        if self._acts is not None:
+            self._acts.settle(call.outer if side == "enter" else call, flat.leaves)
         if self._fence is None:
             self._fence = next((x for x in flat.leaves if isinstance(x, torch.Tensor)), None)
         marked = self._note(side, call, flat.leaves)
@@ -212,7 +216,9 @@ class Recorder:
     def listening(self, clone: nn.Module, functions: Sequence[tuple[Any, str]]) -> Iterator[None]:
         """Inside, calls of the clone's submodules and of ``functions`` (owner, name) are recorded."""
         self._watch = Watch(self._read, self._method, self._wrote)
+        self._acts = Acts(clone, lambda: self.current)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._acts.listening())
             stack.callback(self.stop_watching)
             for value, owned in owned_in(clone):
                 self.owned[id(value)] = owned.paths

@@ -66,6 +66,25 @@ class Write:
 
 
 @dataclass(frozen=True)
+class Act:
+    """What a call's own code does that no graph holds.
+
+    Attributes:
+        what: in words, behind the name of who does it.
+        where: the code, as ``file:line``.
+        kind: what would be lost: ``gradient``; ``numbers`` of a generator that is not torch's; ``seed``, what is done
+            to torch's own.
+    """
+
+    what: str
+    where: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.what} at {self.where}"
+
+
+@dataclass(frozen=True)
 class Mode:
     """A call's own code puts a module into training or evaluation mode.
 
@@ -102,6 +121,7 @@ class CallRecord:
         reads: attributes that its own code read, by what has each (an ``Owned``) and the name.
         looked_into: numbers of objects whose attributes its own code read.
         writes: what its own code does beside its result.
+        acts: what its own code does that no graph holds.
         modes: where its own code changes the mode of modules, in order.
         alters: whether it, a method of an object, left other values in the object's attributes.
         replaced: what objects that were met before no longer held at its end, ``(object, leaf)``.
@@ -116,6 +136,7 @@ class CallRecord:
     reads: dict[tuple[Any, str], Any] = field(default_factory=dict)
     looked_into: set[int] = field(default_factory=set)
     writes: list[Write] = field(default_factory=list)
+    acts: set[Act] = field(default_factory=set)
     modes: list[Mode] = field(default_factory=list)
     alters: bool = False
     replaced: set[tuple[int, int]] = field(default_factory=set)
