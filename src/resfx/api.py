@@ -142,7 +142,9 @@ def _check(new: Any, base: nn.Module, example: Example, applications: list[Appli
     """The check. What it has seen, in the captures that it makes itself too, is judged from then on."""
     new._resfx.checked = None
     check_rewrite(new, copy_sharing_parameters(base), example, applications, exact=exact)
-    new._resfx.checked = all(a.method.start == "preserve" for a in applications)
+    new._resfx.checked = all(a.method.start == "preserve" for a in applications) and not any(
+        t.is_meta for t in new.parameters()
+    )
 
 
 @tracing()

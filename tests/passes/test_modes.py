@@ -118,6 +118,26 @@ class FirstFrozen(Net):
         return self.body(x + self.bn(x))
 
 
+class Evaluates(nn.Module):
+    """Its ``eval`` is something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.linear = 2.0, nn.Linear(8, 8)
+
+    def eval(self, x=None):
+        return super().eval() if x is None else self.scale * self.linear(x)
+
+
+class EvaluatesNet(Net):
+    def __init__(self):
+        super().__init__()
+        self.other = Evaluates()
+
+    def forward(self, x):
+        return super().forward(x) + self.other.eval(x)
+
+
 def outcome(model, x=X):
     torch.manual_seed(3)
     model.zero_grad()
@@ -161,6 +181,14 @@ def test_a_frozen_model_is_captured_once():
         new.train(training)
         new(X), new(X)
     assert len(new.variants) == 1 and new.variants[0].endswith(": 1")
+
+
+def test_a_method_of_that_name_that_sets_no_mode():
+    model = EvaluatesNet().eval()
+    new = copy.deepcopy(resfx.rewrite(model, "attnres", args=(X,)))
+    for m in (model, new):
+        m.other.scale = 3.0
+    torch.testing.assert_close(new(X), model(X))
 
 
 def test_the_mode_of_a_captured_model_without_inputs():

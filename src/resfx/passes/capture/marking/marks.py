@@ -23,9 +23,9 @@ from resfx._torch import is_mark, traced_mark
 from resfx.passes.capture.structure import Flattener, Template, exchange
 
 from .acts import Acts
-from .modes import is_mode, mode_set, told_mode
+from .modes import Modes, is_mode
 from .record import CallRecord, MethodOf, Passed, enter, keep, leave
-from .watch import Owned, Watch, kept, owned_in, plain
+from .watch import Watch, kept, owned_in, plain
 from .writes import State, Written, replaced
 
 T = TypeVar("T")
@@ -48,6 +48,7 @@ class Recorder:
     owned: dict[int, tuple[str, ...]] = field(default_factory=dict)
     _watch: Watch | None = None
     _acts: Acts | None = None
+    _modes: Modes = field(init=False)
     _values: list[Any] = field(default_factory=list)
     _firsts: list[list[Any]] = field(default_factory=list)
     _open: list[CallRecord] = field(default_factory=list)
@@ -57,6 +58,9 @@ class Recorder:
     _quiet: bool = False
     _inside: bool = False
     _thread: int = field(default_factory=threading.get_ident)
+
+    def __post_init__(self) -> None:
+        self._modes = Modes(self.calls)
 
     @property
     def current(self) -> CallRecord | None:
@@ -136,20 +140,16 @@ class Recorder:
         if self.current is None or self._quiet or self._inside:
             return
         if is_mode(key, name) and isinstance(value, nn.Module):
-            self._set_mode(key, "", vars(value)[name])
+            self._modes.flag(key, value, self.current)
         else:
             self._written[-1].set(value, _place(key), name, before)
-
-    def _set_mode(self, key: Owned, method: str, value: Any) -> None:
-        if self.current is not None:
-            self.current.modes.append(mode_set(self.calls, key, method, value))
 
     def _method(self, key: Any, bound: MethodType) -> Any:
         """A method of an object that passes through is kept whole where it is handed tensors: a cache takes keys in."""
         if self._quiet or self.current is None:
             return bound
         if not isinstance(key, Passed):
-            return told_mode(bound, self._quietly, functools.partial(self._set_mode, key))
+            return self._modes.method(key, bound, self.current)
 
         @functools.wraps(bound)
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -21,40 +21,51 @@ def is_mode(key: Any, name: str) -> bool:
     return name == "training" and isinstance(key, Owned)
 
 
-def told_mode(bound: MethodType, quietly: Callable[..., Any], tell: Callable[[str, Any], None]) -> Any:
-    """A module's ``train`` and ``eval``, told of as a whole: what a class of one's own does there it does when called.
+class Modes:
+    """Tells calls of the modes that their own code sets.
 
     Args:
-        bound: a method that is looked up; any other is given back as it is.
-        quietly: calls what it is given, and nobody is told of what that does.
-        tell: called with the method's name and ``(args, kwargs)``.
+        calls: all that have begun; the trace adds to it.
     """
-    if bound.__name__ not in ("train", "eval") or not isinstance(bound.__self__, nn.Module):
-        return bound
 
-    @functools.wraps(bound)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        result = quietly(functools.partial(bound, *args, **kwargs))
-        tell(bound.__name__, (args, kwargs))
-        return result
+    def __init__(self, calls: Sequence[CallRecord]) -> None:
+        self._calls, self._number = calls, 0
+        self._whole = self._set = False
 
-    return call
+    def flag(self, key: Owned, module: nn.Module, call: CallRecord) -> None:
+        """The flag of a module was set."""
+        self._set = True
+        if not self._whole:
+            self._add(key, "", vars(module)["training"], call)
 
+    def method(self, key: Owned, bound: MethodType, call: CallRecord) -> Any:
+        """A method was looked up: ``train`` and ``eval`` are told of as a whole, where they set any flag.
 
-def mode_set(calls: Sequence[CallRecord], key: Owned, method: str, value: Any) -> Mode:
-    """What the innermost call has just done to the mode of a module.
+        What a class of one's own does there it does when called.
+        """
+        if self._whole or bound.__name__ not in ("train", "eval") or not isinstance(bound.__self__, nn.Module):
+            return bound
 
-    Args:
-        calls: all that have begun so far.
+        @functools.wraps(bound)
+        def told(*args: Any, **kwargs: Any) -> Any:
+            self._whole, self._set = True, False
+            try:
+                result = bound(*args, **kwargs)
+            finally:
+                self._whole = False
+            if self._set:
+                self._add(key, bound.__name__, (args, kwargs), call)
+            return result
 
-    Raises:
-        CaptureError: where that depends on tensors.
-    """
-    flat = Flattener()
-    template = flat.flatten(value)
-    if flat.leaves:
-        raise CaptureError(
-            f"cannot capture the mode of {key.paths[0] or 'the model'}", "it is set by a tensor, or by a size",
-            "set it by a plain bool, or outside of forward",
-        )  # fmt: skip
-    return Mode(key.ways, method, template, sum(len(call.modes) for call in calls), len(calls))
+        return told
+
+    def _add(self, key: Owned, method: str, value: Any, call: CallRecord) -> None:
+        flat = Flattener()
+        template = flat.flatten(value)
+        if flat.leaves:
+            raise CaptureError(
+                f"cannot capture the mode of {key.paths[0] or 'the model'}", "it is set by a tensor, or by a size",
+                "set it by a plain bool, or outside of forward",
+            )  # fmt: skip
+        self._number += 1
+        call.modes.append(Mode(key.ways, method, template, self._number, len(self._calls)))
