@@ -127,15 +127,24 @@ def rewrite_by(
     new = _rewritten(source, base, applications, example)
     may_differ = not (source.shared or source.as_eager)
     try:
-        check_rewrite(new, copy_sharing_parameters(base), example, applications, exact=may_differ)
+        _check(new, base, example, applications, exact=may_differ)
     except GraphDiffers:  # some models compute otherwise while they are exported
         try:
             other = _rewritten(dataclasses.replace(source, as_eager=True), base, fresh, example)
-            check_rewrite(other, copy_sharing_parameters(base), example, fresh, exact=True)
+            _check(other, base, example, fresh, exact=True)
             return other
         except (GraphDiffers, ResfxError):
-            check_rewrite(new, copy_sharing_parameters(base), example, applications)
+            _check(new, base, example, applications)
     return new
+
+
+def _check(new: Any, base: nn.Module, example: Example, applications: list[Application], exact: bool = False) -> None:
+    """The check. What it has seen, in the captures that it makes itself too, is judged from then on."""
+    new._resfx.checked = None
+    check_rewrite(new, copy_sharing_parameters(base), example, applications, exact=exact)
+    new._resfx.checked = all(a.method.start == "preserve" for a in applications) and not any(
+        t.is_meta for t in new.parameters()
+    )
 
 
 @tracing()
@@ -151,7 +160,9 @@ def _rewritten(source: Source, base: nn.Module, applications: list[Application],
     report = Report(type(tree).__name__, found.sites, skips, surgery.streams, nodes, surgery.changes)
     known = dataclasses.replace(source, model=nn.Module())  # the model may go
     rewriting = Rewriting(known, applications, report, _rewritten)
-    rewriting.hand_out(fold(capture, tree, source, rewriting.shared), tree)
+    folded = fold(capture, tree, source, rewriting.shared)
+    rewriting.acts |= {act for call in folded for act in call.acts}
+    rewriting.hand_out(folded, tree)
     return hand_back(tree, rewriting, base)
 
 

@@ -13,6 +13,7 @@ from resfx._torch import held_modules, hold_modules, outside_of_traces, tracing
 from resfx.errors import VariantError
 from resfx.passes.capture.calls import bind, flatten_call
 from resfx.passes.capture.clone import class_before, signature_of
+from resfx.passes.capture.marking.record import Act
 from resfx.passes.capture.source import Source
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import hint
@@ -20,6 +21,7 @@ from resfx.passes.fold import Code, Folded, Shared, fold
 from resfx.passes.fold.guard import Guard
 from resfx.passes.scopes.application import Application
 from resfx.passes.scopes.apply import apply_methods
+from resfx.report.progress import warn
 from resfx.report.report import Report
 
 from .saved.pickled import Rewrite
@@ -38,6 +40,9 @@ class Rewriting:
         rewrite: makes such a model again, in another process.
         shared: generated functions.
         captures: paths of the modules captured since, in order.
+        acts: what code of the model does that generated code does not, as far as it was met and judged.
+        checked: whether the gradients and numbers of all captures so far were held against the original's;
+            ``None`` while they are.
     """
 
     source: Source
@@ -46,6 +51,8 @@ class Rewriting:
     rewrite: Rewrite
     shared: Shared = field(default_factory=Shared)
     captures: list[str] = field(default_factory=list)
+    acts: set[Act] = field(default_factory=set)
+    checked: bool | None = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rewriting:
         memo[id(self)] = self
@@ -58,7 +65,8 @@ class Rewriting:
             CaptureError: if the call cannot be traced.
             VariantError: if the rewrite cannot be repeated on it.
         """
-        with tracing(), outside_of_traces():
+        grad = torch.set_grad_enabled(torch.is_grad_enabled())  # outside of inference mode they are on
+        with tracing(), outside_of_traces(), grad:
             given = type(module)._resfx_bind(module, *args, **kwargs)  # type: ignore[attr-defined]
             for guard, code in unit.variants:  # another thread may have made it
                 if not guard.differs(module, given):
@@ -76,9 +84,11 @@ class Rewriting:
             tree = _part(known, unit)
             apply_methods(capture.graph, tree, find_sites(capture.graph, tree), self._within(unit.path))
             before = list(unit.variants)
-            self.hand_out(fold(capture, tree, self.source, self.shared, unit.path), module, unit.path)
-            self.captures.append(unit.path)
             name = unit.path or type(module).__name__
+            folded = fold(capture, tree, self.source, self.shared, unit.path)
+            self._judge(folded, name)
+            self.hand_out(folded, module, unit.path)
+            self.captures.append(unit.path)
             if not unit.variants or unit.variants[-1] in before:
                 raise VariantError(
                     f"this call needs another capture of {name}, whose own code is not rewritten in it",
@@ -93,6 +103,36 @@ class Rewriting:
                     f"the {unlike} that was traced is another", "report it, with the call",
                 )  # fmt: skip
             return code
+
+    def _judge(self, folded: Sequence[Folded], name: str) -> None:
+        """Hold what generated code would not do against what the check has seen of it: it was right there, or refused.
+
+        Other calls are not checked themselves: by then the new parameters may have learned.
+
+        Args:
+            name: of the module that is called.
+
+        Raises:
+            VariantError: if the check passed and what is met now was not in it.
+        """
+        acts = {act for call in folded for act in call.acts} - self.acts
+        if self.checked is not None and not torch.is_grad_enabled():
+            of_gradients = {act for act in acts if act.kind == "gradient"}
+            for guard in [call.guard for call in folded if of_gradients]:
+                if isinstance(guard, Guard):
+                    guard.grad = False  # a call with gradients is another capture
+            acts -= of_gradients
+        if acts and self.checked is not None:
+            found = f"{name} {' and '.join(sorted(map(str, acts)))}"
+            if self.checked:
+                raise VariantError(
+                    f"this call needs another capture of {name}, which would lose what its code does",
+                    f"{found}; it was not in the calls that resfx.rewrite checked",
+                    "an example for resfx.rewrite that does so, to be checked; or do so in a submodule without residual"
+                    " adds, which is called as it is",
+                )
+            warn(f"{found}, which a capture may lose: that was not checked")
+        self.acts |= acts
 
     def _again(self, module: nn.Module) -> None:
         """Another capture of a model that is traced without inputs: its training mode changed."""

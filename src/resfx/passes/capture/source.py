@@ -19,6 +19,8 @@ from .calls import Call, bind, by_new_names, flatten_call
 from .clone import clone_tree, without_self
 from .diagnose import SIZE_AS_KEY, quiet_tracing
 from .inputs import Example, example_of, outside_inference_mode
+from .marking.modes import is_mode
+from .marking.watch import Watch, owned_in
 from .split import is_split, refuse_split
 from .trace import Capture, capture_call
 from .trial import try_call
@@ -240,14 +242,38 @@ def _load_program(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
 
 
 def _trace(model: nn.Module) -> fx.Graph:
+    """The graph of a model for calls of any form. It has the mode of no module: each is called in that which it has.
+
+    Args:
+        model: a copy of the user's, which it may change.
+    """
+    modes = {name: module.training for name, module in model.named_modules()}
+    set_in_forward: list[str] = []
+
+    def wrote(value: Any, key: Any, name: str, before: Any) -> None:
+        if is_mode(key, name) and value.training != modes[key.paths[0]]:
+            set_in_forward.append(key.paths[0])
+
+    watch = Watch(lambda key, name, value: None, lambda key, bound: bound, wrote)
     try:
-        return fx.Tracer().trace(model)
+        for value, owned in owned_in(model):
+            watch.add(value, owned)
+        graph = fx.Tracer().trace(model)
     except Exception as error:
         raise CaptureError(
             f"cannot capture {type(model).__name__} without inputs",
             f"it is not fx-traceable ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})",
             "pass args=(...) or kwargs={...}: example inputs as the model's forward takes them",
         ) from error
+    finally:
+        watch.end()
+    if set_in_forward:
+        raise CaptureError(
+            f"cannot capture {type(model).__name__} without inputs",
+            f"forward sets the mode of {set_in_forward[0] or 'the model'}, which such a graph does not",
+            "pass args=(...) or kwargs={...} to resfx.rewrite: example inputs as the model's forward takes them",
+        )
+    return graph
 
 
 def _propagate_shapes(module: fx.GraphModule, example: Example | None) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from resfx.passes.capture.marking.acts import functions_behind, generators
 from resfx.passes.preserve import preserved, without_recomputation
 from resfx.report.progress import log
 
 from .gradients import Gradients, backward, compared
 from .learning import Values
 from .values import pairs, tensors_of
-from .watch import Seen, functions_behind, generators, seed, watched
+from .watch import Seen, seed, watched
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -86,7 +87,7 @@ class Trial:
         with torch.enable_grad(), watched() as seen:
             outcome = self.run(self.before)
         outputs = tensors_of(outcome.results[0])
-        seen.functions = functions_behind(outputs)
+        seen.functions = functions_behind(outputs, set())
         self.shape = outcome.results
         try:
             outcome.grads = backward(outputs, {n: self.before.get_parameter(n) for n in self.names})

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import random
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-_HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
+from resfx.passes.capture.marking.acts import HOOKS, generators
+
 _TORCH = str(Path(torch.__file__).parent)
 
 
@@ -61,16 +62,16 @@ class _Hooks(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if (name := getattr(func, "__name__", "")) in (*_HOOKS, "retain_grad"):
+        if (name := getattr(func, "__name__", "")) in (*HOOKS, "retain_grad"):
             user = [f for f in traceback.extract_stack()[:-1] if not f.filename.startswith(_TORCH)]
-            places = self.seen.hooks if name in _HOOKS else self.seen.retained
+            places = self.seen.hooks if name in HOOKS else self.seen.retained
             places.add(f"{user[-1].filename}:{user[-1].lineno}")
         return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[Seen]:
-    """Watch a run for hooks and for foreign random numbers; functions come from :func:`functions_behind`."""
+    """Watch a run for hooks and for foreign random numbers; functions come from the graph of its results."""
     seen = Seen()
     before = generators()
     with _Hooks(seen):
@@ -78,30 +79,8 @@ def watched() -> Iterator[Seen]:
     seen.generators = {name for name, state in generators().items() if state != before[name]}
 
 
-def generators() -> dict[str, Any]:
-    """States of the random number generators that no graph knows, in comparable form."""
-    _, keys, *rest = np.random.get_state(legacy=True)
-    return {"Python's random": random.getstate(), "numpy.random": (np.asarray(keys).tobytes(), *rest)}
-
-
 def seed(number: int) -> None:
     """Seed every generator."""
     torch.manual_seed(number)
     random.seed(number)
     np.random.seed(number)
-
-
-def functions_behind(outputs: Sequence[torch.Tensor]) -> set[str]:
-    """Names of the ``autograd.Function`` classes in the graph that computed some tensors."""
-    found: set[str] = set()
-    seen: set[Any] = set()
-    left = [t.grad_fn for t in outputs if t.grad_fn is not None]
-    while left:
-        node = left.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            found.add(type(node).__name__.removesuffix("Backward"))
-        left += [n for n, _ in node.next_functions if n is not None]
-    return found

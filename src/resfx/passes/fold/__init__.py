@@ -20,7 +20,7 @@ from .plan import Plan
 from .region import Region
 from .stages import Cut, StageCode, StageWriter
 from .whole import forward_of_graph
-from .writes import refuse_lost
+from .writes import acts_of, refuse_lost
 
 __all__ = ["Code", "Folded", "Shared", "StageCode", "fold", "fold_in_stages"]
 
@@ -58,13 +58,17 @@ def fold(capture: Capture, tree: nn.Module, source: Source, shared: Shared, pref
 
 def folded(plan: Plan, codes: dict[Region, Code], tree: nn.Module, source: Source) -> list[Folded]:
     """Calls with their code, and what that was made for; equal blocks share one guard and one code, which a cache then
-    holds."""
+    holds.
+
+    Raises:
+        VariantError: where the code of a call does to torch's generators what generated code does not.
+    """
     found: list[Folded] = []
     for region, code in codes.items():
         path = region.path
         assert path is not None
         guard = None if region.passed_on else guard_of(plan, region, tree.get_submodule(path), source.varying)
-        one = Folded(path, code, guard, not plan.acts_in(region))
+        one = Folded(path, code, guard, not plan.acts_in(region), acts_of(region))
         twins = (f for f in found if guard is not None and f.code.like(code) and guard.same(f.guard))
         if (twin := next(twins, None)) is not None:
             one.code, one.guard = twin.code, twin.guard

@@ -32,7 +32,7 @@ from .guard import Expected
 from .plan import Plan, is_size, known_in, only_handed_on
 from .region import Region
 from .text import REGIONS, in_regions
-from .writes import beside
+from .writes import Modes, beside
 
 
 class Writer(AtHand):
@@ -44,6 +44,7 @@ class Writer(AtHand):
         self.new: dict[str, str] = {}
         self.done: set[Any] = set()
         self.called: set[Region] = set()
+        self.modes = Modes(region)
         self.parameters = list(signature_of(self.module).parameters.values())
         self.arguments = values.bound(region.call.given, self.parameters)
         self.owner = {node: inner for inner in region.inner for node in inner.leaves.values()}
@@ -214,6 +215,7 @@ class Writer(AtHand):
         return None if number is None else self._object(number)
 
     def _call(self, inner: Region) -> None:
+        self.lines += self.modes.until(inner, self._compose)
         if not any(n.graph is self.plan.graph for n in (*inner.enters.values(), *inner.leaves.values())) and (
             values.has_leaves(inner.call.given) or values.has_leaves(inner.call.result)
         ):
@@ -274,6 +276,7 @@ class Writer(AtHand):
                 raise NotExpressible(f"a result of {self.region.call.name or 'the model'}")
             return self._text(self.region.leaves[slot].args[0])
 
+        self.lines += self.modes.until(None, self._compose)
         self.lines += beside(self.plan, self.region, self._compose, self._text)
         handed = [self._text(n) for n in self.region.handed]
         text = self._compose(result, leaf)

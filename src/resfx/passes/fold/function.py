@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from resfx.passes.capture.marking.record import Act
+
 from .guard import Always, Expected, Guard
 from .region import Region
 
@@ -53,12 +55,14 @@ class Folded:
         code: what it runs.
         guard: what that was made for; ``None`` where the code around it says so.
         handing: whether no method made any of the code: it hands values on.
+        acts: what the module's own code does that this does not.
     """
 
     path: str
     code: Code
     guard: Guard | Always | None
     handing: bool
+    acts: frozenset[Act] = frozenset()
 
 
 class Shared(dict[Any, Callable[..., Any]]):

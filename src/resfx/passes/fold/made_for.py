@@ -10,6 +10,8 @@ from torch import fx, nn
 
 from resfx.passes.capture.clone import signature_of
 from resfx.passes.capture.guards import Length, shape_guard
+from resfx.passes.capture.marking.modes import is_mode
+from resfx.passes.capture.marking.record import CallRecord
 from resfx.passes.capture.marking.watch import Held
 
 from .guard import Guard, Way, autocast_state, names_in
@@ -29,7 +31,7 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[t
     """
     own = tuple(region.path.split(".")) if region.path else ()
     generated = [r for r in region.below() if r.generated]
-    reads, held = _read(generated, own)
+    reads, held = _read(generated, own, [c for c in plan.calls.values() if c.modes and c.is_in(region.call)])
     ways = [tuple(r.path.split("."))[len(own) :] if r.path else () for r in generated]
     lists = {w: names for way in ways for w, names in _lists(module.get_submodule(".".join(way)), way)}
     free = frozenset(i for i, m in region.enters.items() if only_handed_on(plan, m) and from_function(plan, m))
@@ -57,12 +59,20 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[t
     )  # fmt: skip
 
 
-def _read(generated: list[Region], own: Way) -> tuple[dict[Way, Any], dict[Way, tuple[type, Way]]]:
-    """What the code's Python read: values, and objects that have attributes of their own."""
+def _read(
+    generated: list[Region], own: Way, setting: list[CallRecord]
+) -> tuple[dict[Way, Any], dict[Way, tuple[type, Way]]]:
+    """What the code's Python read: values, and objects that have attributes of their own.
+
+    Args:
+        setting: the calls within that set the mode of modules: what they set is no condition of the code.
+    """
     values: dict[Way, Any] = {}
     objects: dict[Way, tuple[type, Way]] = {}
-    for (owner, name), value in [item for r in generated for item in r.call.reads.items()]:
+    for call, (owner, name), value in [(r.call, *item) for r in generated for item in r.call.reads.items()]:
         if (way := owner.way_from(own)) is None:
+            continue
+        if is_mode(owner, name) and any(outer.sets_mode_of(owner, call.number) for outer in setting):
             continue
         if not isinstance(value, Held):
             values[*way, name] = value

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from resfx.errors import VariantError
+from resfx.passes.capture.marking.modes import is_mode
 from resfx.passes.capture.marking.record import CallRecord, MethodOf, enter, keep, leave
 from resfx.passes.capture.structure import Template, innermost
 from resfx.passes.capture.trace import Capture
@@ -96,7 +97,9 @@ class Plan:
     def _dissolve(self, region: Region) -> None:
         assert region.outer is not None
         region.outer.dissolved |= {region.call, *region.dissolved}
-        region.outer.call.reads.update(region.call.reads)
+        outer = region.outer.call
+        outer.reads.update({key: v for key, v in region.call.reads.items()
+                            if not (is_mode(*key) and outer.sets_mode_of(key[0], region.call.number))})  # fmt: skip
         region.outer.call.looked_into |= region.call.looked_into
         self.changed.discard(region)
         for node, home in self.home.items():

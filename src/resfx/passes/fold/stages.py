@@ -94,6 +94,13 @@ class Cut:
                 break
             self.plan.dissolve(around[0])
         self.plan.open_root()
+        opened = (self.plan.root.call, *self.plan.root.dissolved)
+        if mode := next((mode for call in opened for mode in call.modes), None):
+            raise VariantError(
+                "cannot cut the model into stages",
+                f"the code around its blocks sets the mode of {'.'.join(mode.ways[0]) or 'the model'}",
+                "set it outside of forward, as train() of the model does",
+            )
 
     def _position(self, items: Sequence[Item], name: str) -> int:
         found = [i for i, item in enumerate(items) if isinstance(item, Region) and item.path == name]

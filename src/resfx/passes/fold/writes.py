@@ -3,12 +3,13 @@ that modules hold, and what the calls within it do of that kind."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 
 from torch import fx, nn
 
 from resfx.errors import VariantError
-from resfx.passes.capture.marking.record import CallRecord, MethodOf, keep
+from resfx.passes.capture.marking.record import Act, CallRecord, MethodOf, Mode, keep
 from resfx.passes.capture.structure import Template
 from resfx.passes.find.operators import is_inplace
 from resfx.report.progress import warn
@@ -42,6 +43,34 @@ def beside(plan: Plan, region: Region, compose: Compose, text: Callable[[fx.Node
             yield f"{attribute}.{write.how}({value})" if write.how else f"{attribute} = {value}"
 
 
+class Modes:
+    """The statements that set the mode of modules, each before the calls that begin in it."""
+
+    def __init__(self, region: Region) -> None:
+        modes = [mode for call in (region.call, *region.dissolved) for mode in call.modes]
+        self._waiting = deque(sorted(modes, key=lambda mode: mode.number))
+        self._last: Mode | None = None
+
+    def until(self, inner: Region | None, compose: Compose) -> Iterator[str]:
+        """Those that come before a call, or before the end.
+
+        Raises:
+            NotExpressible: where the call began in a mode that has been changed already.
+        """
+        if inner is not None and self._last is not None and inner.call.number < self._last.before:
+            raise NotExpressible(f"the mode of {'.'.join(self._last.ways[0])} before it was set", inner)
+        while self._waiting and (inner is None or self._waiting[0].before <= inner.call.number):
+            mode = self._last = self._waiting.popleft()
+            text = compose(("owned", tuple(".".join(way) for way in mode.ways)), str)
+            if not mode.method:
+                yield f"{text}.training = {compose(mode.value, str)}"
+                continue
+            args, kwargs = mode.value[2]
+            given = [compose(part, str) for part in args[2]]
+            given += [f"{name}={compose(part, str)}" for name, part in zip(kwargs[1], kwargs[2], strict=True)]
+            yield f"{text}.{mode.method}({', '.join(given)})"
+
+
 def writers_of(plan: Plan, tree: nn.Module, target: str) -> list[CallRecord]:
     """The calls that put another tensor in the place of one that a module holds.
 
@@ -57,6 +86,23 @@ def writers_of(plan: Plan, tree: nn.Module, target: str) -> list[CallRecord]:
     return plan.writers[replaced[0]] if replaced else []
 
 
+def acts_of(region: Region) -> frozenset[Act]:
+    """What the code of a call does that generated code does not.
+
+    Raises:
+        VariantError: where it seeds torch's generators: every random number that comes after would be another one.
+    """
+    acts = frozenset().union(*(call.acts for call in (region.call, *region.dissolved)))
+    for act in sorted(acts, key=str):
+        if act.kind == "seed":
+            raise VariantError(
+                f"cannot write the code of {region.name}", f"it {act}, which generated code does not",
+                "do so outside of forward, or in a submodule without residual adds, which is called as it is; or"
+                " exclude= the adds of this one",
+            )  # fmt: skip
+    return acts
+
+
 def refuse_lost(plan: Plan, called: Collection[Region]) -> None:
     """Hold generated code to everything that the capture's calls do beside their results: each is called, once.
 
@@ -69,7 +115,7 @@ def refuse_lost(plan: Plan, called: Collection[Region]) -> None:
     over = {plan.home[n] for n in plan.graph.nodes if n in plan.home and is_inplace(n)}
     for region in plan.root.below():
         of_object = isinstance(region.call.target, MethodOf) and (region.call.alters or region in over)
-        if not of_object and not any(call.writes for call in (region.call, *region.dissolved)):
+        if not of_object and not any(call.writes or call.modes for call in (region.call, *region.dissolved)):
             continue
         around = list(region.around())
         copied = of_object and any(r.call in plan.copies for r in around)

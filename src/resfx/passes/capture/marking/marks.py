@@ -22,6 +22,8 @@ from torch import fx, nn
 from resfx._torch import is_mark, traced_mark
 from resfx.passes.capture.structure import Flattener, Template, exchange
 
+from .acts import Acts
+from .modes import Modes, is_mode
 from .record import CallRecord, MethodOf, Passed, enter, keep, leave
 from .watch import Watch, kept, owned_in, plain
 from .writes import State, Written, replaced
@@ -45,6 +47,8 @@ class Recorder:
     kept: list[torch.Tensor] = field(default_factory=list)
     owned: dict[int, tuple[str, ...]] = field(default_factory=dict)
     _watch: Watch | None = None
+    _acts: Acts | None = None
+    _modes: Modes = field(init=False)
     _values: list[Any] = field(default_factory=list)
     _firsts: list[list[Any]] = field(default_factory=list)
     _open: list[CallRecord] = field(default_factory=list)
@@ -54,6 +58,9 @@ class Recorder:
     _quiet: bool = False
     _inside: bool = False
     _thread: int = field(default_factory=threading.get_ident)
+
+    def __post_init__(self) -> None:
+        self._modes = Modes(self.calls)
 
     @property
     def current(self) -> CallRecord | None:
@@ -123,20 +130,26 @@ class Recorder:
         written.read(_place(key), name, value)
         if isinstance(key, Passed):
             call.looked_into.add(key.number)
-        elif not written.has(_place(key), name):
+        elif not (written.has(_place(key), name) or (is_mode(key, name) and call.sets_mode_of(key, len(self.calls)))):
             if plain(value):
                 call.reads.setdefault((key, name), kept(value))
             elif self._watch is not None and (held := self._watch.held(value)) is not None:
                 call.reads.setdefault((key, name), held)
 
     def _wrote(self, value: Any, key: Any, name: str, before: Any) -> None:
-        if self.current is not None and not self._quiet and not self._inside:
+        if self.current is None or self._quiet or self._inside:
+            return
+        if is_mode(key, name) and isinstance(value, nn.Module):
+            self._modes.flag(key, value, self.current)
+        else:
             self._written[-1].set(value, _place(key), name, before)
 
     def _method(self, key: Any, bound: MethodType) -> Any:
         """A method of an object that passes through is kept whole where it is handed tensors: a cache takes keys in."""
-        if not isinstance(key, Passed) or self._quiet or self.current is None:
+        if self._quiet or self.current is None:
             return bound
+        if not isinstance(key, Passed):
+            return self._modes.method(key, bound, self.current)
 
         @functools.wraps(bound)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -172,6 +185,8 @@ class Recorder:
     def _mark(self, side: str, call: CallRecord, value: Any) -> tuple[Any, Template]:
         flat = _Meeting(self, call)
         template = self._quietly(flat.flatten, value)
+        if self._acts is not None:
+            self._acts.settle(call.outer if side == "enter" else call, flat.leaves)
         if self._fence is None:
             self._fence = next((x for x in flat.leaves if isinstance(x, torch.Tensor)), None)
         marked = self._note(side, call, flat.leaves)
@@ -201,7 +216,9 @@ class Recorder:
     def listening(self, clone: nn.Module, functions: Sequence[tuple[Any, str]]) -> Iterator[None]:
         """Inside, calls of the clone's submodules and of ``functions`` (owner, name) are recorded."""
         self._watch = Watch(self._read, self._method, self._wrote)
+        self._acts = Acts(clone, lambda: self.current)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._acts.listening())
             stack.callback(self.stop_watching)
             for value, owned in owned_in(clone):
                 self.owned[id(value)] = owned.paths

@@ -65,6 +65,48 @@ class Write:
     value: Template | None
 
 
+@dataclass(frozen=True)
+class Act:
+    """What a call's own code does that no graph holds.
+
+    Attributes:
+        what: in words, behind the name of who does it.
+        where: the code, as ``file:line``.
+        kind: what would be lost: ``gradient``; ``numbers`` of a generator that is not torch's; ``seed``, what is done
+            to torch's own.
+    """
+
+    what: str
+    where: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.what} at {self.where}"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A call's own code puts a module into training or evaluation mode.
+
+    Attributes:
+        ways: the attributes that lead to the module from the root: one for each that has it.
+        method: ``train`` or ``eval``, which reach what is below it; ``""`` where ``training`` itself is set.
+        value: template of the method's ``(args, kwargs)``, or of what the flag is set to.
+        number: in the order of the trace.
+        before: the number of the next call: it begins in that mode.
+    """
+
+    ways: tuple[tuple[str, ...], ...]
+    method: str
+    value: Template
+    number: int
+    before: int
+
+    def reaches(self, owner: Any) -> bool:
+        """Whether it sets the mode of a module: an ``Owned``."""
+        return any(way == (own[: len(way)] if self.method else own) for way in self.ways for own in owner.ways)
+
+
 @dataclass(eq=False)
 class CallRecord:
     """One call of a module, or of a function that is kept whole.
@@ -79,6 +121,8 @@ class CallRecord:
         reads: attributes that its own code read, by what has each (an ``Owned``) and the name.
         looked_into: numbers of objects whose attributes its own code read.
         writes: what its own code does beside its result.
+        acts: what its own code does that no graph holds.
+        modes: where its own code changes the mode of modules, in order.
         alters: whether it, a method of an object, left other values in the object's attributes.
         replaced: what objects that were met before no longer held at its end, ``(object, leaf)``.
     """
@@ -92,6 +136,8 @@ class CallRecord:
     reads: dict[tuple[Any, str], Any] = field(default_factory=dict)
     looked_into: set[int] = field(default_factory=set)
     writes: list[Write] = field(default_factory=list)
+    acts: set[Act] = field(default_factory=set)
+    modes: list[Mode] = field(default_factory=list)
     alters: bool = False
     replaced: set[tuple[int, int]] = field(default_factory=set)
 
@@ -99,6 +145,10 @@ class CallRecord:
     def name(self) -> str:
         """For messages."""
         return self.target if isinstance(self.target, str) else getattr(self.target, "__name__", repr(self.target))
+
+    def sets_mode_of(self, owner: Any, before: int) -> bool:
+        """Whether its own code sets the mode of a module before a call, by number, begins."""
+        return any(mode.before <= before and mode.reaches(owner) for mode in self.modes)
 
     def path_from(self, other: CallRecord | None) -> list[CallRecord]:
         """The calls from below ``other`` down to this one; all of them where it is not around this one."""
