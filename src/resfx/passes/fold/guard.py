@@ -212,7 +212,10 @@ class Attribute:
         if self.told is not None and told_by_keyword(found) is not self.told:
             return self.way
         for name, below in self.beneath.items():
-            now = step(found, name)
+            now = held_modules(found).get(name) if below.told and isinstance(found, nn.Module) else None  # quicker
+            now = step(found, name) if now is None else now
+            if below.told and not below.beneath and told_by_keyword(now):
+                continue
             if below.value is now and not below.beneath and below.cls is below.names is None:
                 continue  # most of them, without a call
             if (way := below.changed(now)) is not None:
