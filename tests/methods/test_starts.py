@@ -49,6 +49,7 @@ FORMS = {
     "value residual shared": resfx.ValueResidual(form="shared", per_head=True),
     "value residual published": resfx.ValueResidual(start="published", form="dense"),
     "lime published": resfx.LIMe(start="published"),
+    "value residual numbers": resfx.ValueResidual(start="published", learned=False),
     "value embedding published": resfx.ValueEmbedding(start="published", gate="scalar"),
     "canon identity": resfx.Canon(residual=False),
     "short conv published": resfx.ShortConv(start="published", bias=True),
@@ -83,7 +84,7 @@ def trained_norm():
 
 
 def owners(module):
-    return [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
+    return [m for m in module.modules() if [*m.parameters(recurse=False), *m.buffers(recurse=False)]]
 
 
 def assert_same_start(again, first):
@@ -144,6 +145,36 @@ def test_a_module_built_on_meta_starts_after_to_empty(name):
             owner._original = (trained_norm(),)
         owner.reset_parameters()
     assert_same_start(module, want)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("name", FORMS)
+def test_a_save_is_all_that_a_module_without_values_needs(name, assign):
+    want = built(FORMS[name])
+    module = copy.deepcopy(want).to("meta") if assign else copy.deepcopy(want)
+    if not assign:
+        torch.use_deterministic_algorithms(True)  # empty tensors are full of NaN then
+        try:
+            module.to_empty(device="cpu")
+        finally:
+            torch.use_deterministic_algorithms(False)
+    module.load_state_dict(want.state_dict(), assign=assign)
+    for (key, a), b in zip(module.named_buffers(), want.buffers(), strict=True):
+        alone = a.is_meta and next(module.get_submodule(key.rpartition(".")[0]).parameters(), None) is None
+        assert alone or torch.equal(a, b), key  # what has nothing but constants says itself that it is on meta
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_constants_are_cast_as_what_starts_with_them(name):
+    module = built(FORMS[name])
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        want = [b.to(dtype) if b.is_floating_point() else b for b in module.buffers()]
+        module.to(dtype)
+        assert all(torch.equal(a, b) for a, b in zip(module.buffers(), want, strict=True))
+    for owner in owners(module):
+        owner.reset_parameters()
+    for a, b in zip(module.buffers(), built(FORMS[name]).to(torch.float64).buffers(), strict=True):
+        assert torch.allclose(a, b, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -42,7 +42,7 @@ class Net(nn.Module):
 def tree():
     reads = [(("layers", str(i), "scale"), 0.5) for i in range(2)]
     reads += [(("settings", "alpha"), 1), (("settings", "beta"), None), (("layers", "width"), 8), (("gone", "x"), None)]
-    return Attribute.tree(reads, [(("config",), Config, ("config",))], [(("layers",), ("0", "1"))])
+    return Attribute.tree(reads, [(("config",), Config, ("config",))], [(("layers",), ("0", "1"))], [])
 
 
 def test_nothing_changed_and_each_is_read_once():

@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from resfx._torch import held_parameters
+from resfx._torch import held_buffers, held_parameters
 from resfx.ops.inductor import row_product
 from resfx.ops.register import in_type
 
@@ -45,12 +45,52 @@ class Learned(nn.Module):
     """Base of a module that owns parameters. It makes them empty (:meth:`empty`) and then calls
     :meth:`reset_parameters`, which writes every one of them and every buffer that lies in no save.
 
-    No parameter is a scalar, which sharding refuses: single numbers have the shape ``(1,)``.
+    No parameter is a scalar, which sharding refuses: single numbers have the shape ``(1,)``. Numbers of the config that
+    it computes with are :meth:`constants`: they lie in no save, and have their values wherever the module goes.
     """
+
+    _types: tuple[torch.dtype, ...] = ()  # those that the constants have had, each once: a cast rounds for good
 
     def reset_parameters(self) -> None:
         """Give the parameters of this module itself, not of its children, their start."""
         raise NotImplementedError
+
+    def constants(self) -> dict[str, Tensor]:
+        """The values of the buffers that :meth:`hold_constants` makes, by name."""
+        return {}
+
+    def hold_constants(self, device: Any, dtype: torch.dtype) -> None:
+        """Make a buffer for each constant, without values yet.
+
+        Args:
+            device: of all of them.
+            dtype: of those that are no integers.
+        """
+        for name, value in self.constants().items():
+            kind = dtype if value.is_floating_point() else value.dtype
+            self.register_buffer(name, torch.empty_like(value, device=device, dtype=kind), persistent=False)
+
+    def write_constants(self, names: Collection[str] | None = None) -> None:
+        """Give the buffers of constants their values: all of them as at the start, or some as they have become."""
+        if names is None:
+            self._types = ()
+        with torch.device("cpu"):
+            values = self.constants()
+        for name in values if names is None else names:
+            buffer, value = self.get_buffer(name), values[name]
+            if buffer.is_floating_point():
+                if buffer.dtype not in self._types:
+                    self._types += (buffer.dtype,)
+                for dtype in self._types:  # as the parameters were rounded that started at the same values
+                    value = value.to(dtype)
+            set_values(buffer, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # ``to_empty`` is one of these, and no save gives back what it leaves undefined.
+        before = {name: self.get_buffer(name) for name in self.constants()}
+        applied = super()._apply(fn, recurse)
+        self.write_constants([n for n, buffer in before.items() if self.get_buffer(n) is not buffer])
+        return applied
 
     def upgrade(self, state: dict[str, Any], prefix: str) -> None:
         """Bring what an older version saved of this module into its present form, in ``state``, a dict of tensors.
@@ -65,6 +105,12 @@ class Learned(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.upgrade(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        place = next((parameter.device for parameter in self.parameters(recurse=False)), torch.device("meta"))
+        for name in self.constants():  # ``assign=True`` gives a module on meta its parameters, and no more
+            buffer = self.get_buffer(name)
+            if buffer.is_meta and place.type != "meta":
+                held_buffers(self)[name] = torch.empty_like(buffer, device=place)
+                self.write_constants([name])
 
 
 def upgrade_all(model: nn.Module, state: dict[str, Any]) -> None:

@@ -18,13 +18,14 @@ from resfx.passes.capture.source import Source
 from resfx.passes.find.detect import find_sites
 from resfx.passes.find.graph import hint
 from resfx.passes.fold import Code, Folded, Shared, fold
-from resfx.passes.fold.guard import Guard
+from resfx.passes.fold.guard import Guard, look_up
 from resfx.passes.scopes.application import Application
 from resfx.passes.scopes.apply import apply_methods
 from resfx.report.progress import warn
 from resfx.report.report import Report
 
 from .saved.pickled import Rewrite
+from .told import told_by_keyword
 from .units import Unit, levels_of, make_unit
 from .wrapped import find_below, unwrapped
 
@@ -85,8 +86,10 @@ class Rewriting:
             apply_methods(capture.graph, tree, find_sites(capture.graph, tree), self._within(unit.path))
             before = list(unit.variants)
             name = unit.path or type(module).__name__
-            folded = fold(capture, tree, self.source, self.shared, unit.path)
+            beside = lambda path: told_by_keyword(look_up(module, path.split("."))) is False
+            folded = fold(capture, tree, self.source, self.shared, unit.path, beside)
             self._judge(folded, name)
+            self._refuse_moved(known, unit.path, {call.path for call in folded})
             self.hand_out(folded, module, unit.path)
             self.captures.append(unit.path)
             if not unit.variants or unit.variants[-1] in before:
@@ -178,6 +181,30 @@ class Rewriting:
                     )  # fmt: skip
             found.append(part)
         return found
+
+    def _refuse_moved(self, tree: nn.Module, prefix: str, told: set[str]) -> None:
+        """Raise for a module that would run alone where it stands now, and cannot.
+
+        Args:
+            tree: as the rewrite knew it, with the path ``prefix`` in the whole model.
+            told: paths of the modules that get code.
+
+        Raises:
+            VariantError: naming the module, and both places.
+        """
+        for path, module in tree.named_modules(remove_duplicate=False):
+            place = ".".join(p for p in (prefix, path) if p)
+            unit = vars(module).get("_resfx_unit")
+            if unit is None or unit.native or unit.path == place or path in told:
+                continue
+            try:
+                self._within(unit.path)
+            except VariantError as error:
+                raise VariantError(
+                    f"cannot run what was rewritten as {unit.path!r} as {place!r}",
+                    f"modules were inserted, moved or repeated since, and {error.found}",
+                    "change the tree before resfx.rewrite, or rewrite resfx.original(model) again",
+                ) from error  # fmt: skip
 
     def hand_out(self, folded: Sequence[Folded], module: nn.Module, prefix: str = "") -> None:
         """Give a module, and those inside it, the code of their calls.

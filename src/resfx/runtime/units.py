@@ -29,6 +29,7 @@ from resfx.passes.fold.values import Handed
 
 from .huggingface import renamed_arguments
 from .parallel import refuse_split_positions
+from .told import told_beside
 
 MOST = 32
 """Variants that a module keeps: more say that something varies with every call."""
@@ -45,6 +46,7 @@ class Unit:
         variants: code with what it was made for.
         told: code that calls around it have it run.
         off: how many ask that it is not run.
+        beside: what calls around it that are going on tell it, by thread, where no keyword gets through to it.
         native: whether a call that comes with no word from around it runs the module's own code: no method acts in it.
     """
 
@@ -54,6 +56,7 @@ class Unit:
     told: list[Code] = field(default_factory=list)
     off: int = 0
     native: bool = True
+    beside: dict[int, Handed] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Unit:
         twin = Unit(self.path, self.recipe, list(self.variants), list(self.told), self.off, self.native)
@@ -153,6 +156,8 @@ def outside_of_compilers(fn: Callable[..., Any], why: str = _UNSEEN) -> Callable
 def forward_of_unit(self: Any, *args: Any, resfx: Handed | None = None, **kwargs: Any) -> Any:
     """``forward`` of every rewritten module."""
     unit: Unit = self._resfx_unit
+    if resfx is None and unit.beside:
+        resfx = told_beside(unit)
     if resfx is None and (unit.native or unit.off):
         return type(self)._resfx_before.forward(self, *args, **kwargs)
     refuse_split_positions(self, unit.path)
@@ -227,7 +232,7 @@ def unit_class(cls: Hashable, run_before: Hashable) -> type:
 
     forward.__signature__ = inspect.signature(own.forward)  # type: ignore[attr-defined]
     body = {"forward": forward, "__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__,
-            "_resfx_before": own, "_resfx_bind": staticmethod(binder(own)),
+            "_resfx_before": own, "_resfx_forward": forward, "_resfx_bind": staticmethod(binder(own)),
             "_resfx_renamed": renamed_arguments(own.forward)}  # fmt: skip
     return type(own.__name__, (base,), body)
 

@@ -91,18 +91,26 @@ class ValueMixture(Learned):
     def __init__(self, config: ValueResidual, place: RoutePlace) -> None:
         super().__init__()
         self.config = config
-        shape = (place.heads or 1,) * config.per_head + (place.sources + 1,)
+        self.shape = (place.heads or 1,) * config.per_head + (place.sources + 1,)
         if config.learned:
-            self.weight = empty(*shape, **factory_of(place))
-        else:  # numbers of the config, in no save
-            self.register_buffer("weight", torch.empty(*shape, **factory_of(place)), persistent=False)
+            self.weight = empty(*self.shape, **factory_of(place))
+        self.hold_constants(**factory_of(place))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        start = torch.zeros(self.weight.shape)
+        if self.config.learned:
+            set_values(self.weight, self._start())
+        self.write_constants()
+
+    def _start(self) -> Tensor:
+        start = torch.zeros(self.shape)
         if self.config.start == "published":
             start[..., 0], start[..., -1] = self.config.first, self.config.own
-        set_values(self.weight, start)
+        return start
+
+    def constants(self) -> dict[str, Tensor]:
+        """The weights, where they are numbers of the config."""
+        return {} if self.config.learned else {"weight": self._start()}
 
     def forward(self, sources: list[Tensor], v: Tensor) -> Tensor:
         weight = self.weight.expand(*v.shape[:-1], -1) if self.config.per_head else self.weight

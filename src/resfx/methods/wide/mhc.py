@@ -147,28 +147,33 @@ class ManifoldRead(Learned):
         self.alpha = empty(3 if self.mixing else 2, **factory)
         self.pre, self.post = empty(n, **factory), empty(n, **factory)
         self.res = empty(*self.mixing.shape, **factory) if self.mixing else None
-        for i, table in enumerate(self.mixing.tables() if self.mixing else ()):
-            self.register_buffer(f"table{i}", torch.empty_like(table, device=place.device), persistent=False)
-        origin = torch.empty(n, **factory) if config.start == "preserve" else None
-        self.register_buffer("origin", origin, persistent=False)
+        self.register_buffer("origin", None, persistent=False)
+        self.hold_constants(**factory)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Projections with unit variance on a normalised state, and what the config says of the rest."""
-        config, n = self.config, self.config.n
-        weights = torch.full((n,), (1 - config.lean) / (n - 1), dtype=torch.float64)
-        weights[self.leads] = config.lean
-        pre = torch.logit(weights)
+        config = self.config
         normal(1 / math.sqrt(self.projection.shape[1]))(self.projection)
         nn.init.constant_(self.alpha, 0.0 if config.start == "preserve" else 0.01)
-        set_values(self.pre, pre)
+        set_values(self.pre, self._leaning())
         nn.init.zeros_(self.post)
         if self.res is not None and self.mixing is not None:
             set_values(self.res, self.mixing.start(config.diagonal))
-            for i, table in enumerate(self.mixing.tables()):
-                set_values(self.get_buffer(f"table{i}"), table)
-        if self.origin is not None:
-            set_values(self.origin, pre)
+        self.write_constants()
+
+    def _leaning(self) -> Tensor:
+        """Where ``b_pre`` starts."""
+        n, lean = self.config.n, self.config.lean
+        weights = torch.full((n,), (1 - lean) / (n - 1), dtype=torch.float64)
+        weights[self.leads] = lean
+        return torch.logit(weights)
+
+    def constants(self) -> dict[str, Tensor]:
+        """What the mixing is handed, and where ``b_pre`` was at a start that left the model as it was."""
+        tables = self.mixing.tables() if self.mixing else []
+        origin = {"origin": self._leaning()} if self.config.start == "preserve" else {}
+        return {f"table{i}": table for i, table in enumerate(tables)} | origin
 
     def upgrade(self, state: dict[str, Any], prefix: str) -> None:
         """Older saves have an ``H_res`` at the last add, which no mean or sum of the channels sees: it is left out."""

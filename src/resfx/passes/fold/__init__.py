@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import fx, nn
 
@@ -25,7 +25,10 @@ from .writes import acts_of, refuse_lost
 __all__ = ["Code", "Folded", "Shared", "StageCode", "fold", "fold_in_stages"]
 
 
-def fold(capture: Capture, tree: nn.Module, source: Source, shared: Shared, prefix: str = "") -> list[Folded]:
+def fold(
+    capture: Capture, tree: nn.Module, source: Source, shared: Shared, prefix: str = "",
+    beside: Callable[[str], bool] = lambda path: False,
+) -> list[Folded]:  # fmt: skip
     """The calls that need code of their own, and that code.
 
     Args:
@@ -33,6 +36,7 @@ def fold(capture: Capture, tree: nn.Module, source: Source, shared: Shared, pref
         source: where the capture comes from.
         shared: functions by their text; equal blocks share one.
         prefix: the path of ``tree`` in the whole model.
+        beside: of a path, whether no keyword gets through to the rewritten module there.
 
     Raises:
         VariantError: where the code of the whole call cannot be written.
@@ -41,7 +45,7 @@ def fold(capture: Capture, tree: nn.Module, source: Source, shared: Shared, pref
         code = Code(forward_of_graph(capture.graph, type(tree).__name__), (), str(capture.graph))
         flags = tuple(m.training for m in tree.modules()) if source.traced else None
         return [Folded("", code, Always(flags), False)]
-    plan = plan_of(capture, tree)
+    plan = plan_of(capture, tree, beside)
     while True:
         codes: dict[Region, Code] = {}
         called: set[Region] = set()
@@ -105,14 +109,14 @@ def fold_in_stages(
             give_way(plan, error.region or region, error)
 
 
-def plan_of(capture: Capture, tree: nn.Module) -> Plan:
+def plan_of(capture: Capture, tree: nn.Module, beside: Callable[[str], bool] = lambda path: False) -> Plan:
     """What of a rewritten capture runs code of its own."""
 
     def mixer(node: fx.Node) -> Mixer | None:
         module = tree.get_submodule(str(node.target)) if node.op == "call_module" else None
         return module if isinstance(module, Mixer) else None
 
-    return Plan(capture, lambda n: mixer(n) is not None, lambda n: bool((m := mixer(n)) and m.streams))
+    return Plan(capture, lambda n: mixer(n) is not None, lambda n: bool((m := mixer(n)) and m.streams), beside)
 
 
 def give_way(plan: Plan, stuck: Region, error: NotExpressible) -> None:

@@ -24,6 +24,7 @@ from resfx.passes.capture.structure import Template
 from resfx.passes.capture.untraced import UNTRACED
 from resfx.passes.find.mark import mark_of
 from resfx.passes.find.operators import operator_name
+from resfx.runtime.told import KEYWORD
 
 from . import values
 from .at_hand import AtHand
@@ -74,7 +75,8 @@ class Writer(AtHand):
             scope = dict(self.scope)
             exec(compile(source, filename, "exec"), scope)
             shared[key] = scope["forward"]
-        return Code(shared[key], tuple(map(self._way, self.new)), source, self._expected())
+        path = ".".join(p for p in (self.prefix, self.region.path) if p)
+        return Code(shared[key], tuple(map(self._way, self.new)), source, path, self._expected())
 
     def _expected(self) -> Expected | None:
         if not self.region.passed_on:
@@ -231,15 +233,18 @@ class Writer(AtHand):
         else:
             name = inner.call.name
             text = self._global(inner.call.target, name)
-        handed = ""
+        call, handed = text, ""
         if inner.generated and inner.passed_on:
             code = self._global(self.codes[inner], f"code_{name}")
             crossing = [self._text(n) for n in inner.taken] + [self._object(n) for n in inner.held]
             handed = self._set(f"handed_{name}", f"Handed({code}, [{', '.join(crossing)}])")
-            given.append(f"resfx={handed}")
+            if self.plan.beside(inner.path or ""):
+                call, given = "call_beside", [text, handed, *given]
+            else:
+                given.append(f"{KEYWORD}={handed}")
         returns_object = any(True for _ in known_in(inner.call.result))
         used = any(n.users for n in inner.leaves.values()) or bool(inner.handed) or returns_object
-        call = f"{text}({', '.join(given)})"
+        call = f"{call}({', '.join(given)})"
         if not used:
             self.lines.append(call)
             return

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from resfx.errors import VariantError
 from resfx.passes.capture.marking.record import Act
 
 from .guard import Always, Expected, Guard
@@ -33,13 +34,27 @@ class Code:
         new: the ways to the new modules that it calls: the application's key and the names from its module's own part
             of the bank; an empty key and the names from the whole bank where one stands elsewhere.
         source: its text.
+        path: of the module that it was written for.
         expected: where the call around it chooses it, what it takes for granted of its arguments.
     """
 
     function: Callable[..., Any]
     new: tuple[tuple[str, ...], ...]
     source: str
+    path: str = ""
     expected: Expected | None = None
+
+    def __getitem__(self, index: int) -> Any:
+        """Raise: what the code makes for others is read, and it has not run.
+
+        Raises:
+            VariantError: naming the module.
+        """
+        raise VariantError(
+            f"cannot go on after {self.path}", "what was put in its place or around it since does not run its rewritten"
+            " code, which makes values that others read",
+            "call the forward that was there, with all its arguments, or rewrite resfx.original(model) again",
+        )  # fmt: skip
 
     def like(self, other: Code) -> bool:
         """Whether another does the same in any module."""

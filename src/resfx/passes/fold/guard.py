@@ -17,6 +17,7 @@ from torch import nn
 from resfx._torch import any_autocast, held_modules
 from resfx.passes.capture.calls import carried
 from resfx.passes.capture.structure import Flattener, Template, varied
+from resfx.runtime.told import told_by_keyword
 
 from .likeness import Likeness
 
@@ -71,6 +72,7 @@ class Guard:
         reads: attributes that the code's own Python read: the way from the module, and what was there.
         held: where it read objects that have attributes of their own: the way, the class, and another way to the same.
         lists: lists of modules that the code goes through, the way to each, and the names in it.
+        told: modules that it tells what to run, the way to each, and whether by a keyword.
         autocast: as it was.
         grad: whether it is good for calls with gradients.
         varying: integer fields of objects that are inputs; shared with the rewriting.
@@ -85,6 +87,7 @@ class Guard:
     reads: tuple[tuple[Way, Any], ...]
     held: tuple[tuple[Way, type, Way], ...]
     lists: tuple[tuple[Way, tuple[str, ...]], ...]
+    told: tuple[tuple[Way, bool], ...]
     autocast: tuple[Any, ...]
     grad: bool
     varying: set[tuple[type, str]]
@@ -92,13 +95,24 @@ class Guard:
     def __post_init__(self) -> None:
         likeness = Likeness(self.arguments, self.objects, self.free, self.used, self.kinds)
         self._like, self._constants = likeness.function, likeness.constants
-        self._attributes = Attribute.tree(self.reads, self.held, self.lists)
+        self._attributes = Attribute.tree(self.reads, self.held, self.lists, self.told)
         self._shared = [(way, other) for way, _, other in self.held if other != way]
 
     def same(self, other: Any) -> bool:
         """Whether another guard accepts the same calls."""
         parts = attrgetter(
-            "arguments", "objects", "free", "used", "kinds", "shapes", "reads", "held", "lists", "autocast", "grad"
+            "arguments",
+            "objects",
+            "free",
+            "used",
+            "kinds",
+            "shapes",
+            "reads",
+            "held",
+            "lists",
+            "told",
+            "autocast",
+            "grad",
         )
         return isinstance(other, Guard) and parts(self) == parts(other)
 
@@ -180,6 +194,7 @@ class Attribute:
         value: what was there, if it is compared.
         cls: its class, if that is compared.
         names: of the modules in it, if they are compared.
+        told: whether the rewritten module there is told what to run by a keyword, if it is told.
         beneath: by name.
     """
 
@@ -187,11 +202,12 @@ class Attribute:
     value: Any = _NOWHERE
     cls: type | None = None
     names: tuple[str, ...] | None = None
+    told: bool | None = None
     beneath: dict[str, Attribute] = field(default_factory=dict)
 
     @classmethod
     def tree(cls, reads: Iterable[tuple[Way, Any]], held: Iterable[tuple[Way, type, Way]],
-             lists: Iterable[tuple[Way, tuple[str, ...]]]) -> Attribute:  # fmt: skip
+             lists: Iterable[tuple[Way, tuple[str, ...]]], told: Iterable[tuple[Way, bool]]) -> Attribute:  # fmt: skip
         """All that a guard compares, under the module itself."""
         root = cls(())
         for way, value in reads:
@@ -200,6 +216,8 @@ class Attribute:
             root._at(way).cls = kind
         for way, names in lists:
             root._at(way).names = names
+        for way, keyword in told:
+            root._at(way).told = keyword
         return root
 
     def _at(self, way: Way) -> Attribute:
@@ -220,8 +238,13 @@ class Attribute:
             return self.way
         if self.names is not None and names_in(found) != self.names:
             return self.way
+        if self.told is not None and told_by_keyword(found) is not self.told:
+            return self.way
         for name, below in self.beneath.items():
-            now = step(found, name)
+            now = held_modules(found).get(name) if below.told and isinstance(found, nn.Module) else None  # quicker
+            now = step(found, name) if now is None else now
+            if below.told and not below.beneath and told_by_keyword(now):
+                continue
             if below.value is now and not below.beneath and below.cls is below.names is None:
                 continue  # most of them, without a call
             if (way := below.changed(now)) is not None:

@@ -55,6 +55,7 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[t
         used=(*tensors, *inside), kinds=tuple((v.dtype, v.device) for v in values),
         shapes=shape_guard(values, plan.capture.known), reads=tuple(reads.items()),
         held=tuple((way, *known) for way, known in held.items()), lists=tuple(lists.items()),
+        told=tuple((tuple(r.path.split("."))[len(own) :], not plan.beside(r.path)) for r in region.told() if r.path),
         autocast=autocast_state(), grad=plan.capture.grad, varying=varying,
     )  # fmt: skip
 

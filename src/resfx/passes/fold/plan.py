@@ -27,12 +27,13 @@ from .region import Region
 
 class Plan:
     """The regions of one rewritten capture. ``root`` is the whole call; ``uses`` says what a node's operands are called
-    where it reads them."""
+    where it reads them; ``beside``, of a module's path, whether no keyword gets through to it."""
 
     def __init__(
         self, capture: Capture, mixes: Callable[[fx.Node], bool] = lambda node: False,
-        remembers: Callable[[fx.Node], bool] = lambda node: False,
+        remembers: Callable[[fx.Node], bool] = lambda node: False, beside: Callable[[str], bool] = lambda path: False,
     ) -> None:  # fmt: skip
+        self.beside = beside
         self.capture, self.graph, self.mixes, self.remembers = capture, capture.graph, mixes, remembers
         self.mixing: set[Region] = set()
         self.calls = {c.number: c for c in capture.calls}

@@ -61,6 +61,13 @@ class Region:
             yield region
             region = region.outer
 
+    def told(self) -> Iterator[Region]:
+        """The calls whose code this one's says, itself or through another of them."""
+        for inner in self.inner:
+            if inner.generated and inner.passed_on:
+                yield inner
+                yield from inner.told()
+
     def below(self) -> Iterator[Region]:
         """This region and all within."""
         yield self

@@ -18,12 +18,13 @@ from resfx._torch import OpOverload, enter_autocast, exit_autocast, overload_nam
 from resfx.passes.capture.normalize import enter_grad_mode, exit_grad_mode
 from resfx.passes.capture.structure import Template, build
 from resfx.runtime.memory import remembering, settle
+from resfx.runtime.told import call_beside
 
 from . import values
 
 _PLAIN = (type(None), bool, int, float, str)
 _SCOPE = {"torch": torch, "build": build, "part": values.part, "Handed": values.Handed,
-          "remembering": remembering, "settle": settle}  # fmt: skip
+          "remembering": remembering, "settle": settle, "call_beside": call_beside}  # fmt: skip
 
 _SIGNS = {torch.ops.aten.add.Tensor: "+", torch.ops.aten.sub.Tensor: "-", torch.ops.aten.mul.Tensor: "*",
           torch.ops.aten.div.Tensor: "/", operator.add: "+", operator.sub: "-", operator.mul: "*",

@@ -21,14 +21,15 @@ class Handed:
 
     Attributes:
         code: the :class:`resfx.passes.fold.function.Code` to run.
-        given: what it takes from outside; ``made`` is what others will read of it.
+        given: what it takes from outside.
+        made: what others will read of it, once it has run.
     """
 
     __slots__ = ("code", "given", "made", "recorded")
 
     def __init__(self, code: Any, given: list[Any]) -> None:
         self.code, self.given = code, given
-        self.made: list[Any] = []
+        self.made: Any = code  # which says, read like a list, that it has not run
         self.recorded: bool | None = None
 
     def begin(self, path: str) -> None:
@@ -40,7 +41,7 @@ class Handed:
         """
         recording = torch.is_grad_enabled()
         if self.recorded is None:
-            self.recorded = recording
+            self.recorded, self.made = recording, []
         elif recording and not self.recorded and any(map(_is_differentiable, (*self.given, *self.made))):
             raise VariantError(
                 f"cannot run {path} again for its gradients", "checkpointing of the reentrant kind knows only arguments"

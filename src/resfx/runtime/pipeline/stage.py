@@ -71,8 +71,8 @@ class Stage(Holder):
         values = [n.meta["val"] for n in (*stage.takes, *stage.inputs.values())]
         self._guard = Guard(
             arguments=stage.fixed, objects={}, free=frozenset(), used=(), kinds=(),
-            shapes=lambda tensors: True, reads=(), held=(), lists=(), autocast=autocast_state(), grad=capture.grad,
-            varying=set(),
+            shapes=lambda tensors: True, reads=(), held=(), lists=(), told=(), autocast=autocast_state(),
+            grad=capture.grad, varying=set(),
         )  # fmt: skip
         self._kinds = [(v.dtype, v.device) for v in values]
         self._fits = shape_guard(values, capture.known)
