@@ -131,6 +131,7 @@ def _on_layers(name: str, through: str) -> Borrowed:
 _WATCHED = "seeing that somebody's hook watches a projection"
 _GUARDS = "guards of a capture: telling calls apart"
 _COMPILED = "compiled rows of a comparison"
+_KEPT = "leaving parameters as they were"
 _WHOLE = "torch.compile(fullgraph=True) of a call not seen before"
 _MARKS = "marking the calls inside a capture"
 _TRACES = "torch.fx.experimental.proxy_tensor"
@@ -196,6 +197,9 @@ TABLE = [
     Borrowed(f"{_TRACES}.disable_proxy_modes_tracing", "traced_mark", _MARKS),
     Borrowed("torch._C.DisableTorchFunction", "traced_mark", _MARKS),
     Borrowed("torch.Tensor._version", "writes_to", "models with modules that cannot be traced"),
+    Borrowed("torch.utils._python_dispatch.is_traceable_wrapper_subclass", "memory_of", _KEPT),
+    Borrowed("torch.Tensor._backward_hooks", "tensor_hooks", _KEPT),
+    Borrowed("torch.Tensor._post_accumulate_grad_hooks", "tensor_hooks", _KEPT),
     Borrowed("torch._dynamo.convert_frame.compile_lock", "tracing", "captures while other threads trace or compile"),
     Borrowed(f"{_TRACES}._ModuleStackTracer", "tracing", "captures while other threads call modules"),
     Borrowed("torch.export._trace", "own_export", "failed captures that print nothing"),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import random
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from resfx._torch import is_fake
 from resfx.errors import CaptureError, InputError
-from resfx.passes.preserve import left_as_found, values_kept
+from resfx.passes.preserve import generators_kept, left_as_found, values_kept, watched_run
 
 from .calls import Call, spelling, unbind
 from .clone import clone_tree
@@ -25,8 +24,8 @@ from .structure import COMPOUND, Flattener, Template, describe, named_parts
 def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Call, grad: bool = False) -> None:
     """Run one call of ``cls.forward`` over ``tree``; nothing of it is kept.
 
-    Arguments are copies. Buffers, attributes and random number generators are put back. Nothing is run where the
-    model is on the meta device.
+    Arguments are copies. Parameters, buffers, attributes and random number generators are put back. Nothing is run
+    where the model is on the meta device.
 
     Args:
         grad: record gradients: for a model that is known to run without.
@@ -40,18 +39,24 @@ def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Cal
     held = [*tree.parameters(), *tree.buffers()]
     if any(t.is_meta for t in held) or any(is_fake(t) for t in [*call.leaves, *held]):
         return
-    leaves = [leaf.detach().clone() for leaf in call.leaves]
-    given = call.arguments(leaves)
-    args, kwargs = unbind(signature, given)
-    with left_as_it_was(tree), torch.set_grad_enabled(grad):
+
+    def run() -> tuple[list[torch.Tensor], dict[str, Any]]:
+        leaves = [leaf.detach().clone() for leaf in call.leaves]
+        given = call.arguments(leaves)
+        args, kwargs = unbind(signature, given)
         shell = clone_tree(tree)
-        try:
+        with torch.set_grad_enabled(grad):
             shell(*args, **kwargs)
-        except Exception as error:
-            names = [n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
-            hint = "call it under torch.no_grad(), and rewrite with check=False" if grad else spelling(names, kwargs)
-            raise model_error(cls, error, _inputs(call), hint) from error
-        _refuse_written(cls, call, leaves, given)
+        return leaves, given
+
+    try:
+        leaves, given = watched_run(tree, partial(left_as_it_was, tree), run)
+    except Exception as error:
+        _, kwargs = unbind(signature, call.arguments(call.leaves))
+        names = [n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
+        hint = "call it under torch.no_grad(), and rewrite with check=False" if grad else spelling(names, kwargs)
+        raise model_error(cls, error, _inputs(call), hint) from error
+    _refuse_written(cls, call, leaves, given)
 
 
 def refuse_no_rows(cls: type, call: Call) -> None:
@@ -90,15 +95,9 @@ def _unwritten(before: Template, after: Template, old: list[torch.Tensor], new: 
 
 @contextlib.contextmanager
 def left_as_it_was(tree: nn.Module) -> Iterator[None]:
-    """Put back what a forward pass may write: buffers, attributes, lists and dicts in them, random numbers."""
-    python, arrays = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    try:
-        with values_kept(tree), left_as_found(tree), torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(arrays)
+    """Put back what a forward pass may do beside its results, but for what it writes into parameters."""
+    with generators_kept(), values_kept(tree), left_as_found(tree):
+        yield
 
 
 def _inputs(call: Call) -> list[str]:

@@ -11,6 +11,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 
 from resfx._torch import TorchDispatchMode, is_fake, is_transformed, writes_to
 from resfx.errors import CaptureError
+from resfx.passes.preserve import watched_run
 
 from .calls import Call, unbind
 from .clone import clone_tree
@@ -114,16 +116,18 @@ def observe(tree: nn.Module, signature: inspect.Signature, call: Call, why: Mapp
     leaves = call.leaves if call.given is None else call.given
     if any(t.is_meta or is_fake(t) or is_transformed(t) for t in [*leaves, *tree.parameters(), *tree.buffers()]):
         return None
-    leaves = [leaf.detach().clone() for leaf in leaves]
-    args, kwargs = unbind(signature, call.arguments(leaves))
-    with left_as_it_was(tree), torch.no_grad():
+
+    def run() -> Untraced | None:
+        args, kwargs = unbind(signature, call.arguments([leaf.detach().clone() for leaf in leaves]))
         watch = _Watch(clone_tree(tree), why)
         try:
-            with watch:
+            with torch.no_grad(), watch:
                 watch.tree(*args, **kwargs)
         except Exception:  # whatever the model raises is told when it is tried by itself
             return None
-    return Untraced(watch.calls, dict(why)) if all(watch.calls.values()) else None
+        return Untraced(watch.calls, dict(why)) if all(watch.calls.values()) else None
+
+    return watched_run(tree, partial(left_as_it_was, tree), run)
 
 
 class _Refused(Exception):

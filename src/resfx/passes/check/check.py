@@ -15,7 +15,7 @@ from resfx.report.progress import log, step, warn
 from .blame import first_broken_site, raised_in
 from .gradients import Gradients, backward, check_original, finite, names
 from .learning import check_learning
-from .trial import Example, Outcome, Trial, untouched
+from .trial import Example, Outcome, Trial
 from .values import OtherForm, Pair, difference, pairs, rounded, same
 from .watch import watched
 
@@ -38,9 +38,11 @@ def check_rewrite(
     random numbers of Python or numpy), the same of a training call: a second capture. At any start: a gradient for
     every new parameter, now or after one step; a warning where only the example or the model keeps it away.
 
-    Costs three forward and one or two backward passes of the original; of the rewritten model two and one, and two or
-    more of each where a new parameter learns only after a step. Memory: the gradients of up to 2**28 parameters, twice.
-    No state is kept: random number generators, training flags and buffers are put back, no ``.grad`` is written.
+    Costs five forward and one or two backward passes of the original; of the rewritten model two and one, and two or
+    more of each where a new parameter learns only after a step. Memory: the gradients of up to 2**28 parameters, twice,
+    and parameters that the original's forward writes into.
+    No state is kept: random number generators, training flags, parameters and buffers are put back, no ``.grad`` is
+    written.
 
     Args:
         before: a copy of the original that may be run and left as it comes.
@@ -63,24 +65,24 @@ def check_rewrite(
 
 
 def _hold(trial: Trial, applications: Sequence[Application], exact: bool) -> None:
-    new, before = trial.new, trial.before
+    new = trial.new
     preserved = all(a.method.start == "preserve" for a in applications)
     if preserved:
-        with untouched(new, before):
+        with trial.untouched():
             _check_output(trial, applications, exact)
-    with untouched(new, before):
+    with trial.untouched():
         usual = trial.original()
-    with untouched(new, before):
+    with trial.untouched():
         first = _check_gradients(trial, usual) if preserved else None
         check_learning(new, trial.forward, trial.start, first)
-    with untouched(new, before):
+    with trial.untouched():
         _check_training(trial, usual, preserved)
 
 
 def _failed(trial: Trial, error: Exception, applications: Sequence[Application]) -> CheckError:
     """What to raise where the rewritten model does not get through a call, or its way back, that the original does."""
     name = type(trial.new).__name__
-    with untouched(trial.new):
+    with trial.untouched():
         site = raised_in(trial.new, error) or first_broken_site(trial.new, *trial.example, applications)
     first = str(error).strip().splitlines()[:1]
     return CheckError(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from resfx.passes.capture.marking.acts import functions_behind, generators
-from resfx.passes.preserve import preserved, without_recomputation
+from resfx.passes.preserve import preserved, watched_run, without_recomputation
 from resfx.report.progress import log
 
 from .gradients import Gradients, backward, compared
@@ -24,13 +25,17 @@ Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @contextlib.contextmanager
-def untouched(*modules: nn.Module) -> Iterator[None]:
-    """Inside, modules may run from seed 0 and change mode; afterwards they and the generators are as before."""
+def untouched(*modules: nn.Module, also: Iterable[torch.Tensor] = ()) -> Iterator[None]:
+    """Inside, modules may run from seed 0 and change mode; afterwards they and the generators are as before.
+
+    Args:
+        also: parameters that they write into.
+    """
     # torch.nn.TransformerEncoder runs another kernel without gradients, which rounds otherwise than its training.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with preserved(*modules), without_recomputation():
+        with preserved(*modules, also=also), without_recomputation():
             seed(0)
             yield
     finally:
@@ -61,6 +66,28 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_buffers()), **plain}
 
 
+def written_by(model: nn.Module, example: Example) -> list[torch.Tensor]:
+    """The parameters that a call of a model writes into, as it is or in training mode: it is run in both to see."""
+    found: dict[int, torch.Tensor] = {}
+    for train in (False,) if all(m.training for m in model.modules()) else (False, True):
+
+        def run(train: bool = train) -> None:
+            if train:
+                try:
+                    model.train()
+                except NotImplementedError:  # a captured program has no other mode
+                    return
+            args, kwargs = copy.deepcopy(example)
+            with torch.set_grad_enabled(model.training):
+                model(*args, **kwargs)
+
+        try:
+            watched_run(model, partial(untouched, model), run, found)
+        except Exception as error:  # what it raises is told where its results are wanted
+            log.info("%s raises on the example, in training mode %s: %s", type(model).__name__, train, error)
+    return list(found.values())
+
+
 class Trial:
     """The two models and the call; every run gets arguments of its own and the same seeds."""
 
@@ -73,6 +100,11 @@ class Trial:
             n: p.detach().clone() for n, p in new.named_parameters() if n.startswith("resfx.") and p.requires_grad
         }
         self.shape: Any = None
+        self.written = written_by(before, example)
+
+    def untouched(self) -> contextlib.AbstractContextManager[None]:
+        """What runs of both models are made in."""
+        return untouched(self.new, self.before, also=self.written)
 
     def run(self, model: nn.Module, values: Values | None = None) -> Outcome:
         """One call from seed 0, with some parameters replaced."""
