@@ -101,19 +101,9 @@ class Guard:
     def same(self, other: Any) -> bool:
         """Whether another guard accepts the same calls."""
         parts = attrgetter(
-            "arguments",
-            "objects",
-            "free",
-            "used",
-            "kinds",
-            "shapes",
-            "reads",
-            "held",
-            "lists",
-            "told",
-            "autocast",
+            "arguments", "objects", "free", "used", "kinds", "shapes", "reads", "held", "lists", "told", "autocast",
             "grad",
-        )
+        )  # fmt: skip
         return isinstance(other, Guard) and parts(self) == parts(other)
 
     def differs(self, module: nn.Module, given: dict[str, Any]) -> str:
@@ -243,9 +233,11 @@ class Attribute:
         for name, below in self.beneath.items():
             now = held_modules(found).get(name) if below.told and isinstance(found, nn.Module) else None  # quicker
             now = step(found, name) if now is None else now
-            if below.told and not below.beneath and told_by_keyword(now):
-                continue
-            if below.value is now and not below.beneath and below.cls is below.names is None:
+            if (
+                not below.beneath
+                and below.cls is below.names is None
+                and (below.value is now if below.told is None else below.told and told_by_keyword(now))
+            ):
                 continue  # most of them, without a call
             if (way := below.changed(now)) is not None:
                 return way
