@@ -9,6 +9,7 @@ import pytest
 import torch
 from hosts.small import Block, Net, batch, net
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 
 import resfx
 from resfx._torch import is_watched, pytree
@@ -159,3 +160,17 @@ def test_nothing_is_kept_of_what_nobody_writes():
     assert [t is model.out.weight for t, *_ in watch.written.values()] == [True]
     watch.put_back()
     assert torch.equal(model.out.weight, net().out.weight)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without", "ignore:Dynamo does not know how to trace")
+def test_a_model_that_compiles_parts_of_itself_can_be_tried():
+    class Attending(Block):
+        def forward(self, x):
+            heads = self.up(self.norm(x)).unflatten(-1, (2, -1)).transpose(1, 2)
+            return x + self.down(flex_attention(heads, heads, heads).transpose(1, 2).flatten(2))
+
+    model = net()
+    for i in range(len(model.blocks)):
+        model.blocks[i] = Attending()
+    with torch.no_grad():
+        assert len(resfx.scan(model, batch()).sites) == len(model.blocks)

@@ -81,6 +81,11 @@ class Writes(TorchDispatchMode):
             for place in memory_of(tensor):
                 self._at[place].append((tensor, data))
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """A model may compile parts of itself, as ``flex_attention`` does: under a mode that says no, it could not."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = kwargs or {}
         for position, name in _targets(func):
