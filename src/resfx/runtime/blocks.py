@@ -63,7 +63,7 @@ def compile_blocks(module: Any, **options: Any) -> Any:
     for name in block_names(module):
         block = module.get_submodule(name)
         parts = tuple(
-            (n, type(m), *(code.function for code in (*unit.told, *(code for _, code in unit.variants))))
+            (n, type(m), *(code.function for code in unit.codes))
             for n, m in block.named_modules()
             if (unit := m.__dict__.get("_resfx_unit")) is not None
         )

@@ -63,8 +63,7 @@ class Handle:
             raise OptionError(f"there is no module {name!r:.60}", f"a {type(self.module).__name__} has others",
                               f"code({meant(str(name), names) or names[-1]!r})")  # fmt: skip
         unit = self.module.get_submodule(name).__dict__.get("_resfx_unit")
-        codes = [] if unit is None else [*unit.told, *(code for _, code in unit.variants)]
-        return codes[-1].source if codes else ""
+        return unit.codes[-1].source if unit is not None and unit.codes else ""
 
 
 def of(module: Any) -> Handle:

@@ -63,6 +63,11 @@ class Unit:
         memo[id(self)] = twin
         return twin
 
+    @property
+    def codes(self) -> list[Code]:
+        """All that the module may run: what calls around it chose, then its own, the newest last."""
+        return [*self.told, *(code for _, code in self.variants)]
+
     def code_for(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Code:
         """The code for a call, made if no call like it was seen before."""
         if torch.jit.is_tracing():

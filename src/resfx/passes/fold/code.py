@@ -75,8 +75,11 @@ class Writer(AtHand):
             scope = dict(self.scope)
             exec(compile(source, filename, "exec"), scope)
             shared[key] = scope["forward"]
-        path = ".".join(p for p in (self.prefix, self.region.path) if p)
-        return Code(shared[key], tuple(map(self._way, self.new)), source, path, self._expected())
+        return Code(shared[key], tuple(map(self._way, self.new)), source, self._place(), self._expected())
+
+    def _place(self) -> str:
+        """The module's path in the whole model."""
+        return ".".join(p for p in (self.prefix, self.region.path) if p)
 
     def _expected(self) -> Expected | None:
         if not self.region.passed_on:
@@ -202,7 +205,7 @@ class Writer(AtHand):
 
     def _way(self, full: str) -> tuple[str, ...]:
         """The way to a new module from where its call is, the same for equal blocks."""
-        own = ".".join(p for p in (self.prefix, self.region.path) if p)
+        own = self._place()
         key, _, rest = full.partition(".")
         return (key, *rest.removeprefix(f"{own}.").split(".")) if f"{rest}.".startswith(f"{own}.") or not own else (
             "", *full.split("."))  # fmt: skip
