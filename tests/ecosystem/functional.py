@@ -148,11 +148,11 @@ def dispatched(make: Make) -> None:
     model, fresh = make(), make.cold()
     want = logits(model)
     with Count() as count:
-        hold_equal(want, logits(model))
+        hold_equal(want, logits(model), 1e-6)  # formulas without gradients are shorter where nobody looks on
     assert count.seen
     with Count():
         found = logits(fresh, LONGER)
-    hold_equal(logits(fresh, LONGER), found, what="a first call under a mode")
+    hold_equal(logits(fresh, LONGER), found, 1e-6, "a first call under a mode")
 
 
 @tool("FakeTensorMode: shapes without computing, known and unknown calls")

@@ -135,7 +135,7 @@ def first_call(make: Make) -> None:
         with context():
             hold_equal(plain(input_ids=LONGER).logits.clone(), start(input_ids=LONGER).logits.clone())
             found = moved(input_ids=LONGER).logits.clone()
-        hold_equal(twin(input_ids=LONGER).logits, found)
+        hold_equal(twin(input_ids=LONGER).logits, found, 1e-6)  # formulas without gradients are shorter
         hold_step(twin.train(), moved.train(), LONGER)
         hold_step(twin.eval(), moved.eval(), LONGER)
 
@@ -261,8 +261,8 @@ def offload(make: Make) -> None:
                 offload_dir=folder)),
         ):  # fmt: skip
             model = run(make())
-            hold_equal(want, logits(model), what=name)
-            hold_equal(longer, logits(model, LONGER), what=name)
+            hold_equal(want, logits(model), 1e-6, name)
+            hold_equal(longer, logits(model, LONGER), 1e-6, name)
 
 
 def _parts(model: Any) -> list[str]:

@@ -10,6 +10,7 @@ from hosts import small
 from torch import nn
 
 import resfx
+from resfx.runtime.told import told_by_keyword
 
 X = small.batch()
 
@@ -122,3 +123,28 @@ def test_an_inserted_block_is_refused_by_both_places():
         resfx.errors.VariantError, match=r"rewritten as 'blocks\.2' as 'blocks\.3'"
     ):  # fmt: skip
         new(X)
+
+
+class Wrapping(nn.Module):
+    """Puts another ``forward`` around that of every class derived from it, as a checkpointing one does."""
+
+    def __init_subclass__(cls):
+        run = cls.forward
+        cls.forward = (
+            (lambda self, *args, **more: run(self, *args, **more)) if cls.opened else lambda self, x: run(self, x)
+        )
+
+
+@pytest.mark.parametrize("mode", ["attnres", "mhc"])
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_base_class_that_wraps_every_forward(opened, mode):
+    _, plain = pair(mode)
+    model = Net().eval()
+    for i in range(3):
+        model.blocks[i].__class__ = type("Wrapped", (Block, Wrapping), {"opened": opened, "forward": Block.forward})
+    new = resfx.rewrite(model, mode, args=(X,))
+    new.load_state_dict(plain.state_dict())
+    assert torch.equal(new(X), plain(X))
+    assert all(told_by_keyword(block) is opened for block in new.blocks)
+    cls = type(new.blocks[0])
+    assert (cls._resfx_forward is cls.forward) is opened  # a glance is enough

@@ -34,7 +34,11 @@ def told_by_keyword(module: Any) -> bool | None:
 
 
 def _takes_keyword(module: nn.Module) -> bool:
-    run: Any = vars(module).get("forward", type(module).forward)
+    return takes_keyword(vars(module).get("forward", type(module).forward))
+
+
+def takes_keyword(run: Any) -> bool:
+    """Whether a ``forward`` takes the keyword, be it among others that it does not know."""
     while isinstance(run, (types.MethodType, functools.partial)):
         run = run.__func__ if isinstance(run, types.MethodType) else run.func
     run = run if isinstance(run, types.FunctionType) else vars(type(run)).get("__call__")

@@ -29,7 +29,7 @@ from resfx.passes.fold.values import Handed
 
 from .huggingface import renamed_arguments
 from .parallel import refuse_split_positions
-from .told import told_beside
+from .told import takes_keyword, told_beside
 
 MOST = 32
 """Variants that a module keeps: more say that something varies with every call."""
@@ -237,9 +237,12 @@ def unit_class(cls: Hashable, run_before: Hashable) -> type:
 
     forward.__signature__ = inspect.signature(own.forward)  # type: ignore[attr-defined]
     body = {"forward": forward, "__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__,
-            "_resfx_before": own, "_resfx_forward": forward, "_resfx_bind": staticmethod(binder(own)),
+            "_resfx_before": own, "_resfx_bind": staticmethod(binder(own)),
             "_resfx_renamed": renamed_arguments(own.forward)}  # fmt: skip
-    return type(own.__name__, (base,), body)
+    made: Any = type(own.__name__, (base,), body)
+    # A base class may have put another around it (transformers' checkpointing does).
+    made._resfx_forward = made.forward if takes_keyword(made.forward) else None
+    return made
 
 
 def make_unit(module: nn.Module, path: str, recipe: Any, bank: nn.Module) -> Unit:

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from resfx._torch import any_autocast, held_modules
-from resfx.passes.capture.calls import carried
 from resfx.passes.capture.structure import Flattener, Template, varied
 from resfx.runtime.told import told_by_keyword
 
@@ -112,7 +111,7 @@ class Guard:
             return "autocast"
         if not self.grad and torch.is_grad_enabled():
             return "gradients"
-        tensors = self._like(given, self._constants, self._state)
+        tensors = self._like(given, self._constants)
         if type(tensors) is str:
             return tensors
         if not self.shapes(tensors):
@@ -123,11 +122,6 @@ class Guard:
             if look_up(module, way) is not look_up(module, other):
                 return f"attribute {'.'.join(way)!r}"
         return ""
-
-    def _state(self, number: int, value: Any) -> list[torch.Tensor] | None:
-        """What an object holds, as calls carry it; ``None`` if its state is another than the traced one."""
-        flat = Flattener(varying=self.varying)
-        return [carried(leaf) for leaf in flat.leaves] if flat.state(value) == self.objects[number][1] else None
 
     def varied(self, given: dict[str, Any]) -> set[tuple[type, str]]:
         """Integer fields of objects in which a call differs from the one the code was made for, if in nothing else."""
@@ -167,12 +161,8 @@ class Expected:
 
     def differs(self, given: dict[str, Any]) -> str:
         """In what the arguments of a call, by name, are others; or nothing."""
-        found = self._like(given, self._constants, _no_state)
+        found = self._like(given, self._constants)
         return found if type(found) is str else ""
-
-
-def _no_state(number: int, value: Any) -> None:
-    """Objects of such calls are told by their class alone: what they hold changes from layer to layer."""
 
 
 @dataclass(eq=False)

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from resfx._torch import pytree
-from resfx.passes.capture.objects import fields_of
+from resfx.passes.capture.calls import carried
+from resfx.passes.capture.objects import fields_of, layout_of
 from resfx.passes.capture.structure import Template
 
-Like = Callable[[dict[str, Any], tuple[Any, ...], Callable[[int, Any], Any]], Any]
-"""``like(given, constants, state)``: the tensors that the code computes with, or in what the call differs."""
+Like = Callable[[dict[str, Any], tuple[Any, ...]], Any]
+"""``like(given, constants)``: the tensors that the code computes with, or in what the call differs."""
 
 
 class Likeness:
@@ -36,18 +37,23 @@ class Likeness:
     ) -> None:  # fmt: skip
         self._objects, self._free = objects, free
         self._constants: list[Any] = []
-        self._found: dict[Any, str] = {}
+        self._found: dict[Any, str] = {}  # names of tensors, by slot or by place in an object
+        self._objects_at: dict[int, str] = {}  # names of objects, by number
+        self._inside: int | None = None  # the one whose state is spelled out
+        self._met: list[str] = []  # names of the objects in it, in order
         self._names = iter(f"v{i}" for i in range(10**9))
         lines: list[str] = []
         for name, template in arguments.items():
             self._unlike = repr(f"argument {name!r}")
             lines += self._tests(template, f"given[{name!r}]")
-        tensors = [self._tensor(at) for at in used]
+        self._unlike = repr("identity of arguments")
+        lines += self._all_others(list(self._objects_at.values()))
+        tensors = [self._found[at] for at in used]
         for tensor, (dtype, device) in zip(tensors, kinds, strict=True):
             wanted = f"{tensor}.dtype != {self._constant(dtype)} or {tensor}.device != {self._constant(device)}"
             lines.append(f"if {wanted}: return 'types'")
         lines.append(f"return [{', '.join(tensors)}]")
-        self._text = "def like(given, at, state):\n" + "".join(f"    {line}\n" for line in lines)
+        self._text = "def like(given, at):\n" + "".join(f"    {line}\n" for line in lines)
 
     @property
     def function(self) -> Like:
@@ -62,12 +68,6 @@ class Likeness:
     def _constant(self, value: Any) -> str:
         self._constants.append(value)
         return f"at[{len(self._constants) - 1}]"
-
-    def _tensor(self, at: Any) -> str:
-        if isinstance(at, tuple):
-            number, place = at
-            return f"{self._found[number, None]}[{place}]"
-        return self._found[at]
 
     def _refuse(self, condition: str) -> str:
         return f"if {condition}: return {self._unlike}"
@@ -91,23 +91,32 @@ class Likeness:
             yield from self._kind(template, value)
 
     def _is_free(self, template: Template) -> bool:
-        return template[0] == "tensor" and template[1] in self._free
+        return self._inside is None and template[0] == "tensor" and template[1] in self._free
 
     def _kind(self, template: Template, value: str) -> Iterator[str]:
         kind = template[0]
         if kind == "tensor":
             yield self._refuse(f"not isinstance({value}, Tensor)")
-            self._found[template[1]] = value
+            self._found[template[1] if self._inside is None else (self._inside, template[1])] = value
         elif kind == "const":
             yield self._refuse(self._other(template, value))
         elif kind == "int":
             yield self._refuse(f"type({value}) is not int and not isinstance({value}, SymInt)")
+            if self._inside is not None:
+                yield self._refuse(f"{value} < 2")  # a trace takes 0 and 1 for constants
+                name = self._found[self._inside, template[1]] = next(self._names)
+                yield f"{name} = carried({value})"
         elif kind == "known":
             yield from self._known(template[1], value)
+        elif kind == "met":
+            known = self._met[template[1] : template[1] + 1]
+            yield self._refuse(f"{value} is not {known[0]}" if known else "True")
         elif kind == "held":
             held = self._constant(template[2])
             yield self._refuse(f"not ({held} == type({held})({value}))")
         else:
+            if kind == "object":
+                self._met.append(value)
             yield from self._compound(template, value)
 
     def _other(self, template: Template, value: str) -> str:
@@ -119,11 +128,21 @@ class Likeness:
 
     def _known(self, number: int, value: str) -> Iterator[str]:
         cls, state = self._objects[number]
-        yield self._refuse(f"type({value}) is not {self._constant(cls)}")
-        if state is not None:
-            name = self._found[number, None] = next(self._names)
-            yield f"{name} = state({number}, {value})"
-            yield self._refuse(f"{name} is None")
+        if self._objects_at.setdefault(number, value) != value:
+            yield self._refuse(f"{value} is not {self._objects_at[number]}")
+            return
+        if state is None:
+            yield self._refuse(f"type({value}) is not {self._constant(cls)}")
+            return
+        around, self._inside, self._met = self._met, number, []
+        yield self._refuse(f"type({value}) is not {self._constant(state[1])}")
+        yield from self._fields(state, value)
+        yield from self._all_others(self._met)
+        self._inside, self._met = None, around
+
+    def _all_others(self, names: list[str]) -> Iterator[str]:
+        if len(names) > 1:
+            yield self._refuse(f"len({{{', '.join(f'id({name})' for name in names)}}}) != {len(names)}")
 
     def _compound(self, template: Template, value: str) -> Iterator[str]:
         kind, parts = template[0], template[-1]
@@ -142,10 +161,17 @@ class Likeness:
             yield self._refuse(f"{context} != {self._constant(template[2])}")
             yield from self._items(parts, children)
         else:
-            fields = next(self._names)
-            yield f"{fields} = fields_of({value})"
-            yield self._refuse(f"tuple({fields}) != {self._constant(template[2])}")
-            yield from self._items(parts, f"list({fields}.values())")
+            yield from self._fields(template, value)
+
+    def _fields(self, template: Template, value: str) -> Iterator[str]:
+        _, cls, names, parts = template
+        fields, layout = next(self._names), layout_of(cls)
+        plain = layout.base is object and not layout.slots
+        yield f"{fields} = {value}.__dict__" if plain else f"{fields} = fields_of({value})"
+        yield self._refuse(f"tuple({fields}) != {self._constant(names)}")
+        for name, part in zip(names, parts, strict=True):
+            key = repr(name) if type(name) is str else self._constant(name)
+            yield from self._tests(part, f"{fields}[{key}]")
 
     def _items(self, templates: Sequence[Any], value: str) -> Iterator[str]:
         if not value.isidentifier():
@@ -159,6 +185,8 @@ class Likeness:
 
 @functools.cache
 def _compiled(text: str) -> Like:
-    scope: dict[str, Any] = {"Tensor": torch.Tensor, "SymInt": torch.SymInt, "fields_of": fields_of}
+    scope: dict[str, Any] = {
+        "Tensor": torch.Tensor, "SymInt": torch.SymInt, "fields_of": fields_of, "carried": carried,
+    }  # fmt: skip
     exec(text, scope)
     return scope["like"]
