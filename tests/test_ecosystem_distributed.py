@@ -10,7 +10,7 @@ import pytest
 from .ecosystem.spread.distributed import _ddp, processes
 from .ecosystem.spread.distributed_checkpoint import _between, _meta
 from .ecosystem.spread.sharded import _fsdp2, _uneven
-from .ecosystem.spread.tensor_parallel import _both, _new_call, _sequence
+from .ecosystem.spread.tensor_parallel import _both, _new_call, _sequence, _split_first
 from .ecosystem.tool import MODES, Make
 
 pytest.importorskip("transformers")
@@ -39,6 +39,10 @@ def test_a_call_that_is_new_in_one_process_only(alone):
 
 def test_layers_split_and_sharded(alone):
     alone(processes, 4, _both, Make("attnres"))
+
+
+def test_layers_split_before_the_rewrite(alone):
+    alone(processes, 2, _split_first, Make("ddl"))
 
 
 def test_a_checkpoint_of_two_processes_for_four(alone):

@@ -17,7 +17,8 @@ def memory_of(tensor: torch.Tensor) -> list[int]:
     if is_traced(tensor):
         return []
     if is_traceable_wrapper_subclass(tensor):
-        return [place for name in tensor.__tensor_flatten__()[0] for place in memory_of(getattr(tensor, name))]
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]  # a DTensor's mesh among them
+        return [place for part in parts if isinstance(part, torch.Tensor) for place in memory_of(part)]
     if tensor.is_meta or tensor.layout is not torch.strided:
         return []
     place = tensor.untyped_storage().data_ptr()

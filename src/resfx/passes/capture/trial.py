@@ -45,17 +45,16 @@ def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Cal
         given = call.arguments(leaves)
         args, kwargs = unbind(signature, given)
         shell = clone_tree(tree)
-        with torch.set_grad_enabled(grad):
-            shell(*args, **kwargs)
+        try:
+            with torch.set_grad_enabled(grad):
+                shell(*args, **kwargs)
+        except Exception as error:
+            names = [n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
+            hint = "call it under torch.no_grad(), and rewrite with check=False" if grad else spelling(names, kwargs)
+            raise model_error(cls, error, _inputs(call), hint) from error
         return leaves, given
 
-    try:
-        leaves, given = watched_run(tree, partial(left_as_it_was, tree), run)
-    except Exception as error:
-        _, kwargs = unbind(signature, call.arguments(call.leaves))
-        names = [n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
-        hint = "call it under torch.no_grad(), and rewrite with check=False" if grad else spelling(names, kwargs)
-        raise model_error(cls, error, _inputs(call), hint) from error
+    leaves, given = watched_run(tree, partial(left_as_it_was, tree), run)
     _refuse_written(cls, call, leaves, given)
 
 
