@@ -84,20 +84,13 @@ class Rewriting:
             capture = source.capture(known, call)
             tree = _part(known, unit)
             apply_methods(capture.graph, tree, find_sites(capture.graph, tree), self._within(unit.path))
-            before = list(unit.variants)
             name = unit.path or type(module).__name__
             beside = lambda path: told_by_keyword(look_up(module, path.split("."))) is False
-            folded = fold(capture, tree, self.source, self.shared, unit.path, beside)
+            folded = fold(capture, tree, self.source, self.shared, unit.path, beside, whole=True)
             self._judge(folded, name)
             self._refuse_moved(known, unit.path, {call.path for call in folded})
             self.hand_out(folded, module, unit.path)
             self.captures.append(unit.path)
-            if not unit.variants or unit.variants[-1] in before:
-                raise VariantError(
-                    f"this call needs another capture of {name}, whose own code is not rewritten in it",
-                    "modules that it handed states to are not where they were",
-                    "change the tree before resfx.rewrite, or rewrite resfx.original(model) again",
-                )
             made, code = unit.variants[-1]
             assert isinstance(made, Guard)
             if unlike := made.differs(module, given):

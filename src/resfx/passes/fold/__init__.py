@@ -27,7 +27,7 @@ __all__ = ["Code", "Folded", "Shared", "StageCode", "fold", "fold_in_stages"]
 
 def fold(
     capture: Capture, tree: nn.Module, source: Source, shared: Shared, prefix: str = "",
-    beside: Callable[[str], bool] = lambda path: False,
+    beside: Callable[[str], bool] = lambda path: False, whole: bool = False,
 ) -> list[Folded]:  # fmt: skip
     """The calls that need code of their own, and that code.
 
@@ -37,6 +37,7 @@ def fold(
         shared: functions by their text; equal blocks share one.
         prefix: the path of ``tree`` in the whole model.
         beside: of a path, whether no keyword gets through to the rewritten module there.
+        whole: the whole call runs code of its own, whatever is rewritten in it.
 
     Raises:
         VariantError: where the code of the whole call cannot be written.
@@ -46,6 +47,8 @@ def fold(
         flags = tuple(m.training for m in tree.modules()) if source.traced else None
         return [Folded("", code, Always(flags), False)]
     plan = plan_of(capture, tree, beside)
+    if whole:
+        plan.open_root()
     while True:
         codes: dict[Region, Code] = {}
         called: set[Region] = set()

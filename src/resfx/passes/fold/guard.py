@@ -6,6 +6,7 @@ those modules are set to is theirs. Plain attributes that were read while the co
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from resfx._torch import any_autocast, held_modules
+from resfx._torch import any_autocast, held_buffers, held_modules, held_parameters
+from resfx.passes.capture.marking.watch import Found
 from resfx.passes.capture.structure import Flattener, Template, varied
 from resfx.runtime.told import told_by_keyword
 
@@ -71,6 +73,7 @@ class Guard:
         reads: attributes that the code's own Python read: the way from the module, and what was there.
         held: where it read objects that have attributes of their own: the way, the class, and another way to the same.
         lists: lists of modules that the code goes through, the way to each, and the names in it.
+        shared: pairs of ways to one module or tensor.
         told: modules that it tells what to run, the way to each, and whether by a keyword.
         autocast: as it was.
         grad: whether it is good for calls with gradients.
@@ -86,6 +89,7 @@ class Guard:
     reads: tuple[tuple[Way, Any], ...]
     held: tuple[tuple[Way, type, Way], ...]
     lists: tuple[tuple[Way, tuple[str, ...]], ...]
+    shared: tuple[tuple[Way, Way], ...]
     told: tuple[tuple[Way, bool], ...]
     autocast: tuple[Any, ...]
     grad: bool
@@ -95,13 +99,13 @@ class Guard:
         likeness = Likeness(self.arguments, self.objects, self.free, self.used, self.kinds)
         self._like, self._constants = likeness.function, likeness.constants
         self._attributes = Attribute.tree(self.reads, self.held, self.lists, self.told)
-        self._shared = [(way, other) for way, _, other in self.held if other != way]
+        self._shared = [*self.shared, *((way, other) for way, _, other in self.held if other != way)]
 
     def same(self, other: Any) -> bool:
         """Whether another guard accepts the same calls."""
         parts = attrgetter(
-            "arguments", "objects", "free", "used", "kinds", "shapes", "reads", "held", "lists", "told", "autocast",
-            "grad",
+            "arguments", "objects", "free", "used", "kinds", "shapes", "reads", "held", "lists", "shared", "told",
+            "autocast", "grad",
         )  # fmt: skip
         return isinstance(other, Guard) and parts(self) == parts(other)
 
@@ -212,7 +216,7 @@ class Attribute:
         Args:
             found: what is there now.
         """
-        if self.value is not _NOWHERE and (type(found) is not type(self.value) or found != self.value):
+        if self.value is not _NOWHERE and not alike(found, self.value):
             return self.way
         if self.cls is not None and type(found) is not self.cls:
             return self.way
@@ -221,6 +225,10 @@ class Attribute:
         if self.told is not None and told_by_keyword(found) is not self.told:
             return self.way
         for name, below in self.beneath.items():
+            if type(below.value) is Found:
+                if not is_found(found, name, below.value):
+                    return below.way
+                continue
             now = held_modules(found).get(name) if below.told and isinstance(found, nn.Module) else None  # quicker
             now = step(found, name) if now is None else now
             if (
@@ -239,6 +247,31 @@ def look_up(module: Any, way: Way) -> Any:
     for name in way:
         module = step(module, name)
     return module
+
+
+def alike(now: Any, before: Any) -> bool:
+    """Whether what was read of an attribute is what it was: equal, and of the same type."""
+    if type(now) is not type(before):
+        return False
+    if type(now) is functools.partial:
+        return now.func == before.func and now.args == before.args and now.keywords == before.keywords
+    return bool(now == before)
+
+
+def is_found(holder: Any, name: str, how: Found) -> bool:
+    """Whether an attribute is found as it was: not at all, as a parameter, or as a method of the class."""
+    if how is Found.PRESENT:
+        return step(holder, name) is not None
+    if isinstance(holder, nn.Module):
+        inner = list(held_modules(holder).values())
+        if len(inner) == 1 and "_resfx_unit" in vars(inner[0]) and "_resfx_unit" not in vars(holder):
+            holder = inner[0]  # which is wrapped
+    if how is Found.METHOD:
+        return name not in getattr(holder, "__dict__", ())
+    if not isinstance(holder, nn.Module):
+        return not hasattr(holder, name)
+    places = (vars(holder), held_parameters(holder), held_buffers(holder), held_modules(holder))
+    return not any(name in held for held in places) and not hasattr(type(holder), name)
 
 
 def step(holder: Any, name: str) -> Any:

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from resfx._torch import held_parameters
 from resfx.passes.capture.clone import signature_of
 from resfx.passes.capture.guards import Length, shape_guard
 from resfx.passes.capture.marking.modes import is_mode
 from resfx.passes.capture.marking.record import CallRecord
-from resfx.passes.capture.marking.watch import Held
+from resfx.passes.capture.marking.watch import Found, Held
 
-from .guard import Guard, Way, autocast_state, names_in
+from .guard import Guard, Way, autocast_state, look_up, names_in
 from .plan import Plan, from_function, is_size, known_in, only_handed_on
 from .region import Region
 from .values import bound
@@ -31,7 +32,7 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[t
     """
     own = tuple(region.path.split(".")) if region.path else ()
     generated = [r for r in region.below() if r.generated]
-    reads, held = _read(generated, own, [c for c in plan.calls.values() if c.modes and c.is_in(region.call)])
+    reads, held = _read(module, generated, own, [c for c in plan.calls.values() if c.modes and c.is_in(region.call)])
     ways = [tuple(r.path.split("."))[len(own) :] if r.path else () for r in generated]
     lists = {w: names for way in ways for w, names in _lists(module.get_submodule(".".join(way)), way)}
     free = frozenset(i for i, m in region.enters.items() if only_handed_on(plan, m) and from_function(plan, m))
@@ -55,17 +56,19 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[t
         used=(*tensors, *inside), kinds=tuple((v.dtype, v.device) for v in values),
         shapes=shape_guard(values, plan.capture.known), reads=tuple(reads.items()),
         held=tuple((way, *known) for way, known in held.items()), lists=tuple(lists.items()),
+        shared=tuple(_shared(generated, module, region.path or "")),
         told=tuple((tuple(r.path.split("."))[len(own) :], not plan.beside(r.path)) for r in region.told() if r.path),
         autocast=autocast_state(), grad=plan.capture.grad, varying=varying,
     )  # fmt: skip
 
 
 def _read(
-    generated: list[Region], own: Way, setting: list[CallRecord]
+    module: nn.Module, generated: list[Region], own: Way, setting: list[CallRecord]
 ) -> tuple[dict[Way, Any], dict[Way, tuple[type, Way]]]:
     """What the code's Python read: values, and objects that have attributes of their own.
 
     Args:
+        module: the one that is called.
         setting: the calls within that set the mode of modules: what they set is no condition of the code.
     """
     values: dict[Way, Any] = {}
@@ -76,10 +79,31 @@ def _read(
         if is_mode(owner, name) and any(outer.sets_mode_of(owner, call.number) for outer in setting):
             continue
         if not isinstance(value, Held):
-            values[*way, name] = value
+            values[*way, name] = look_up(module, (*way, name)) if value is Found.CALLED else value
         elif (shared := value.owned.way_from(own)) is not None:  # what is read of it is told by this way
             objects[*way, name] = value.cls, shared
     return values, objects
+
+
+def _shared(generated: list[Region], module: nn.Module, own: str) -> Iterator[tuple[Way, Way]]:
+    """Ways to one module or tensor that generated code calls or reads: it does so by one of them.
+
+    Args:
+        own: the module's path in the graph.
+    """
+    below = lambda path: path[len(own) + 1 :] if own else path
+    called = {below(inner.path) for r in generated for inner in r.inner if inner.path}
+    nodes = {x for r in generated for n in r.nodes for x in n.all_input_nodes if x.op == "get_attr"}
+    read = {below(str(n.target)) for n in nodes if str(n.target).startswith(f"{own}." if own else "")}
+    named: dict[int, list[str]] = {}
+    for path, inner in module.named_modules(remove_duplicate=False):
+        named.setdefault(id(inner), []).append(path)
+        for name, tensor in held_parameters(inner).items():
+            named.setdefault(id(tensor), []).append(f"{path}.{name}" if path else name)
+    for paths in named.values():
+        if len(paths) > 1 and not (called | read).isdisjoint(paths):
+            first, *others = [tuple(path.split(".")) for path in paths]
+            yield from ((first, other) for other in others)
 
 
 def _lists(module: nn.Module, way: Way) -> Iterator[tuple[Way, tuple[str, ...]]]:

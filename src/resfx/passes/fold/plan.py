@@ -219,7 +219,7 @@ class Plan:
             region.nodes = []
             if region.path is not None:
                 by_path.setdefault(region.path, []).append(region)
-        while waiting:
+        while waiting or (waiting := self._reach_out()):
             region = waiting.pop()
             if region.generated:
                 continue
@@ -239,6 +239,14 @@ class Plan:
         for node in self.graph.nodes:
             if self.home[node].generated and node.op not in ("placeholder", "get_attr", "output"):
                 self.home[node].nodes.append(node)
+
+    def _reach_out(self) -> list[Region]:
+        """Let the code around choose that of calls that depend on things outside of their module: only there is it
+        told when these change. Returns what has to run code of its own for that."""
+        out = [r for r in self.region.values() if r.generated and not r.passed_on and r.outer and r.depends_outside()]
+        for region in out:
+            region.passed_on = True
+        return [region.outer for region in out if region.outer is not None]
 
     def _open_functions(self) -> None:
         """Keep a function whole only where its result is handed on.

@@ -68,6 +68,13 @@ class Region:
                 yield inner
                 yield from inner.told()
 
+    def depends_outside(self) -> bool:
+        """Whether generated code of it, or of a call within that it tells, read attributes that no way from its module
+        leads to."""
+        own = tuple(self.path.split(".")) if self.path else ()
+        read = {owner for r in (self, *self.told()) for owner, _ in r.call.reads}
+        return any(owner.way_from(own) is None for owner in read)
+
     def below(self) -> Iterator[Region]:
         """This region and all within."""
         yield self

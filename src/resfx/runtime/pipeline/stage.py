@@ -71,7 +71,7 @@ class Stage(Holder):
         values = [n.meta["val"] for n in (*stage.takes, *stage.inputs.values())]
         self._guard = Guard(
             arguments=stage.fixed, objects={}, free=frozenset(), used=(), kinds=(),
-            shapes=lambda tensors: True, reads=(), held=(), lists=(), told=(), autocast=autocast_state(),
+            shapes=lambda tensors: True, reads=(), held=(), lists=(), shared=(), told=(), autocast=autocast_state(),
             grad=capture.grad, varying=set(),
         )  # fmt: skip
         self._kinds = [(v.dtype, v.device) for v in values]

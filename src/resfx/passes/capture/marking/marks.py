@@ -25,7 +25,7 @@ from resfx.passes.capture.structure import Flattener, Template, exchange
 from .acts import Acts
 from .modes import Modes, is_mode
 from .record import CallRecord, MethodOf, Passed, enter, keep, leave
-from .watch import Watch, kept, owned_in, plain
+from .watch import Found, Owned, Watch, is_called, kept, owned_in, plain
 from .writes import State, Written, replaced
 
 T = TypeVar("T")
@@ -55,6 +55,7 @@ class Recorder:
     _written: list[Written] = field(default_factory=list)
     _events: list[tuple[str, Any, int, bool]] = field(default_factory=list)
     _fence: torch.Tensor | None = None
+    _unwatched: dict[int, tuple[Any, Owned]] = field(default_factory=dict)
     _quiet: bool = False
     _inside: bool = False
     _thread: int = field(default_factory=threading.get_ident)
@@ -133,8 +134,18 @@ class Recorder:
         elif not (written.has(_place(key), name) or (is_mode(key, name) and call.sets_mode_of(key, len(self.calls)))):
             if plain(value):
                 call.reads.setdefault((key, name), kept(value))
+            elif is_called(value):
+                call.reads.setdefault((key, name), Found.CALLED)
             elif self._watch is not None and (held := self._watch.held(value)) is not None:
                 call.reads.setdefault((key, name), held)
+
+    def take(self, value: Any, call: CallRecord) -> tuple[str, ...] | None:
+        """The ways to an object that modules hold. What is read of one that cannot be watched is not told: a call that
+        is handed it depends on all of it."""
+        if (held := self._unwatched.get(id(value))) is not None and plain(value):
+            *holder, name = held[1].ways[0]
+            call.reads.setdefault((Owned((tuple(holder),)), name), kept(value))
+        return self.owned.get(id(value))
 
     def _wrote(self, value: Any, key: Any, name: str, before: Any) -> None:
         if self.current is None or self._quiet or self._inside:
@@ -149,6 +160,8 @@ class Recorder:
         if self._quiet or self.current is None:
             return bound
         if not isinstance(key, Passed):
+            if not (isinstance(bound.__self__, nn.Module) and hasattr(nn.Module, bound.__name__)):
+                self.current.reads.setdefault((key, bound.__name__), Found.METHOD)
             return self._modes.method(key, bound, self.current)
 
         @functools.wraps(bound)
@@ -222,7 +235,8 @@ class Recorder:
             stack.callback(self.stop_watching)
             for value, owned in owned_in(clone):
                 self.owned[id(value)] = owned.paths
-                self._watch.add(value, owned)
+                if not self._watch.add(value, owned):
+                    self._unwatched[id(value)] = value, owned
             for name, module in clone.named_modules():
                 if name:
                     self._listen(stack, name, module)
@@ -316,7 +330,7 @@ class _Meeting(Flattener):
         self._recorder, self._call = recorder, call
 
     def _take(self, value: Any) -> Template:
-        if (paths := self._recorder.owned.get(id(value))) is not None:
+        if (paths := self._recorder.take(value, self._call)) is not None:
             return ("owned", paths)
         return super()._take(value)
 

@@ -7,6 +7,7 @@ a class of the same name that tells of reads.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import enum
 import functools
 import threading
@@ -20,10 +21,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from resfx._torch import held_buffers
+from resfx._torch import held_buffers, held_parameters
 from resfx.passes.capture.objects import WATCH
 
-MISSING: Any = object()
+
+class Found(enum.Enum):
+    """How an attribute was found, where its value is nothing to compare."""
+
+    MISSING = "not at all"
+    PRESENT = "a parameter, whichever"
+    CALLED = "something to call that a copy of a tree may have another of"
+    METHOD = "a method of its class"
+
+
 _OWN = frozenset(vars(nn.Module())) | {WATCH}  # what a module has of torch: the rest is its author's
 _TORCHS = frozenset(dir(nn.Module))
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), enum.Enum)
@@ -120,11 +130,21 @@ def own(value: Any) -> Mapping[str, Any]:
     return ChainMap(held, held_buffers(value)) if isinstance(value, nn.Module) else held
 
 
+def _counts(name: str) -> bool:
+    """Whether an attribute is an author's."""
+    return name[:1] != "_" or (name[:2] != "__" and name not in _OWN and not name.startswith("_resfx"))
+
+
 @functools.cache
 def _telling(cls: Hashable) -> type:
     def __getattribute__(self: Any, name: str) -> Any:
-        value = super(told, self).__getattribute__(name)  # type: ignore[arg-type, misc]
-        if name[:1] != "_" or (name[:2] != "__" and name not in _OWN):
+        try:
+            value = super(told, self).__getattribute__(name)  # type: ignore[arg-type, misc]
+        except AttributeError:
+            if not hasattr(base, "__getattr__"):
+                lacks(self, name)
+            raise
+        if _counts(name):
             held = object.__getattribute__(self, "__dict__")
             if (watch := held.get(WATCH)) is not None:
                 if isinstance(value, types.MethodType) and name not in held:
@@ -133,9 +153,27 @@ def _telling(cls: Hashable) -> type:
                     watch[0].read(watch[1], name, value)  # what a property reads is told of by itself
         return value
 
+    def __getattr__(self: Any, name: str) -> Any:
+        try:
+            value = super(told, self).__getattr__(name)  # type: ignore[misc]
+        except AttributeError:
+            lacks(self, name)
+            raise
+        if _counts(name) and (value is None or name in held_parameters(self)):  # or an empty place for a module
+            tell(self, name, None if value is None else Found.PRESENT)
+        return value
+
+    def lacks(self: Any, name: str) -> None:
+        if _counts(name) and getattr_static(base, name, Found.MISSING) is Found.MISSING:  # else a property has failed
+            tell(self, name, Found.MISSING)
+
+    def tell(self: Any, name: str, value: Any) -> None:
+        if (watch := object.__getattribute__(self, "__dict__").get(WATCH)) is not None:
+            watch[0].read(watch[1], name, value)
+
     def __setattr__(self: Any, name: str, value: Any) -> None:
         held = own(self)
-        watch, before = held.get(WATCH), held.get(name, MISSING)
+        watch, before = held.get(WATCH), held.get(name, Found.MISSING)
         super(told, self).__setattr__(name, value)  # type: ignore[arg-type, misc]
         if watch is not None and name in held and (name not in _OWN or name == "training"):
             watch[0].wrote(self, watch[1], name, before)
@@ -157,6 +195,7 @@ def _telling(cls: Hashable) -> type:
     told = type(base.__name__, (base,), {
         "__getattribute__": __getattribute__, "__setattr__": __setattr__, "__reduce_ex__": __reduce_ex__,
         "__module__": base.__module__, "__qualname__": base.__qualname__, "_resfx_untold": base,
+        **({"__getattr__": __getattr__} if hasattr(base, "__getattr__") else {}),
     })  # fmt: skip
     return told
 
@@ -174,7 +213,17 @@ def plain(value: Any, depth: int = 0) -> bool:
         return all(plain(k) and plain(v, depth + 1) for k, v in value.items())
     if isinstance(value, types.SimpleNamespace):
         return all(plain(v, depth + 1) for v in vars(value).values())
+    if dataclasses.is_dataclass(value) and not hasattr(value, "__dict__"):  # slots, which cannot be watched
+        return all(plain(getattr(value, f.name, None), depth + 1) for f in dataclasses.fields(value))
     return isinstance(value, (list, tuple, set, frozenset)) and all(plain(v, depth + 1) for v in value)
+
+
+def is_called(value: Any) -> bool:
+    """Whether a value is something to call that cannot be compared in a copy: a partial, a method, a closure."""
+    of = value.func if isinstance(value, functools.partial) else value
+    if (getattr(of, "__module__", None) or "").startswith("resfx."):  # stands for what recomputes
+        return False
+    return isinstance(value, (functools.partial, types.FunctionType, types.MethodType))
 
 
 def kept(value: Any) -> Any:

@@ -14,7 +14,7 @@ from resfx.passes.capture.structure import Flattener, Template, innermost
 from resfx.passes.preserve import CONTAINERS
 
 from .record import Write
-from .watch import MISSING, own, plain
+from .watch import Found, own, plain
 
 Place = Template  # ``owned`` or ``known``: what has the attribute
 
@@ -57,9 +57,9 @@ class Written:
         """What the call did; tensors in it are appended to the leaves of ``flat``."""
         found = []
         for (place, name), (value, before) in self._sets.items():
-            now = own(value).get(name, MISSING)
+            now = own(value).get(name, Found.MISSING)
             same = now is before or (plain(now) and type(now) is type(before) and now == before)
-            if now is not MISSING and not same:
+            if now is not Found.MISSING and not same:
                 found.append(Write(place, name, "", _taken(flat, now)))
         for (place, name), (container, before) in self._held.items():
             if not _alike(container, before):
