@@ -123,6 +123,8 @@ class Text:
             return self._constant(template[2])
         if kind == "known":
             return self._object(template[1])
+        if kind == "inside":
+            return self._object(template[1]) + template[2]
         if kind == "owned":
             return self._owned(template[1])
         if kind == "seq" and template[1] in (list, tuple):

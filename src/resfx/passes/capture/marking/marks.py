@@ -19,13 +19,14 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
-from resfx._torch import is_mark, traced_mark
+from resfx._torch import traced_mark
 from resfx.passes.capture.structure import Flattener, Template, exchange
 
 from .acts import Acts
 from .modes import Modes, is_mode
-from .record import CallRecord, MethodOf, Passed, enter, keep, leave
-from .watch import Found, Owned, Watch, is_called, kept, owned_in, plain
+from .record import CallRecord, Inside, MethodOf, Passed
+from .settle import settle
+from .watch import Found, Owned, Watch, is_called, kept, owned_in, parts_of, plain, way_to
 from .writes import State, Written, replaced
 
 T = TypeVar("T")
@@ -94,7 +95,7 @@ class Recorder:
         """Mark what a call did beside its result."""
         flat = _Meeting(self, call)
         call.writes = self._quietly(written.writes, flat)
-        if any(write.owner[0] == "known" for write in call.writes):
+        if any(write.owner[0] != "owned" for write in call.writes):
             call.replaced = self._quietly(replaced, self._values, self._firsts)
         for around in self._written:
             around.settle(written)
@@ -111,9 +112,9 @@ class Recorder:
         returned = call is not self.current
         maker = call if returned or call.outer is None else call.outer
         passed = Passed(len(self.objects), type(value), maker, call.outer is None and not returned)
-        passed.inside = next(((n, way) for n, v in enumerate(self._values[:-1]) if (way := _way(v, value))), None)
+        passed.inside = next(((n, way) for n, v in enumerate(self._values[:-1]) if (way := way_to(v, value))), None)
         for known, held in zip(self._values, self.objects, strict=False):
-            held.held_by += [(passed.number, way)] if (way := _way(value, known)) else []
+            held.held_by += [(passed.number, way)] if (way := way_to(value, known)) else []
         self.objects.append(passed)
         flat = Flattener(known=self._values[:-1])
         passed.first = flat.state(value)
@@ -121,6 +122,9 @@ class Recorder:
         self._note("hold", passed, flat.leaves)
         seen = self._watch is not None and self._watch.add(value, passed) and not isinstance(value, (dict, list))
         passed.unseen = not seen
+        for part, where in parts_of(value) if self._watch is not None else ():
+            if id(part) not in self.owned and self._watch is not None:
+                self._watch.add(part, Inside(passed.number, where))
         return passed.number
 
     def _read(self, key: Any, name: str, value: Any) -> None:
@@ -129,7 +133,7 @@ class Recorder:
             return
         written = self._written[-1]
         written.read(_place(key), name, value)
-        if isinstance(key, Passed):
+        if isinstance(key, (Passed, Inside)):
             call.looked_into.add(key.number)
         elif not (written.has(_place(key), name) or (is_mode(key, name) and call.sets_mode_of(key, len(self.calls)))):
             if plain(value):
@@ -158,6 +162,8 @@ class Recorder:
     def _method(self, key: Any, bound: MethodType) -> Any:
         """A method of an object that passes through is kept whole where it is handed tensors: a cache takes keys in."""
         if self._quiet or self.current is None:
+            return bound
+        if isinstance(key, Inside):
             return bound
         if not isinstance(key, Passed):
             if not (isinstance(bound.__self__, nn.Module) and hasattr(nn.Module, bound.__name__)):
@@ -269,56 +275,15 @@ class Recorder:
 
         return call
 
-    # -- the graph ------------------------------------------------------------------------------------------------
-
     def settle(self, graph: fx.Graph) -> None:
-        """Tie the graph's identity operators to the calls.
-
-        They become :func:`enter` and :func:`leave`, and ``node.meta["call"]`` of every node is the innermost call that
-        made it. ``graph`` returns what it returned, less :attr:`kept`.
-        """
-        output = graph.output_node()
-        results = tuple(output.args[0])  # type: ignore[arg-type]
-        output.args = (results[: len(results) - len(self.kept)],)
-        order = {n: i for i, n in enumerate(graph.nodes)}
-        marks = iter([n for n in graph.nodes if is_mark(n)])
-        borders: list[tuple[float, str, CallRecord]] = []
-        for side, subject, count, fenced in self._events:
-            fence = next(marks) if fenced else None
-            found = [next(marks) for _ in range(count)]
-            if side == "hold":
-                subject.leaves = [_unmarked(graph, n) for n in found]
-            else:
-                first = fence if fence is not None else found[0] if found else None
-                if side != "keep":
-                    borders.append((order[first] - 0.5 if first is not None else 0, side, subject))
-                for slot, node in enumerate(found):
-                    value = _carried(node)
-                    node.meta["val"] = value.meta["val"] if isinstance(value, fx.Node) else value
-                    node.target, node.args = _MARKS[side], (value, subject.number, slot)
-            if fence is not None:
-                graph.erase_node(fence)
-        assert next(marks, None) is None, "marks of calls and nodes of the graph do not agree"
-        self._assign(graph, order, borders)
-
-    def _assign(self, graph: fx.Graph, order: dict[fx.Node, int], borders: list[tuple[float, str, CallRecord]]) -> None:
-        stack = [self.calls[0]]
-        waiting = borders[1:]
-        for node in graph.nodes:
-            while waiting and waiting[0][0] < order[node]:
-                _, side, call = waiting.pop(0)
-                if side == "enter":
-                    stack.append(call)
-                elif call in stack[1:]:
-                    del stack[stack.index(call) :]
-            node.meta["call"] = stack[-1]
-
-
-_MARKS = {"enter": enter, "leave": leave, "keep": keep}
+        """Tie the graph's identity operators to the calls; ``graph`` returns what it returned, less :attr:`kept`."""
+        settle(graph, self.calls, self._events, len(self.kept))
 
 
 def _place(key: Any) -> Template:
     """What a watched object is in templates."""
+    if isinstance(key, Inside):
+        return ("inside", key.number, key.way)
     return ("known", key.number) if isinstance(key, Passed) else ("owned", key.paths)
 
 
@@ -338,30 +303,3 @@ class _Meeting(Flattener):
         if dataclasses.is_dataclass(value):
             return super()._object(value)
         return ("known", self._recorder.meet(value, self._call))
-
-
-def _way(value: Any, wanted: Any, depth: int = 0) -> tuple[str, ...] | None:
-    """The attributes that lead from an object to one that it holds."""
-    for name, held in vars(value).items() if depth < 3 and hasattr(value, "__dict__") else ():
-        if held is wanted:
-            return (name,)
-        if hasattr(held, "__dict__") and not callable(held) and (rest := _way(held, wanted, depth + 1)):
-            return (name, *rest)
-    return None
-
-
-def _carried(node: fx.Node) -> Any:
-    """What a mark carries: the tensor, or the size that a tensor was made to carry."""
-    value = node.args[0]
-    if isinstance(value, fx.Node) and value.target is torch.ops.aten.empty.memory_format:
-        value = value.args[0][0]  # type: ignore[index]
-    if isinstance(value, fx.Node) and value.target is torch.sym_ite:
-        return value.args[0]
-    return value
-
-
-def _unmarked(graph: fx.Graph, node: fx.Node) -> Any:
-    value = _carried(node)
-    node.replace_all_uses_with(value)
-    graph.erase_node(node)
-    return value

@@ -52,7 +52,8 @@ class Write:
     """What a call's own code does to an attribute of a module, a config or an object that passes through.
 
     Attributes:
-        owner: template of what has the attribute, ``owned`` or ``known``.
+        owner: template of what has the attribute: ``owned``, ``known``, or ``inside`` for a part of an object, with
+            its number and the way to it.
         name: the attribute.
         how: ``""`` where it is set; the method of a list or dict that adds to it, ``extend`` or ``update``.
         value: template of what it is set to, or what is added; its leaves are numbered as the ``keep`` marks are.
@@ -169,6 +170,19 @@ class CallRecord:
         while call is not None and call is not other:
             call = call.outer
         return call is other
+
+
+@dataclass(eq=False, frozen=True)
+class Inside:
+    """A part of an object that passes through calls: a layer of a cache.
+
+    Attributes:
+        number: of the object.
+        way: to the part, as code behind the object.
+    """
+
+    number: int
+    way: str
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ import functools
 import threading
 import types
 from collections import ChainMap
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import getattr_static
 from typing import Any, NamedTuple
@@ -23,6 +23,8 @@ from torch import nn
 
 from resfx._torch import held_buffers, held_parameters
 from resfx.passes.capture.objects import WATCH
+
+from .record import Inside
 
 
 class Found(enum.Enum):
@@ -87,6 +89,9 @@ class Watch:
     def add(self, value: Any, key: Any) -> bool:
         """Watch an object from now on; says whether it can be watched."""
         if id(value) in self._watched:
+            if isinstance(self._watched[id(value)][2], Inside):  # met by itself now
+                value.__dict__[WATCH] = (self, key)
+                self._watched[id(value)] = (*self._watched[id(value)][:2], key)
             return True
         cls: Any = type(value)
         try:
@@ -155,7 +160,7 @@ def _telling(cls: Hashable) -> type:
 
     def __getattr__(self: Any, name: str) -> Any:
         try:
-            value = super(told, self).__getattr__(name)  # type: ignore[misc]
+            value = super(told, self).__getattr__(name)  # type: ignore[arg-type, misc]
         except AttributeError:
             lacks(self, name)
             raise
@@ -267,3 +272,29 @@ def owned_in(module: nn.Module) -> list[tuple[Any, Owned]]:
     for value, way in below(module):
         found.setdefault(id(value), (value, []))[1].append(way)
     return [(value, Owned(tuple(ways))) for value, ways in found.values()]
+
+
+def way_to(value: Any, wanted: Any, depth: int = 0) -> tuple[str, ...] | None:
+    """The attributes that lead from an object to one that it holds."""
+    for name, held in vars(value).items() if depth < 3 and hasattr(value, "__dict__") else ():
+        if held is wanted:
+            return (name,)
+        if hasattr(held, "__dict__") and not callable(held) and (rest := way_to(held, wanted, depth + 1)):
+            return (name, *rest)
+    return None
+
+
+def parts_of(value: Any, way: str = "", depth: int = 0) -> Iterator[tuple[Any, str]]:
+    """The objects with attributes that an object holds, in lists and dicts too, each with the way to it as code."""
+    held = getattr(value, "__dict__", {}).items() if not isinstance(value, (list, tuple, dict)) else ()
+    found = [(inner, f"{way}.{name}") for name, inner in list(held) if name != WATCH]
+    if isinstance(value, dict):
+        found += [(inner, f"{way}[{key!r}]") for key, inner in dict.items(value) if type(key) in (str, int)]
+    elif isinstance(value, (list, tuple)):
+        found += [(inner, f"{way}[{i}]") for i, inner in enumerate(value)]
+    for inner, there in found if depth < 4 else ():
+        container = isinstance(inner, (list, tuple, dict))
+        if container or (_is_object(inner) and type(inner).__module__.split(".")[0] not in ("torch", "sympy")):
+            if not container:
+                yield inner, there
+            yield from parts_of(inner, there, depth + 1)
