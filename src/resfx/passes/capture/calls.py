@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from resfx._torch import is_compiling
-from resfx.errors import InputError, meant
+from resfx.errors import CaptureError, InputError, meant
 
-from .structure import COMPOUND, Flattener, Template, build
+from .structure import COMPOUND, Flattener, Template, build, named_parts
 
 
 @dataclass
@@ -118,9 +119,20 @@ def unbind(signature: inspect.Signature, given: dict[str, Any]) -> tuple[tuple[A
 
 
 def flatten_call(given: dict[str, Any], varying: Collection[tuple[type, str]] = ()) -> Call:
-    """Take the arguments of a call apart."""
+    """Take the arguments of a call apart.
+
+    Raises:
+        CaptureError: if one of them holds tensors and cannot be taken apart, or is a module.
+    """
     flat = Flattener(varying=varying)
     template = flat.flatten(given)
+    for name, part in named_parts(template):
+        if part[0] == "const" and isinstance(part[2], nn.Module):
+            raise CaptureError(
+                "cannot capture a call with a module among its arguments",
+                f"{name} is a {type(part[2]).__name__}: its weights would be constants, and changes to it lost",
+                "hold it as a submodule of the model, and call the model",
+            )  # fmt: skip
     return Call(template, [carried(leaf) for leaf in flat.leaves], flat.objects)
 
 

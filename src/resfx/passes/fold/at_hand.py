@@ -25,6 +25,7 @@ class AtHand(Text):
         env: what values of the graph are called.
         objects: what stateful objects are called, by number.
         early: where in the code an object was at hand first.
+        lent: what modules and configs from outside are called that came as arguments, by path.
     """
 
     def __init__(self, plan: Plan, region: Region, tree: nn.Module) -> None:
@@ -35,6 +36,7 @@ class AtHand(Text):
         self.env: dict[fx.Node, str] = {}
         self.objects: dict[int, str] = {}
         self.early: dict[int, int] = {}
+        self.lent: dict[str, str] = {}
 
     def _new_module(self, path: str) -> str:
         """A module that a method put in."""
@@ -108,13 +110,19 @@ class AtHand(Text):
         return "self" + values.steps(self.module, place)
 
     def _owned(self, paths: tuple[str, ...]) -> str:
-        own = f"{self.region.path}." if self.region.path else ""
-        for path in paths:
-            if path == (self.region.path or ""):
-                return "self"
-            if path.startswith(own):
-                return "self" + values.steps(self.module, path.removeprefix(own))
-        raise NotExpressible(f"{paths[0]}, which is not below {self.region.path}")
+        found = (text for path in paths if (text := self._at_hand(path)) is not None)
+        if (text := next(found, None)) is None:
+            raise NotExpressible(f"{paths[0]}, which is not below {self.region.path}")
+        return text
+
+    def _at_hand(self, path: str) -> str | None:
+        """A module or config by its path: below ``self``, or below an argument."""
+        for start, text in {self.region.path or "": "self", **self.lent}.items():
+            if path == start:
+                return text
+            if not start or path.startswith(f"{start}."):
+                return text + values.steps(values.follow(self.tree, start), path.removeprefix(f"{start}."))
+        return None
 
     # -- sizes ----------------------------------------------------------------------------------------------------
 

@@ -121,6 +121,8 @@ class Writer(AtHand):
             for i, part in enumerate(template):
                 self._open(part, f"{text}[{i}]")
         else:
+            if template[0] == "owned":
+                self.lent |= dict.fromkeys(template[1], text)
             for slot, path in values.leaves(template, text):
                 if slot in self.marks:
                     self.env[self.marks[slot]] = path
@@ -185,9 +187,8 @@ class Writer(AtHand):
             )  # fmt: skip
         text = self._new_call(node) if node.op == "call_module" else self._target(node)
         name = "x" if node.op == "call_module" else operator_name(node).strip("_") or "value"
-        self.env[node] = self._set(
-            name, text
-        )  # names say nothing of where in the model this is: equal blocks, equal text
+        # Names say nothing of where in the model this is: equal blocks, equal text.
+        self.env[node] = self._set(name, text)
 
     def _new_call(self, node: fx.Node) -> str:
         path = str(node.target)
@@ -231,7 +232,7 @@ class Writer(AtHand):
         given += [f"{k}={self._argument(inner, t)}" if k.isidentifier() else f"**{{{k!r}: {self._argument(inner, t)}}}"
                   for k, t in zip(kwargs[1], kwargs[2], strict=True)]  # fmt: skip
         if inner.path is not None:
-            text = "self" + values.steps(self.module, self._below(inner.path))
+            text = self._called(inner.path)
             name = next((p for p in reversed(inner.path.split(".")) if not p.isdigit()), "layer")
         else:
             name = inner.call.name
@@ -260,11 +261,10 @@ class Writer(AtHand):
         for i, node in enumerate(inner.handed):
             self.env[node] = f"{handed}.made[{i}]"
 
-    def _below(self, path: str) -> str:
-        own = f"{self.region.path}." if self.region.path else ""
-        if not path.startswith(own):
+    def _called(self, path: str) -> str:
+        if (text := self._at_hand(path)) is None:
             raise NotExpressible(f"a call of {path}, which is not below {self.region.path}")
-        return path.removeprefix(own)
+        return text
 
     def _argument(self, inner: Region, template: Template) -> str:
         marks = inner.enters

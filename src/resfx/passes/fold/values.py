@@ -147,7 +147,7 @@ def places_of(module: nn.Module, tensor: torch.Tensor) -> Iterator[str]:
 
 def follow(root: Any, path: str) -> Any:
     """What a dotted path leads to."""
-    for name in path.split("."):
+    for name in path.split(".") if path else ():
         root = getattr(root, name)
     return root
 

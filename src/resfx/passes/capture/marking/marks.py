@@ -20,6 +20,7 @@ import torch
 from torch import fx, nn
 
 from resfx._torch import traced_mark
+from resfx.errors import CaptureError
 from resfx.passes.capture.structure import Flattener, Template, exchange
 
 from .acts import Acts
@@ -57,6 +58,7 @@ class Recorder:
     _events: list[tuple[str, Any, int, bool]] = field(default_factory=list)
     _fence: torch.Tensor | None = None
     _unwatched: dict[int, tuple[Any, Owned]] = field(default_factory=dict)
+    _unseen: list[tuple[type, State]] = field(default_factory=list)
     _quiet: bool = False
     _inside: bool = False
     _thread: int = field(default_factory=threading.get_ident)
@@ -89,7 +91,18 @@ class Recorder:
         self._keep(call, written)
         result, call.result = self._mark("leave", call, result)
         call.done = True
+        if call.outer is None:
+            self._refuse_unseen()
         return result
+
+    def _refuse_unseen(self) -> None:
+        for cls, before in self._unseen:
+            if self._quietly(before.altered):
+                raise CaptureError(
+                    f"cannot capture a call that leaves values in a {cls.__name__}",
+                    "it cannot be told what is set there, and what reads it later",
+                    "an object of a class of your own, without slots",
+                )  # fmt: skip
 
     def _keep(self, call: CallRecord, written: Written) -> None:
         """Mark what a call did beside its result."""
@@ -122,6 +135,8 @@ class Recorder:
         self._note("hold", passed, flat.leaves)
         seen = self._watch is not None and self._watch.add(value, passed) and not isinstance(value, (dict, list))
         passed.unseen = not seen
+        if not seen and not isinstance(value, (dict, list)):
+            self._unseen.append((type(value), State(value)))
         for part, where in parts_of(value) if self._watch is not None else ():
             if id(part) not in self.owned and self._watch is not None:
                 self._watch.add(part, Inside(passed.number, where))
