@@ -43,6 +43,8 @@ class Block(small.Block):
         h = h if self.shift is None else h + self.shift
         h = h * (2 if self.up.bias is None else 1)
         h = self.extra(h) if hasattr(self, "extra") else h
+        for name, child in self.named_children():
+            h = child(h) if name.startswith("late") else h
         return x + self.default(self.twice(self.fn(self.norm2(self.hook(h)))))
 
 
@@ -65,6 +67,7 @@ CHANGES = {
     "and none again": lambda b: setattr(b, "shift", None),
     "a parameter taken away": lambda b: setattr(b.up, "bias", None),
     "a module added": lambda b: b.add_module("extra", linear()),
+    "one that a loop meets": lambda b: b.add_module("late", linear()),
     "a field of a dataclass with slots": lambda b: setattr(b.gain, "by", 0.5),
     "another partial": lambda b: setattr(b, "fn", functools.partial(F.leaky_relu, negative_slope=0.9)),
     "a function for a partial": lambda b: setattr(b, "fn", torch.sigmoid),

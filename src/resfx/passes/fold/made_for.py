@@ -15,7 +15,7 @@ from resfx.passes.capture.marking.modes import is_mode
 from resfx.passes.capture.marking.record import CallRecord
 from resfx.passes.capture.marking.watch import Found, Held
 
-from .guard import Guard, Way, autocast_state, look_up, names_in
+from .guard import Guard, Way, autocast_state, is_found, look_up, names_in
 from .plan import Plan, from_function, is_size, known_in, only_handed_on
 from .region import Region
 from .values import bound
@@ -35,6 +35,9 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[t
     reads, held = _read(module, generated, own, [c for c in plan.calls.values() if c.modes and c.is_in(region.call)])
     ways = [tuple(r.path.split("."))[len(own) :] if r.path else () for r in generated]
     lists = {w: names for way in ways for w, names in _lists(module.get_submodule(".".join(way)), way)}
+    children = [owner for r in generated for (owner, _), how in r.call.reads.items() if how is Found.CHILDREN]
+    listed = [way for owner in children if (way := owner.way_from(own)) is not None]
+    lists |= {way: names_in(look_up(module, way)) for way in listed}
     free = frozenset(i for i, m in region.enters.items() if only_handed_on(plan, m) and from_function(plan, m))
     # The code's Python may have looked at the sizes of whatever it was handed, though its graph does not show it.
     given = [(i, region.enters[i].meta["val"]) for i in sorted(set(region.enters) - free)]
@@ -78,8 +81,15 @@ def _read(
             continue
         if is_mode(owner, name) and any(outer.sets_mode_of(owner, call.number) for outer in setting):
             continue
-        if not isinstance(value, Held):
-            values[*way, name] = look_up(module, (*way, name)) if value is Found.CALLED else value
+        if value is Found.CALLED:
+            values[*way, name] = look_up(module, (*way, name))
+        elif isinstance(value, Found):
+            if value is not Found.CHILDREN and is_found(
+                look_up(module, way), name, value
+            ):  # else a trace goes without it, as hooks
+                values[*way, name] = value
+        elif not isinstance(value, Held):
+            values[*way, name] = value
         elif (shared := value.owned.way_from(own)) is not None:  # what is read of it is told by this way
             objects[*way, name] = value.cls, shared
     return values, objects

@@ -31,6 +31,7 @@ from .watch import Found, Owned, Watch, is_called, kept, owned_in, parts_of, pla
 from .writes import State, Written, replaced
 
 T = TypeVar("T")
+_GOES_THROUGH = ("children", "named_children", "modules", "named_modules")
 
 
 @dataclass(eq=False)
@@ -181,8 +182,10 @@ class Recorder:
         if isinstance(key, Inside):
             return bound
         if not isinstance(key, Passed):
-            if not (isinstance(bound.__self__, nn.Module) and hasattr(nn.Module, bound.__name__)):
-                self.current.reads.setdefault((key, bound.__name__), Found.METHOD)
+            torchs = isinstance(bound.__self__, nn.Module) and hasattr(nn.Module, bound.__name__)
+            if not torchs or bound.__name__ in _GOES_THROUGH:
+                how = Found.CHILDREN if torchs else Found.METHOD
+                self.current.reads.setdefault((key, bound.__name__), how)
             return self._modes.method(key, bound, self.current)
 
         @functools.wraps(bound)

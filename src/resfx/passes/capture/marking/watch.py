@@ -34,6 +34,7 @@ class Found(enum.Enum):
     PRESENT = "a parameter, whichever"
     CALLED = "something to call that a copy of a tree may have another of"
     METHOD = "a method of its class"
+    CHILDREN = "by going through what a module holds"
 
 
 _OWN = frozenset(vars(nn.Module())) | {WATCH}  # what a module has of torch: the rest is its author's
