@@ -244,8 +244,37 @@ def test_what_is_left_in_the_parts_of_an_object(block, made, mode):
 @pytest.mark.parametrize("mode", ["ddl", "attnres"])
 def test_what_is_left_where_nobody_can_watch_is_refused(mode):
     new = resfx.rewrite(keeping(KeepsByName), mode, args=(X,))
-    with pytest.raises(resfx.errors.CaptureError, match="leaves values in a SimpleNamespace"):
+    with pytest.raises(resfx.errors.VariantError, match="leaves values in a SimpleNamespace"):
         new(X, SimpleNamespace())
+
+
+def test_what_modules_without_residual_adds_leave_there_is_left():
+    class Notes(nn.Linear):
+        def forward(self, x, notes):
+            notes.seen = x
+            return super().forward(x)
+
+    class Takes(small.Block):
+        def __init__(self):
+            super().__init__()
+            self.up = Notes(8, 16)
+
+        def forward(self, x, notes):
+            return x + self.down(self.act(self.up(self.norm(x), notes)))
+
+    class Model(small.Net):
+        def __init__(self):
+            super().__init__(blocks=0)
+            self.blocks = nn.ModuleList(Takes() for _ in range(2))
+
+        def forward(self, x):
+            notes = SimpleNamespace()
+            for block in self.blocks:
+                x = block(x, notes)
+            return self.out(x) + notes.seen
+
+    model = small.net(Model)
+    assert torch.equal(resfx.rewrite(copy.deepcopy(model), "ddl", args=(X,))(X), model(X))
 
 
 def test_a_model_that_returns_what_it_wrote_into():

@@ -28,10 +28,20 @@ def beside(plan: Plan, region: Region, compose: Compose, text: Callable[[fx.Node
     Args:
         compose: a value as text, by its template and the text of its leaves.
         text: of a node.
+
+    Raises:
+        VariantError: where it leaves values in an object that cannot be watched.
     """
     marks = {n.args[1:]: n for n, home in plan.home.items() if n.target is keep and home is region}
     for call in sorted({region.call, *region.dissolved}, key=lambda c: c.number):
         for write in call.writes:
+            if not write.name:
+                cls = plan.capture.objects[write.owner[1]].cls
+                raise VariantError(
+                    f"cannot write the code of {region.name}",
+                    f"it leaves values in a {cls.__name__}, of which it cannot be told what is set and read later",
+                    "pass an object of a class of your own, without slots",
+                )  # fmt: skip
             if write.value is None:
                 warn(
                     f"{region.name} changes {write.name!r} while it is called, and its rewritten code does not: that"

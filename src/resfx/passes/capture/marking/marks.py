@@ -20,7 +20,6 @@ import torch
 from torch import fx, nn
 
 from resfx._torch import traced_mark
-from resfx.errors import CaptureError
 from resfx.passes.capture.structure import Flattener, Template, exchange
 
 from .acts import Acts
@@ -59,7 +58,7 @@ class Recorder:
     _events: list[tuple[str, Any, int, bool]] = field(default_factory=list)
     _fence: torch.Tensor | None = None
     _unwatched: dict[int, tuple[Any, Owned]] = field(default_factory=dict)
-    _unseen: list[tuple[type, State]] = field(default_factory=list)
+    _unseen: list[tuple[int, Any, State]] = field(default_factory=list)
     _quiet: bool = False
     _inside: bool = False
     _thread: int = field(default_factory=threading.get_ident)
@@ -79,6 +78,8 @@ class Recorder:
 
     def begin(self, target: str | Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Any]:
         """A call begins; returns its arguments, marked."""
+        if self._written:
+            self._blame()
         call = CallRecord(len(self.calls), target, self.current)
         self.calls.append(call)
         self._open.append(call)
@@ -88,22 +89,19 @@ class Recorder:
 
     def end(self, result: Any) -> Any:
         """The innermost call ends; returns its result, marked."""
+        self._blame()
         call, written = self._open.pop(), self._written.pop()
         self._keep(call, written)
         result, call.result = self._mark("leave", call, result)
         call.done = True
-        if call.outer is None:
-            self._refuse_unseen()
         return result
 
-    def _refuse_unseen(self) -> None:
-        for cls, before in self._unseen:
+    def _blame(self) -> None:
+        """Note that the code of the innermost call, so far, left values in objects that cannot be watched."""
+        for number, _, before in self._unseen:
             if self._quietly(before.altered):
-                raise CaptureError(
-                    f"cannot capture a call that leaves values in a {cls.__name__}",
-                    "it cannot be told what is set there, and what reads it later",
-                    "an object of a class of your own, without slots",
-                )  # fmt: skip
+                self._written[-1].lost.append(("known", number))
+        self._unseen = [(number, value, State(value)) for number, value, _ in self._unseen]
 
     def _keep(self, call: CallRecord, written: Written) -> None:
         """Mark what a call did beside its result."""
@@ -137,7 +135,7 @@ class Recorder:
         seen = self._watch is not None and self._watch.add(value, passed) and not isinstance(value, (dict, list))
         passed.unseen = not seen
         if not seen and not isinstance(value, (dict, list)):
-            self._unseen.append((type(value), State(value)))
+            self._unseen.append((passed.number, value, State(value)))
         for part, where in parts_of(value) if self._watch is not None else ():
             if id(part) not in self.owned and self._watch is not None:
                 self._watch.add(part, Inside(passed.number, where))

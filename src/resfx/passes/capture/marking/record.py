@@ -54,7 +54,7 @@ class Write:
     Attributes:
         owner: template of what has the attribute: ``owned``, ``known``, or ``inside`` for a part of an object, with
             its number and the way to it.
-        name: the attribute.
+        name: the attribute; ``""`` where it cannot be told.
         how: ``""`` where it is set; the method of a list or dict that adds to it, ``extend`` or ``update``.
         value: template of what it is set to, or what is added; its leaves are numbered as the ``keep`` marks are.
             ``None`` where it cannot be told.

@@ -36,7 +36,8 @@ def settle(graph: fx.Graph, calls: Sequence[CallRecord], events: Sequence[Event]
     found = [n for n in graph.nodes if is_mark(n)]
     if len(found) != sum(count + fenced for _, _, count, fenced in events):
         raise CaptureError(
-            "cannot tell the calls in this model apart", "it returns a tensor that it was given and wrote into",
+            "cannot tell the calls in this model apart",
+            "its graph has other marks than were made, as where it returns a tensor that it was given and wrote into",
             "x = x + f(x) where it has x += f(x) on an argument, or return a clone",
         )  # fmt: skip
     marks = iter(found)

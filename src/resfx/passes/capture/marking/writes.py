@@ -27,9 +27,14 @@ class _Seen(NamedTuple):
 
 
 class Written:
-    """What one call has done so far. Code of calls inside it answers for itself."""
+    """What one call has done so far. Code of calls inside it answers for itself.
+
+    Attributes:
+        lost: objects that hold other values now, and it cannot be told which.
+    """
 
     def __init__(self) -> None:
+        self.lost: list[Place] = []
         self._sets: dict[tuple[Place, str], _Seen] = {}
         self._held: dict[tuple[Place, str], _Seen] = {}
 
@@ -55,7 +60,7 @@ class Written:
 
     def writes(self, flat: Flattener) -> list[Write]:
         """What the call did; tensors in it are appended to the leaves of ``flat``."""
-        found = []
+        found = [Write(place, "", "", None) for place in self.lost]
         for (place, name), (value, before) in self._sets.items():
             now = own(value).get(name, Found.MISSING)
             same = now is before or (plain(now) and type(now) is type(before) and now == before)
