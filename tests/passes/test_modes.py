@@ -162,6 +162,7 @@ def assert_alike(model, new):
 CASES = [Frozen, FrozenFlag, FrozenAll, PutBack, AtTheEnd, OwnTrain, DropsNet, FirstFrozen]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("mode", ["ddl", "attnres", "mhc"])
 @pytest.mark.parametrize("cls", CASES)
 def test_a_mode_that_forward_sets_is_set(cls, mode):

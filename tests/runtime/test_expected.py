@@ -72,6 +72,7 @@ def pair(mode):
     return model, copy.deepcopy(resfx.rewrite(model, mode, args=(X,)))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("mode", [*AROUND, *ALONE])
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_is_changed_on_the_way_acts_or_is_refused(what, mode):

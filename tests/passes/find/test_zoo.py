@@ -35,7 +35,7 @@ def _assert_right(name: str) -> None:
     assert result.exact is not False, result.error
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", SOME)
 def test_some(name: str) -> None:
     _assert_right(name)

@@ -57,6 +57,7 @@ def trained(model):
     return out, {n: p.grad for n, p in model.named_parameters() if not n.startswith("resfx.")}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("mode", ["ddl", "attnres", "elc", "depth_read", "delta_attnres", "denseformer"])
 @pytest.mark.parametrize("form", FORMS)
 def test_training_is_the_originals(form, mode):
