@@ -127,6 +127,14 @@ def test_which_arguments_are_one_object():
     assert ask((0, 1), x, x) == "identity of arguments"
 
 
+def test_a_number_or_truth_of_values_that_is_handed_on():
+    likeness = Likeness({"x": ("int", 0)}, {}, frozenset(), (), [])
+    for value in (3, True, False, 0.5):
+        assert likeness.function({"x": value}, likeness.constants) == []
+    for value in (None, "3", torch.zeros(())):
+        assert likeness.function({"x": value}, likeness.constants) == "argument 'x'"
+
+
 def test_types_are_told_from_arguments():
     x = torch.zeros(2)
     likeness = Likeness({"x": ("tensor", 0)}, {}, frozenset(), (0,), [(x.dtype, x.device)])

@@ -101,9 +101,10 @@ class Likeness:
         elif kind == "const":
             yield self._refuse(self._other(template, value))
         elif kind == "int":
-            yield self._refuse(f"type({value}) is not int and not isinstance({value}, SymInt)")
+            # In a trace a size, or a number or truth of values that its code hands on.
+            yield self._refuse(f"not isinstance({value}, (int, float, SymInt, SymFloat, SymBool))")
             if self._inside is not None:
-                yield self._refuse(f"{value} < 2")  # a trace takes 0 and 1 for constants
+                yield self._refuse(f"type({value}) is bool or {value} < 2")  # a trace takes 0 and 1 for constants
                 name = self._found[self._inside, template[1]] = next(self._names)
                 yield f"{name} = carried({value})"
         elif kind == "known":
@@ -186,7 +187,8 @@ class Likeness:
 @functools.cache
 def _compiled(text: str) -> Like:
     scope: dict[str, Any] = {
-        "Tensor": torch.Tensor, "SymInt": torch.SymInt, "fields_of": fields_of, "carried": carried,
+        "Tensor": torch.Tensor, "SymInt": torch.SymInt, "SymFloat": torch.SymFloat, "SymBool": torch.SymBool,
+        "fields_of": fields_of, "carried": carried,
     }  # fmt: skip
     exec(text, scope)
     return scope["like"]
