@@ -136,8 +136,7 @@ class Likeness:
             yield self._refuse(f"type({value}) is not {self._constant(cls)}")
             return
         around, self._inside, self._met = self._met, number, []
-        yield self._refuse(f"type({value}) is not {self._constant(state[1])}")
-        yield from self._fields(state, value)
+        yield from self._compound(state, value)
         yield from self._all_others(self._met)
         self._inside, self._met = None, around
 

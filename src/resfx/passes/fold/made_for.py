@@ -81,12 +81,12 @@ def _read(
             continue
         if is_mode(owner, name) and any(outer.sets_mode_of(owner, call.number) for outer in setting):
             continue
+        if value is Found.CHILDREN:
+            continue
         if value is Found.CALLED:
             values[*way, name] = look_up(module, (*way, name))
         elif isinstance(value, Found):
-            if value is not Found.CHILDREN and is_found(
-                look_up(module, way), name, value
-            ):  # else a trace goes without it, as hooks
+            if is_found(look_up(module, way), name, value):  # else a trace goes without it, as without hooks
                 values[*way, name] = value
         elif not isinstance(value, Held):
             values[*way, name] = value

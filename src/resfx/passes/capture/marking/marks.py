@@ -136,9 +136,10 @@ class Recorder:
         passed.unseen = not seen
         if not seen and not isinstance(value, (dict, list)):
             self._unseen.append((passed.number, value, State(value)))
-        for part, where in parts_of(value) if self._watch is not None else ():
-            if id(part) not in self.owned and self._watch is not None:
-                self._watch.add(part, Inside(passed.number, where))
+        if self._watch is not None:
+            for part, where in parts_of(value):
+                if id(part) not in self.owned:
+                    self._watch.add(part, Inside(passed.number, where))
         return passed.number
 
     def _read(self, key: Any, name: str, value: Any) -> None:
@@ -175,9 +176,7 @@ class Recorder:
 
     def _method(self, key: Any, bound: MethodType) -> Any:
         """A method of an object that passes through is kept whole where it is handed tensors: a cache takes keys in."""
-        if self._quiet or self.current is None:
-            return bound
-        if isinstance(key, Inside):
+        if self._quiet or self.current is None or isinstance(key, Inside):
             return bound
         if not isinstance(key, Passed):
             torchs = isinstance(bound.__self__, nn.Module) and hasattr(nn.Module, bound.__name__)
