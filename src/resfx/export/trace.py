@@ -67,7 +67,8 @@ class Exportable:
             flat, templates = _flatten(run(self.tree, *args, **kwargs), [])
         else:
             assert capture.output is not None
-            flat, templates = list(run(self.tree, *leaves, *capture.constants)), [capture.output, *capture.states]
+            flat = list(run(self.tree, *leaves, *capture.constants_in(self.tree)))
+            templates = [capture.output, *capture.states]
         roots = ["", *_object_names(self.call.template, self.source)]
         named = [pair for t, root in zip(templates, roots, strict=True) for pair in _names(t, root)]
         named = [(i, _as_ever(name, self.source)) for i, name in named]

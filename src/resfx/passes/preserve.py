@@ -6,7 +6,7 @@ import contextlib
 import copy
 import random
 import threading
-from collections import OrderedDict, defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -18,31 +18,32 @@ from torch.utils.checkpoint import CheckpointFunction
 from resfx._torch import held_buffers, tracing
 from resfx.report.progress import log
 
+from .holdings import CONTAINERS, Holdings
 from .leftovers import nothing_left
 from .tensors import Writes, tensors_as_found
 
 Result = TypeVar("Result")
-CONTAINERS = (list, dict, set, OrderedDict, defaultdict, deque)
-"""What code writes into beside attributes, and can be given its contents again."""
 
 
 @contextlib.contextmanager
 def left_as_found(model: nn.Module, tensors: bool = True) -> Iterator[None]:
     """Inside, a model's forward may run; what it sets beside its results is then as before.
 
-    Attributes come back, also those that were added or removed, and so do the contents of the lists, dicts, sets and
-    deques that a module holds (its hooks, its buffers' names, its logs), as the same objects, and random number
+    Attributes come back, also those that were added or removed, those of objects that a module holds, and the contents
+    of lists, dicts, sets and deques (its hooks, its buffers' names, its logs), as the same objects, and random number
     generators. What rewrites keep on modules stays: code that was made meanwhile is good.
 
     Args:
         tensors: whether attributes, data, gradients and hooks of its tensors come back, too. A trace has fake ones in
             their place, and another thread may be giving the real ones gradients meanwhile.
     """
-    known = [*model.parameters(), *model.buffers(), *_plain(model)] if tensors else []
+    holdings = Holdings(model)
+    known = [*model.parameters(), *model.buffers(), *_plain(holdings)] if tensors else []
     held_tensors = list({id(t): t for t in known}.values())
-    holders = [vars(x) for x in [*model.modules(), *held_tensors]]
+    holders = [vars(x) for x in [*model.modules(), *held_tensors, *holdings.objects]]
     before = [(held, {k: v for k, v in held.items() if not k.startswith("_resfx")}) for held in holders]
-    contents = {id(v): (v, copy.copy(v)) for _, own in before for v in _containers(own.values())}
+    of_torch = [v for _, own in before for v in own.values() if type(v) in CONTAINERS]
+    contents = {id(v): (v, copy.copy(v)) for v in [*of_torch, *holdings.containers]}
     states = [(v, v.get_state()) for _, own in before for v in own.values() if isinstance(v, torch.Generator)]
     try:
         with tensors_as_found(held_tensors):
@@ -57,19 +58,6 @@ def left_as_found(model: nn.Module, tensors: bool = True) -> Iterator[None]:
             _refill(container, content)
         for generator, state in states:
             generator.set_state(state)
-
-
-def _containers(values: Iterable[Any], depth: int = 0) -> Iterator[Any]:
-    """The containers among some values, and those in them."""
-    for value in values:
-        if type(value) in CONTAINERS:
-            yield value
-            if depth < 3:
-                yield from _containers(_values(value), depth + 1)
-
-
-def _values(container: Any) -> Iterable[Any]:
-    return container.values() if isinstance(container, dict) else container
 
 
 def _refill(container: Any, content: Any) -> None:
@@ -87,16 +75,14 @@ def _refill(container: Any, content: Any) -> None:
         container.update(content)
 
 
-def _plain(model: nn.Module) -> list[torch.Tensor]:
-    """The tensors that are plain attributes of modules or lie in containers that are."""
-    held = [v for m in model.modules() for v in vars(m).values()]
-    return [v for v in [*held, *(x for c in _containers(held) for x in _values(c))] if type(v) is torch.Tensor]
+def _plain(holdings: Holdings) -> list[torch.Tensor]:
+    return [t for t in holdings.tensors if type(t) is torch.Tensor]
 
 
 @contextlib.contextmanager
 def values_kept(*models: nn.Module, also: Iterable[torch.Tensor] = ()) -> Iterator[list[torch.Tensor]]:
     """Inside, a forward may write into what models hold beside parameters, which has its values again afterwards:
-    buffers, and tensors that are plain attributes or lie in containers that are.
+    buffers, and tensors that are plain attributes or lie in containers and objects that are.
 
     Args:
         also: tensors beside these, of which some memory is used up.
@@ -106,7 +92,7 @@ def values_kept(*models: nn.Module, also: Iterable[torch.Tensor] = ()) -> Iterat
     """
     every = {id(t): t for t in also}
     for model in models:
-        every |= {id(t): t for t in [*model.buffers(), *_plain(model)]}
+        every |= {id(t): t for t in [*model.buffers(), *_plain(Holdings(model))]}
     values = [(t, t.detach().clone()) for t in every.values() if not t.is_meta]
     written: list[torch.Tensor] = []
     try:

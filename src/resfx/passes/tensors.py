@@ -55,6 +55,16 @@ class _Found:
             set_tensor_hooks(tensor, [table for table, _ in self.hooks])
 
 
+def memory_at(value: Any) -> tuple[Any, ...] | None:
+    """Where the numbers of a tensor lie and how they are read; ``None`` for what has none."""
+    if not isinstance(value, torch.Tensor) or value.is_meta or not value.numel() or value.layout != torch.strided:
+        return None
+    try:
+        return value.data_ptr(), value.shape, value.stride(), value.dtype
+    except RuntimeError:  # a shard, a quantised weight
+        return None
+
+
 def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
     laid = (tensor.data_ptr(), tensor.stride()) if tensor.layout is torch.strided else tensor.layout
     return laid, tensor.shape, tensor.dtype, tensor.device

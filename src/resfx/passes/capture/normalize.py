@@ -7,6 +7,7 @@ between a pair of calls, so that every later pass sees one level.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch.fx.node import has_side_effect
 from resfx._torch import OpOverload, enter_autocast, exit_autocast, overload_name, schema_of, set_grad_enabled
 from resfx.passes.find.mark import note
 from resfx.passes.find.operators import is_inplace, operator_name
+from resfx.passes.holdings import Place
+from resfx.passes.tensors import memory_at
 
 _SAVED = frozenset("softmax _softmax log_softmax sigmoid tanh exp sqrt rsqrt".split())
 _NOISE = {"_assert_tensor_metadata", "_guards_fn"}
@@ -37,8 +40,14 @@ for _act in (enter_grad_mode, exit_grad_mode, enter_autocast, exit_autocast):
     has_side_effect(_act)  # they stay though nothing reads what they give
 
 
-def flatten_graph(module: fx.GraphModule, tree: nn.Module) -> tuple[fx.Graph, list[Any]]:
-    """The graph of ``module`` with ``tree`` as its attribute root, and the values of its extra placeholders."""
+def flatten_graph(
+    module: fx.GraphModule, tree: nn.Module, places: Callable[[Any], tuple[Place, ...]]
+) -> tuple[fx.Graph, list[Any]]:
+    """The graph of ``module`` with ``tree`` as its attribute root, and the values of its extra placeholders.
+
+    Args:
+        places: of a tensor, where the tree has it in a list, dict or object.
+    """
     graph = fx.Graph()
     env: dict[fx.Node, Any] = {}
     _copy_into(graph, module, env)
@@ -47,7 +56,7 @@ def flatten_graph(module: fx.GraphModule, tree: nn.Module) -> tuple[fx.Graph, li
     _drop_unused_attributes(graph)
     _keep_saved_results(graph)
     _drop_copies_of_itself(graph)
-    return graph, _lift_constants(graph, module, tree)
+    return graph, _lift_constants(graph, module, tree, places)
 
 
 def _output(graph: fx.Graph) -> Any:
@@ -144,17 +153,19 @@ def _attribute(node: Any) -> str:
     return str(node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else ""
 
 
-def _lift_constants(graph: fx.Graph, module: fx.GraphModule, tree: nn.Module) -> list[Any]:
+def _lift_constants(
+    graph: fx.Graph, module: fx.GraphModule, tree: nn.Module, places: Callable[[Any], tuple[Place, ...]]
+) -> list[Any]:
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     first = next(iter(graph.nodes))
     constants: list[Any] = []
     by_target: dict[str, fx.Node] = {}
-    names: dict[Any, str] = {place: n for n, p in tree.named_parameters() if (place := _memory(p)) is not None}
+    names: dict[Any, str] = {place: n for n, p in tree.named_parameters() if (place := memory_at(p)) is not None}
     for node in list(graph.nodes):
         if node.op != "get_attr" or resolves(tree, node.target):
             continue
         # A parameter reached on another way than the tree's (a patched forward): the tracer lifts it detached.
-        if (name := names.get(_memory(resolve(module, node.target)))) is not None:
+        if (name := names.get(memory_at(resolve(module, node.target)))) is not None:
             node.target = name
             continue
         if node.target not in by_target:
@@ -163,22 +174,12 @@ def _lift_constants(graph: fx.Graph, module: fx.GraphModule, tree: nn.Module) ->
                 constant = graph.placeholder(f"constant_{len(constants)}")
             placeholders.append(constant)
             constant.meta.update(node.meta)
-            note(constant, lifted=True)
             constants.append(resolve(module, node.target))
+            note(constant, lifted=True, held=places(constants[-1]))
             by_target[node.target] = constant
         node.replace_all_uses_with(by_target[node.target])
         graph.erase_node(node)
     return constants
-
-
-def _memory(value: Any) -> tuple[Any, ...] | None:
-    """Where the numbers of a tensor lie and how they are read; ``None`` for what has none."""
-    if not isinstance(value, torch.Tensor) or value.is_meta or not value.numel() or value.layout != torch.strided:
-        return None
-    try:
-        return value.data_ptr(), value.shape, value.stride(), value.dtype
-    except RuntimeError:  # a shard, a quantised weight
-        return None
 
 
 def resolve(root: Any, target: str) -> Any:

@@ -7,13 +7,13 @@ import gc
 import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from resfx._torch import OpOverload, OpOverloadPacket
+from resfx.passes.holdings import Item, slots_of
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, range, slice, type(Ellipsis))
 CONSTANTS = (
@@ -23,16 +23,6 @@ CONSTANTS = (
 
 _BASES: tuple[type, ...] = (OrderedDict, defaultdict, dict, list, types.SimpleNamespace, object)
 _HEAP_TYPE = 1 << 9  # set for classes made by a ``class`` statement
-
-
-@dataclass(frozen=True)
-class Item:
-    """What an object's part is called that is an item of it (a dict's or a list's), not an attribute."""
-
-    key: Any
-
-    def __str__(self) -> str:
-        return str(self.key)
 
 
 class Held:
@@ -86,18 +76,8 @@ def layout_of(cls: type) -> Layout:
     found = _LAYOUTS.get(cls)
     if found is None:
         base = next(c for c in cls.__mro__ if not c.__flags__ & _HEAP_TYPE)
-        found = _LAYOUTS[cls] = Layout(base if base in _BASES or base is tuple else None, _slots(cls))
+        found = _LAYOUTS[cls] = Layout(base if base in _BASES or base is tuple else None, slots_of(cls))
     return found
-
-
-def _slots(cls: type) -> tuple[str, ...]:
-    names: list[str] = []
-    for part in cls.__mro__:
-        own = part.__dict__.get("__slots__", ())
-        for name in (own,) if isinstance(own, str) else tuple(own):
-            hidden = name.startswith("__") and not name.endswith("__")
-            names.append(f"_{part.__name__.lstrip('_')}{name}" if hidden else name)
-    return tuple(n for n in dict.fromkeys(names) if n not in ("__dict__", "__weakref__"))
 
 
 def is_open(value: Any) -> bool:

@@ -17,13 +17,14 @@ from torch import fx, nn
 
 from resfx._torch import denying
 from resfx.errors import CaptureError
-from resfx.passes.find.mark import note
+from resfx.passes.find.mark import mark_of, note
 from resfx.passes.preserve import traceable, without_recomputation
 from resfx.runtime.huggingface import kept_functions, traced_plainly
 
 from .calls import Call, unbind
 from .diagnose import diagnose
 from .guards import Assumed, assumed, shape_guard
+from .marking.contents import Places
 from .marking.identities import restore_operands
 from .marking.marks import Recorder
 from .marking.record import CallRecord, Passed
@@ -62,6 +63,13 @@ class Capture:
     known: Assumed = field(default_factory=lambda: Assumed({}, ()))
     grad: bool = True
 
+    def constants_in(self, tree: nn.Module) -> list[Any]:
+        """The values of the trailing placeholders; of those that lists, dicts and objects of ``tree`` hold, as they are
+        now."""
+        inputs = [n for n in self.graph.nodes if n.op == "placeholder" and mark_of(n).lifted]
+        held = [mark_of(n).held for n in inputs]
+        return [at[0].find(tree) if at else v for at, v in zip(held, self.constants, strict=True)]
+
 
 def capture_call(
     clone: nn.Module,
@@ -86,7 +94,7 @@ def capture_call(
         CaptureError: with the operator, the user's source line and a remedy.
     """
     outcome: dict[str, Any] = {}
-    recorder = Recorder()
+    recorder, held = Recorder(), Places(clone)
     cls = type(clone)
     run = clone.forward  # the instance's own, where it has one
 
@@ -123,7 +131,7 @@ def capture_call(
         failed.inside = recorder.innermost
         raise failed from error
     assert isinstance(exported, torch.fx.GraphModule)
-    graph, constants = flatten_graph(exported, clone)
+    graph, constants = flatten_graph(exported, clone, held.of)
     recorder.settle(graph)
     restore_operands(graph, {c.number: c for c in recorder.calls})
     inputs = [n for n in graph.nodes if n.op == "placeholder"]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from resfx.passes.capture.marking.acts import functions_behind, generators
+from resfx.passes.holdings import Holdings
 from resfx.passes.preserve import preserved, watched_run, without_recomputation
 from resfx.report.progress import log
 
@@ -47,7 +48,7 @@ class Outcome:
     """What one call of a model did: its results, and what it left behind.
 
     Attributes:
-        results: the output, the arguments after the call, and by name buffers and tensors that are plain attributes.
+        results: the output, the arguments after the call, and by name what the model keeps.
         states: of the random number generators of Python and numpy.
         grads: of the original's parameters, where they were asked for.
         seen: what it does that a graph may lose, where it was watched and has gradients.
@@ -60,9 +61,9 @@ class Outcome:
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a model keeps from call to call: its buffers, and tensors that modules have for plain attributes."""
-    plain = {f"{path}.{k}".lstrip("."): v for path, module in model.named_modules() for k, v in vars(module).items()
-             if type(v) is torch.Tensor}  # fmt: skip
+    """What a model keeps from call to call: its buffers, and tensors that are attributes or lie in lists, dicts and
+    objects that are."""
+    plain = {str(place): tensor for place, tensor in Holdings(model).places() if type(tensor) is torch.Tensor}
     return {**dict(model.named_buffers()), **plain}
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import fx
 
+from resfx.passes.holdings import Place
+
 KEY = "resfx"
 
 
@@ -17,6 +19,7 @@ class Mark:
 
     Attributes:
         lifted: an input that stands for a constant of the captured program, not for an argument of the call.
+        held: of a constant, the places in lists, dicts and objects of the model's where it was when it was captured.
         argument: the call's argument that an input is.
         method: label of the method that made the node, ``""`` for the host's own.
         scope: that method's scope.
@@ -29,6 +32,7 @@ class Mark:
     """
 
     lifted: bool = False
+    held: tuple[Place, ...] = ()
     argument: str = ""
     method: str = ""
     scope: str = ""

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from resfx.passes.capture.marking.record import unmarked
+from resfx.passes.holdings import Place, text_of
 
 from . import values
 from .function import NotExpressible
@@ -108,6 +109,21 @@ class AtHand(Text):
         if place is None:
             raise NotExpressible(f"{target}, which is no attribute of {self.region.path}")
         return "self" + values.steps(self.module, place)
+
+    def _in_holding(self, node: fx.Node, places: tuple[Place, ...]) -> str:
+        """A tensor in a list, dict or object of a module's. Where the call writes there, it is read first of all."""
+        found = ((place, text) for place in places if (text := self._at_hand(place.owner)) is not None)
+        if (at := next(found, None)) is None:
+            raise NotExpressible(f"{places[0]}, which is not below {self.region.path}")
+        place, text = at
+        text += text_of(place.steps)
+        writers = [call for each in places for call in self.plan.writers_at(each)]
+        if not writers:
+            return text
+        if any(self.region.call.is_after(call) for call in writers):
+            raise NotExpressible(f"{place} as it was before it was replaced")
+        self.env[node] = self._set("held", text, 0)
+        return self.env[node]
 
     def _owned(self, paths: tuple[str, ...]) -> str:
         found = (text for path in paths if (text := self._at_hand(path)) is not None)

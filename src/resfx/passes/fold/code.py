@@ -161,6 +161,8 @@ class Writer(AtHand):
             return self._size(node)
         if node.op == "get_attr":
             return self._attribute(node)
+        if places := mark_of(node).held:
+            return self._in_holding(node, places)
         if mark_of(node).lifted:
             inputs = [n for n in self.plan.graph.nodes if n.op == "placeholder" and mark_of(n).lifted]
             return self._global(self.plan.capture.constants[inputs.index(node)], "constant")

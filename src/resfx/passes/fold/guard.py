@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from resfx._torch import any_autocast, held_buffers, held_modules, held_parameters
+from resfx.passes.capture.marking.contents import Contents
 from resfx.passes.capture.marking.watch import Found
 from resfx.passes.capture.structure import Flattener, Template, varied
 from resfx.runtime.told import told_by_keyword
@@ -252,6 +253,8 @@ def look_up(module: Any, way: Way) -> Any:
 
 def alike(now: Any, before: Any) -> bool:
     """Whether what was read of an attribute is what it was: equal, and of the same type."""
+    if type(before) is Contents:
+        return before.is_in(now)
     if type(now) is not type(before):
         return False
     if type(now) is functools.partial:

@@ -11,9 +11,11 @@ from torch import fx, nn
 from resfx._torch import held_parameters
 from resfx.passes.capture.clone import signature_of
 from resfx.passes.capture.guards import Length, shape_guard
+from resfx.passes.capture.marking.contents import Contents
 from resfx.passes.capture.marking.modes import is_mode
 from resfx.passes.capture.marking.record import CallRecord
 from resfx.passes.capture.marking.watch import Found, Held
+from resfx.passes.find.mark import mark_of
 
 from .guard import Guard, Way, autocast_state, is_found, look_up, names_in
 from .plan import Plan, from_function, is_size, known_in, only_handed_on
@@ -33,6 +35,7 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[t
     own = tuple(region.path.split(".")) if region.path else ()
     generated = [r for r in region.below() if r.generated]
     reads, held = _read(module, generated, own, [c for c in plan.calls.values() if c.modes and c.is_in(region.call)])
+    _look_into(reads, generated, own)
     ways = [tuple(r.path.split("."))[len(own) :] if r.path else () for r in generated]
     lists = {w: names for way in ways for w, names in _lists(module.get_submodule(".".join(way)), way)}
     children = [owner for r in generated for (owner, _), how in r.call.reads.items() if how is Found.CHILDREN]
@@ -93,6 +96,15 @@ def _read(
         elif (shared := value.owned.way_from(own)) is not None:  # what is read of it is told by this way
             objects[*way, name] = value.cls, shared
     return values, objects
+
+
+def _look_into(reads: dict[Way, Any], generated: list[Region], own: Way) -> None:
+    """Of what code reads tensors in, the tensors count too: which places have one."""
+    nodes = {x for r in generated for n in r.nodes for x in n.all_input_nodes}
+    for place in [place for node in nodes for place in mark_of(node).held]:
+        way = (*(place.owner.split(".") if place.owner else ()), *place.attributes)[len(own) :]
+        if isinstance(contents := reads.get(way), Contents):
+            reads[way] = contents.with_tensors()
 
 
 def _shared(generated: list[Region], module: nn.Module, own: str) -> Iterator[tuple[Way, Way]]:

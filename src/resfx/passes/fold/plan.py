@@ -20,6 +20,7 @@ from resfx.passes.capture.marking.record import CallRecord, MethodOf, enter, kee
 from resfx.passes.capture.structure import Template, innermost
 from resfx.passes.capture.trace import Capture
 from resfx.passes.find.mark import mark_of, now
+from resfx.passes.holdings import Place
 
 from .copies import separate_copies
 from .region import Region
@@ -184,6 +185,12 @@ class Plan:
                 for path in write.owner[1] if write.owner[0] == "owned" else ():
                     found.setdefault(f"{path}.{write.name}" if path else write.name, []).append(call)
         return found
+
+    def writers_at(self, place: Place) -> list[CallRecord]:
+        """The calls that set, or add to, an attribute on the way to a place."""
+        way = [*(place.owner.split(".") if place.owner else []), *place.attributes]
+        paths = {".".join(way[:end]) for end in range(1, len(way) + 1)}
+        return [call for path, calls in self.writers.items() if path.partition("[")[0] in paths for call in calls]
 
     @property
     def cache(self) -> int | None:

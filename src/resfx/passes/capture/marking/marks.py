@@ -23,6 +23,7 @@ from resfx._torch import traced_mark
 from resfx.passes.capture.structure import Flattener, Template, exchange
 
 from .acts import Acts
+from .contents import Contents
 from .modes import Modes, is_mode
 from .record import CallRecord, Inside, MethodOf, Passed
 from .settle import settle
@@ -155,8 +156,12 @@ class Recorder:
                 call.reads.setdefault((key, name), kept(value))
             elif is_called(value):
                 call.reads.setdefault((key, name), Found.CALLED)
+            elif isinstance(value, torch.Tensor):
+                call.reads.setdefault((key, name), Found.PRESENT)
             elif self._watch is not None and (held := self._watch.held(value)) is not None:
                 call.reads.setdefault((key, name), held)
+            elif (contents := self._quietly(Contents.of, value)) is not None:
+                call.reads.setdefault((key, name), contents)
 
     def take(self, value: Any, call: CallRecord) -> tuple[str, ...] | None:
         """The ways to an object that modules hold. What is read of one that cannot be watched is not told: a call that

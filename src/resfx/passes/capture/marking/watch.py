@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from inspect import getattr_static
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from resfx._torch import held_buffers, held_parameters
 from resfx.passes.capture.objects import WATCH
+from resfx.passes.holdings import ATOMS, LASTING, OF_TORCH, is_object, own_attributes
 
 from .record import Inside
 
@@ -31,16 +31,14 @@ class Found(enum.Enum):
     """How an attribute was found, where its value is nothing to compare."""
 
     MISSING = "not at all"
-    PRESENT = "a parameter, whichever"
+    PRESENT = "a tensor, whichever"
     CALLED = "something to call that a copy of a tree may have another of"
     METHOD = "a method of its class"
     CHILDREN = "by going through what a module holds"
 
 
-_OWN = frozenset(vars(nn.Module())) | {WATCH}  # what a module has of torch: the rest is its author's
+_OWN = OF_TORCH | {WATCH}
 _TORCHS = frozenset(dir(nn.Module))
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), enum.Enum)
-_LASTING = (type, torch.dtype, torch.device, types.BuiltinFunctionType)  # one object, in a copy of a tree as well
 Tell = Callable[[Any, str, Any], None]
 
 
@@ -165,8 +163,8 @@ def _telling(cls: Hashable) -> type:
         except AttributeError:
             lacks(self, name)
             raise
-        if _counts(name) and (value is None or name in held_parameters(self)):  # or an empty place for a module
-            tell(self, name, None if value is None else Found.PRESENT)
+        if _counts(name) and (value is None or name in held_parameters(self) or name in held_buffers(self)):
+            tell(self, name, None if value is None else Found.PRESENT)  # ``None``: also an empty place for a module
         return value
 
     def lacks(self: Any, name: str) -> None:
@@ -208,7 +206,7 @@ def _telling(cls: Hashable) -> type:
 
 def plain(value: Any, depth: int = 0) -> bool:
     """Whether a value can be compared later: numbers, texts, functions, types, and what holds only such."""
-    if isinstance(value, (*_PLAIN, *_LASTING)):
+    if isinstance(value, (*ATOMS, *LASTING)):
         return True
     if isinstance(value, types.FunctionType):  # a copy of a tree may have another that closes over its own modules
         ours = (value.__module__ or "").startswith("resfx.")  # stands for what recomputes, while a trace is made
@@ -234,17 +232,7 @@ def is_called(value: Any) -> bool:
 
 def kept(value: Any) -> Any:
     """A value as it is now."""
-    return value if isinstance(value, _PLAIN) else copy.deepcopy(value)
-
-
-def _is_object(value: Any) -> bool:
-    """Whether a value has attributes that a model's author gave it: a config, a function object of a class of one's
-    own. Not a module, which is met in its own place."""
-    if isinstance(value, (*_PLAIN, *_LASTING, torch.Tensor, nn.Module, types.FunctionType, types.MethodType)):
-        return False
-    return hasattr(value, "__dict__") and not (
-        callable(value) and type(value).__module__.split(".")[0] in ("torch", "functools")
-    )
+    return value if isinstance(value, ATOMS) else copy.deepcopy(value)
 
 
 def below(module: nn.Module) -> list[tuple[Any, tuple[str, ...]]]:
@@ -252,7 +240,7 @@ def below(module: nn.Module) -> list[tuple[Any, tuple[str, ...]]]:
     found: list[tuple[Any, tuple[str, ...]]] = []
 
     def add(value: Any, way: tuple[str, ...], depth: int) -> None:
-        if depth > 3 or not _is_object(value):
+        if depth > 3 or not is_object(value):
             return
         found.append((value, way))
         for name, inner in list(vars(value).items()):
@@ -261,9 +249,8 @@ def below(module: nn.Module) -> list[tuple[Any, tuple[str, ...]]]:
     for path, inner in module.named_modules():
         way = tuple(path.split(".")) if path else ()
         found.append((inner, way))
-        for name, value in list(vars(inner).items()):
-            if name not in _OWN:
-                add(value, (*way, name), 0)
+        for name, value in own_attributes(inner):
+            add(value, (*way, name), 0)
     return found
 
 
@@ -295,7 +282,7 @@ def parts_of(value: Any, way: str = "", depth: int = 0) -> Iterator[tuple[Any, s
         found += [(inner, f"{way}[{i}]") for i, inner in enumerate(value)]
     for inner, there in found if depth < 4 else ():
         container = isinstance(inner, (list, tuple, dict))
-        if container or (_is_object(inner) and type(inner).__module__.split(".")[0] not in ("torch", "sympy")):
+        if container or (is_object(inner) and type(inner).__module__.split(".")[0] not in ("torch", "sympy")):
             if not container:
                 yield inner, there
             yield from parts_of(inner, there, depth + 1)

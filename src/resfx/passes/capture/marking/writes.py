@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from resfx.errors import CaptureError
 from resfx.passes.capture.structure import Flattener, Template, innermost
-from resfx.passes.preserve import CONTAINERS
+from resfx.passes.holdings import CONTAINERS, parts, text_of
 
 from .record import Write
 from .watch import Found, own, plain
 
 Place = Template  # ``owned`` or ``known``: what has the attribute
+
+
+_GONE: Any = object()
 
 
 class _Seen(NamedTuple):
@@ -36,7 +39,7 @@ class Written:
     def __init__(self) -> None:
         self.lost: list[Place] = []
         self._sets: dict[tuple[Place, str], _Seen] = {}
-        self._held: dict[tuple[Place, str], _Seen] = {}
+        self._held: dict[tuple[Place, str], list[tuple[str, _Seen]]] = {}
 
     def set(self, value: Any, place: Place, name: str, before: Any) -> None:
         """An attribute of ``value``, which is at ``place``, was set."""
@@ -49,14 +52,14 @@ class Written:
 
     def read(self, place: Place, name: str, value: Any) -> None:
         """An attribute was read: what it holds may be added to."""
-        if type(value) in CONTAINERS and (place, name) not in self._sets:
-            self._held.setdefault((place, name), _Seen(value, copy.copy(value)))
+        if type(value) in CONTAINERS and (place, name) not in self._sets and (place, name) not in self._held:
+            self._held[place, name] = [(way, _Seen(c, copy.copy(c))) for way, c in _containers(value)]
 
     def settle(self, inner: Written) -> None:
         """A call inside has ended: what it did is not done again."""
-        for key, (container, _) in inner._held.items():
-            if key in self._held:
-                self._held[key] = _Seen(container, copy.copy(container))
+        for key in inner._held.keys() & self._held.keys():
+            ((_, seen), *_) = inner._held[key]
+            self._held[key] = [(way, _Seen(c, copy.copy(c))) for way, c in _containers(seen.value)]
 
     def writes(self, flat: Flattener) -> list[Write]:
         """What the call did; tensors in it are appended to the leaves of ``flat``."""
@@ -66,10 +69,10 @@ class Written:
             same = now is before or (plain(now) and type(now) is type(before) and now == before)
             if now is not Found.MISSING and not same:
                 found.append(Write(place, name, "", _taken(flat, now)))
-        for (place, name), (container, before) in self._held.items():
-            if not _alike(container, before):
-                how, added = _added(container, before)
-                found.append(Write(place, name, how, _taken(flat, added) if how else None))
+        for (place, name), every in self._held.items():
+            for way, (container, before) in every:
+                for inner, how, value in _changes(container, before):
+                    found.append(Write(place, f"{name}{way}{inner}", how, _taken(flat, value)))
         return found
 
 
@@ -106,31 +109,40 @@ def _taken_apart(value: Any) -> tuple[Template, list[Any]]:
     return flat.state(value), flat.leaves
 
 
-def _alike(now: Any, before: Any) -> bool:
-    if isinstance(now, set):
-        return now == before
-    if len(now) != len(before):
-        return False
-    if isinstance(now, dict):
-        return all(k in before and now[k] is before[k] for k in now)
-    return all(a is b for a, b in zip(now, before, strict=True))
+def _containers(value: Any, way: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """A container and those in it, each with the way to it as code."""
+    if type(value) in CONTAINERS:
+        yield way, value
+    if depth < 3 and isinstance(value, (list, tuple, dict)):
+        for step, inner in parts(value):
+            yield from _containers(inner, way + text_of((step,)), depth + 1)
 
 
-def _added(now: Any, before: Any) -> tuple[str, Any]:
-    """The method and its argument that make of a container what it is now; no method where none does."""
+def _changes(now: Any, before: Any) -> Iterator[tuple[str, str, Any]]:
+    """What makes of a container what it is now: the way to an item, how it is changed, and the value; ``_GONE`` for the
+    value where none does."""
     if isinstance(now, dict):
         whole = all(k in now for k in before)
-        return "update" if whole else "", {k: v for k, v in now.items() if k not in before or before[k] is not v}
-    if isinstance(now, (list, deque)):
-        items = list(now)
-        whole = len(items) >= len(before) and all(a is b for a, b in zip(before, items, strict=False))
-        return "extend" if whole else "", items[len(before) :]
-    return "", None
+        added = {k: v for k, v in now.items() if k not in before or before[k] is not v}
+        if added or not whole:
+            yield "", "update", added if whole else _GONE
+    elif isinstance(now, (list, deque)):
+        items, known = list(now), list(before)
+        if len(items) < len(known):
+            yield "", "", _GONE
+            return
+        for i, (a, b) in enumerate(zip(known, items, strict=False)):
+            if a is not b:
+                yield f"[{i}]", "", b
+        if items[len(known) :]:
+            yield "", "extend", items[len(known) :]
+    elif now != before:
+        yield "", "", _GONE
 
 
 def _taken(flat: Flattener, value: Any) -> Template | None:
     """A value as a template; ``None`` for one that belongs to the trace and to nobody else."""
-    if not (plain(value) or isinstance(value, (torch.Tensor, torch.SymInt, list, tuple, dict))):
+    if value is _GONE or not (plain(value) or isinstance(value, (torch.Tensor, torch.SymInt, list, tuple, dict))):
         return None
     known = len(flat.leaves)
     try:
