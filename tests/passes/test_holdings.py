@@ -117,6 +117,9 @@ READ = {
         lambda b: b.o.update(gain=1.0)]),
     "of which a key is missing": (lambda: {"t": number(2)}, lambda o, y: y if "off" in o else y * o["t"], [
         lambda b: b.o.update(off=True)]),
+    "under a type and a device": (lambda: {(torch.float32, torch.device("cpu")): number(2)},
+                                  lambda o, y: y * o[y.dtype, y.device], [
+        lambda b: b.o.update(dict.fromkeys(b.o, number(5)))]),
     "that becomes None": (lambda: {"t": number(2)}, lambda o, y: y if o["t"] is None else y * o["t"], [
         lambda b: b.o.update(t=None)]),
     "in an object": (Memory, lambda o, y: y * o.scale * o.gain + o.table["shift"], [

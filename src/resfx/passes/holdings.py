@@ -10,7 +10,7 @@ import enum
 import sys
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -45,9 +45,13 @@ class Item:
 Step = str | Item
 
 
-def text_of(steps: tuple[Step, ...]) -> str:
-    """Steps as code behind what they start from."""
-    return "".join([f"[{s.key!r}]" if isinstance(s, Item) else f".{s}" for s in steps])
+def text_of(steps: tuple[Step, ...], key: Callable[[Any], str] = repr) -> str:
+    """Steps as code behind what they start from.
+
+    Args:
+        key: a key as code.
+    """
+    return "".join([f"[{key(s.key)}]" if isinstance(s, Item) else f".{s}" for s in steps])
 
 
 class Place(NamedTuple):
@@ -114,13 +118,18 @@ def parts(value: Any) -> Iterator[tuple[Step, Any]]:
     """What lies in a container or an object. What a set holds has no name; of objects of Python's own library (a
     logger, a lock), nothing is told."""
     if isinstance(value, _MAPPINGS):
-        yield from ((Item(k), v) for k, v in list(dict.items(value)) if type(k) in (str, int))
+        yield from ((Item(k), v) for k, v in list(dict.items(value)) if _is_key(k))
     elif isinstance(value, (list, tuple, deque)):
         yield from ((Item(i), v) for i, v in enumerate(list(value)))
     elif is_object(value) and (type(value) is types.SimpleNamespace or _root(value) not in sys.stdlib_module_names):
         yield from ((k, v) for k, v in list(vars(value).items()) if not k.startswith("_resfx"))
     elif not hasattr(value, "__dict__") and _root(value) not in ("torch", *sys.stdlib_module_names):
         yield from ((k, getattr(value, k)) for k in slots_of(type(value)) if hasattr(value, k))
+
+
+def _is_key(key: Any) -> bool:
+    """Whether a copy of a tree has the same key."""
+    return isinstance(key, (*ATOMS, *LASTING)) or (type(key) is tuple and all(map(_is_key, key)))
 
 
 def _root(value: Any) -> str:

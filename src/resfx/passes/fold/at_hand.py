@@ -116,7 +116,7 @@ class AtHand(Text):
         if (at := next(found, None)) is None:
             raise NotExpressible(f"{places[0]}, which is not below {self.region.path}")
         place, text = at
-        text += text_of(place.steps)
+        text += text_of(place.steps, self._text)
         writers = [call for each in places for call in self.plan.writers_at(each)]
         if not writers:
             return text

@@ -180,6 +180,7 @@ class Attribute:
         value: what was there, if it is compared.
         cls: its class, if that is compared.
         names: of the modules in it, if they are compared.
+        children: names of submodules that must be there.
         told: whether the rewritten module there is told what to run by a keyword, if it is told.
         beneath: by name.
     """
@@ -188,6 +189,7 @@ class Attribute:
     value: Any = _NOWHERE
     cls: type | None = None
     names: tuple[str, ...] | None = None
+    children: tuple[str, ...] = ()
     told: bool | None = None
     beneath: dict[str, Attribute] = field(default_factory=dict)
 
@@ -197,7 +199,10 @@ class Attribute:
         """All that a guard compares, under the module itself."""
         root = cls(())
         for way, value in reads:
-            root._at(way).value = value
+            if value is Found.CHILD:
+                root._at(way[:-1]).children += way[-1:]
+            else:
+                root._at(way).value = value
         for way, kind, _ in held:
             root._at(way).cls = kind
         for way, names in lists:
@@ -226,6 +231,8 @@ class Attribute:
             return self.way
         if self.told is not None and told_by_keyword(found) is not self.told:
             return self.way
+        if self.children and (gone := _first_gone(found, self.children)):
+            return (*self.way, gone)
         for name, below in self.beneath.items():
             if type(below.value) is Found:
                 if not is_found(found, name, below.value):
@@ -234,7 +241,7 @@ class Attribute:
             now = held_modules(found).get(name) if below.told and isinstance(found, nn.Module) else None  # quicker
             now = step(found, name) if now is None else now
             if (
-                not below.beneath
+                not (below.beneath or below.children)
                 and below.cls is below.names is None
                 and (below.value is now if below.told is None else below.told and told_by_keyword(now))
             ):
@@ -264,7 +271,7 @@ def alike(now: Any, before: Any) -> bool:
 
 def is_found(holder: Any, name: str, how: Found) -> bool:
     """Whether an attribute is found as it was: not at all, as a parameter, or as a method of the class."""
-    if how is Found.PRESENT:
+    if how in (Found.PRESENT, Found.CHILD):
         return step(holder, name) is not None
     if isinstance(holder, nn.Module):
         inner = list(held_modules(holder).values())
@@ -276,6 +283,13 @@ def is_found(holder: Any, name: str, how: Found) -> bool:
         return not hasattr(holder, name)
     places = (vars(holder), held_parameters(holder), held_buffers(holder), held_modules(holder))
     return not any(name in held for held in places) and not hasattr(type(holder), name)
+
+
+def _first_gone(holder: Any, children: tuple[str, ...]) -> str:
+    """The first of some submodules that is not there, or has become ``None``; or nothing."""
+    if isinstance(holder, nn.Module) and None not in map(held_modules(holder).get, children):
+        return ""  # most often
+    return next((name for name in children if step(holder, name) is None), "")
 
 
 def step(holder: Any, name: str) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resfx._torch import held_parameters
 from resfx.passes.capture.clone import signature_of
 from resfx.passes.capture.guards import Length, shape_guard
 from resfx.passes.capture.marking.contents import Contents
@@ -20,7 +19,7 @@ from resfx.passes.find.mark import mark_of
 from .guard import Guard, Way, autocast_state, is_found, look_up, names_in
 from .plan import Plan, from_function, is_size, known_in, only_handed_on
 from .region import Region
-from .values import bound
+from .values import bound, tensors_of
 
 _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
@@ -120,7 +119,7 @@ def _shared(generated: list[Region], module: nn.Module, own: str) -> Iterator[tu
     named: dict[int, list[str]] = {}
     for path, inner in module.named_modules(remove_duplicate=False):
         named.setdefault(id(inner), []).append(path)
-        for name, tensor in held_parameters(inner).items():
+        for name, tensor in tensors_of(inner):
             named.setdefault(id(tensor), []).append(f"{path}.{name}" if path else name)
     for paths in named.values():
         if len(paths) > 1 and not (called | read).isdisjoint(paths):

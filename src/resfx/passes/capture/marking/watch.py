@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from resfx._torch import held_buffers, held_parameters
+from resfx._torch import held_buffers, held_modules, held_parameters
 from resfx.passes.capture.objects import WATCH
 from resfx.passes.holdings import ATOMS, LASTING, OF_TORCH, is_object, own_attributes
 
@@ -32,6 +32,7 @@ class Found(enum.Enum):
 
     MISSING = "not at all"
     PRESENT = "a tensor, whichever"
+    CHILD = "a submodule, whichever"
     CALLED = "something to call that a copy of a tree may have another of"
     METHOD = "a method of its class"
     CHILDREN = "by going through what a module holds"
@@ -163,8 +164,12 @@ def _telling(cls: Hashable) -> type:
         except AttributeError:
             lacks(self, name)
             raise
-        if _counts(name) and (value is None or name in held_parameters(self) or name in held_buffers(self)):
+        if not _counts(name):
+            return value
+        if value is None or name in held_parameters(self) or name in held_buffers(self):
             tell(self, name, None if value is None else Found.PRESENT)  # ``None``: also an empty place for a module
+        elif name in held_modules(self):
+            tell(self, name, Found.CHILD)
         return value
 
     def lacks(self: Any, name: str) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from resfx.errors import CaptureError
 from resfx.passes.capture.structure import Flattener, Template, innermost
-from resfx.passes.holdings import CONTAINERS, parts, text_of
+from resfx.passes.holdings import CONTAINERS, Item, parts, text_of
 
 from .record import Write
 from .watch import Found, own, plain
@@ -115,6 +115,8 @@ def _containers(value: Any, way: str = "", depth: int = 0) -> Iterator[tuple[str
         yield way, value
     if depth < 3 and isinstance(value, (list, tuple, dict)):
         for step, inner in parts(value):
+            if isinstance(step, Item) and type(step.key) not in (str, int):
+                continue
             yield from _containers(inner, way + text_of((step,)), depth + 1)
 
 
