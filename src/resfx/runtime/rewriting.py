@@ -96,7 +96,9 @@ class Rewriting:
             if unlike := made.differs(module, given):
                 raise VariantError(
                     f"a capture of {name} does not fit the call it was made for",
-                    f"the {unlike} that was traced is another", "report it, with the call",
+                    f"the {unlike} that was traced is another",
+                    "if modules were put around others or elsewhere since, rewrite resfx.original(model) again; if not,"
+                    " report it, with the call",
                 )  # fmt: skip
             return code
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from resfx._torch import is_fake
-from resfx.errors import CaptureError, InputError
+from resfx.errors import CaptureError, InputError, ResfxError
 from resfx.passes.preserve import generators_kept, left_as_found, values_kept, watched_run
 
 from .calls import Call, spelling, unbind
@@ -48,6 +48,8 @@ def try_call(tree: nn.Module, cls: type, signature: inspect.Signature, call: Cal
         try:
             with torch.set_grad_enabled(grad):
                 shell(*args, **kwargs)
+        except ResfxError:  # of a rewritten module that the tree holds where none can be copied
+            raise
         except Exception as error:
             names = [n for n, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD]
             hint = "call it under torch.no_grad(), and rewrite with check=False" if grad else spelling(names, kwargs)

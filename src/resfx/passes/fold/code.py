@@ -20,7 +20,7 @@ from resfx.errors import VariantError
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.clone import signature_of
 from resfx.passes.capture.marking.record import enter, leave
-from resfx.passes.capture.structure import Template
+from resfx.passes.capture.structure import Template, innermost
 from resfx.passes.capture.untraced import UNTRACED
 from resfx.passes.find.mark import mark_of
 from resfx.passes.find.operators import operator_name
@@ -75,7 +75,8 @@ class Writer(AtHand):
             scope = dict(self.scope)
             exec(compile(source, filename, "exec"), scope)
             shared[key] = scope["forward"]
-        return Code(shared[key], tuple(map(self._way, self.new)), source, self._place(), self._expected())
+        new = tuple(map(self._way, self.new))
+        return Code(shared[key], new, source, self._place(), self._expected(), self._returned())
 
     def _place(self) -> str:
         """The module's path in the whole model."""
@@ -85,7 +86,18 @@ class Writer(AtHand):
         if not self.region.passed_on:
             return None
         free = frozenset(i for i, mark in self.region.enters.items() if only_handed_on(self.plan, mark))
-        return Expected(self.arguments, {o.number: o.cls for o in self.plan.capture.objects}, free)
+        return Expected(self.arguments, {o.number: o.cls for o in self.plan.capture.objects}, free, {})
+
+    def _returned(self) -> Expected | None:
+        """What the call around this one takes for granted of its result: nothing where that is a tensor."""
+        result, leaves = self.region.call.result, self.region.leaves
+        wide = {bool(m.meta.get("wide")) for m in (*self.region.enters.values(), *leaves.values())}
+        axes = {i: m.meta["val"].dim() for i, m in leaves.items() if len(wide) > 1}
+        written = any(part[0] not in ("tensor", "int", "owned") for part in innermost(result))
+        if not self.region.passed_on or not (axes or written):
+            return None
+        free = frozenset(i for i, mark in leaves.items() if not axes and only_handed_on(self.plan, mark))
+        return Expected({"result": result}, {o.number: o.cls for o in self.plan.capture.objects}, free, axes)
 
     def _begin(self) -> None:
         """What the arguments, and what is handed beside them, are called."""
@@ -254,6 +266,8 @@ class Writer(AtHand):
         if not used:
             self.lines.append(call)
             return
+        if handed and self.codes[inner].returned is not None:
+            call = f"{handed}.as_expected({call})"
         result = self._set(name, call)
         for slot, path in values.leaves(inner.call.result, result):
             if slot in inner.leaves:

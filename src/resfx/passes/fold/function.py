@@ -36,6 +36,7 @@ class Code:
         source: its text.
         path: of the module that it was written for.
         expected: where the call around it chooses it, what it takes for granted of its arguments.
+        returned: what that call takes for granted of its result.
     """
 
     function: Callable[..., Any]
@@ -43,6 +44,7 @@ class Code:
     source: str
     path: str = ""
     expected: Expected | None = None
+    returned: Expected | None = None
 
     def __getitem__(self, index: int) -> Any:
         """Raise: what the code makes for others is read, and it has not run.

@@ -7,7 +7,7 @@ those modules are set to is theirs. Plain attributes that were read while the co
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -153,16 +153,20 @@ def names_in(module: Any) -> tuple[str, ...]:
 
 
 class Expected:
-    """What of its arguments code takes for granted that a call around it chose: all but tensors is written into it.
+    """What code takes for granted of arguments that a call around it chose, or of a result: all but tensors is written
+    into it.
 
     Args:
         arguments: a template for each parameter.
         objects: classes of the stateful objects among them, by number.
         free: slots that the code only hands on.
+        axes: how many the tensors have, by slot, where the code depends on it.
     """
 
-    def __init__(self, arguments: dict[str, Any], objects: dict[int, type], free: frozenset[int]) -> None:
-        likeness = Likeness(arguments, {number: (cls, None) for number, cls in objects.items()}, free, (), ())
+    def __init__(self, arguments: dict[str, Any], objects: dict[int, type], free: frozenset[int],
+                 axes: Mapping[int, int]) -> None:  # fmt: skip
+        known = {number: (cls, None) for number, cls in objects.items()}
+        likeness = Likeness(arguments, known, free, (), (), axes)
         self._like, self._constants = likeness.function, likeness.constants
 
     def differs(self, given: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from resfx.passes.capture.calls import carried
 from resfx.passes.capture.objects import fields_of, layout_of
 from resfx.passes.capture.structure import Template
 
+_NONE: Mapping[int, int] = {}
 Like = Callable[[dict[str, Any], tuple[Any, ...]], Any]
 """``like(given, constants)``: the tensors that the code computes with, or in what the call differs."""
 
@@ -29,13 +30,14 @@ class Likeness:
         free: slots that may hold anything.
         used: which tensors the function returns: slots, or ``(object, place in it)``.
         kinds: their types and devices.
+        axes: how many some tensors have, by slot.
     """
 
     def __init__(
         self, arguments: Mapping[str, Any], objects: Mapping[int, tuple[type, Template | None]], free: frozenset[int],
-        used: Sequence[Any], kinds: Sequence[tuple[torch.dtype, torch.device]],
+        used: Sequence[Any], kinds: Sequence[tuple[torch.dtype, torch.device]], axes: Mapping[int, int] = _NONE,
     ) -> None:  # fmt: skip
-        self._objects, self._free = objects, free
+        self._objects, self._free, self._axes = objects, free, axes
         self._constants: list[Any] = []
         self._found: dict[Any, str] = {}  # names of tensors, by slot or by place in an object
         self._objects_at: dict[int, str] = {}  # names of objects, by number
@@ -98,6 +100,8 @@ class Likeness:
         if kind == "tensor":
             yield self._refuse(f"not isinstance({value}, Tensor)")
             self._found[template[1] if self._inside is None else (self._inside, template[1])] = value
+            if self._inside is None and template[1] in self._axes:
+                yield self._refuse(f"{value}.dim() != {self._axes[template[1]]}")
         elif kind == "const":
             yield self._refuse(self._other(template, value))
         elif kind == "int":

@@ -140,6 +140,15 @@ def _counts(name: str) -> bool:
     return name[:1] != "_" or (name[:2] != "__" and name not in _OWN and not name.startswith("_resfx"))
 
 
+def _found(holder: Any, name: str, value: Any) -> Any:
+    """What is to be told of a value that a class's ``__getattr__`` gave: ``None`` is also an empty place."""
+    if value is None or not isinstance(holder, nn.Module):
+        return value
+    if name in held_parameters(holder) or name in held_buffers(holder):
+        return Found.PRESENT
+    return Found.CHILD if name in held_modules(holder) else value
+
+
 @functools.cache
 def _telling(cls: Hashable) -> type:
     def __getattribute__(self: Any, name: str) -> Any:
@@ -164,12 +173,8 @@ def _telling(cls: Hashable) -> type:
         except AttributeError:
             lacks(self, name)
             raise
-        if not _counts(name):
-            return value
-        if value is None or name in held_parameters(self) or name in held_buffers(self):
-            tell(self, name, None if value is None else Found.PRESENT)  # ``None``: also an empty place for a module
-        elif name in held_modules(self):
-            tell(self, name, Found.CHILD)
+        if _counts(name):
+            tell(self, name, _found(self, name, value))
         return value
 
     def lacks(self: Any, name: str) -> None:
