@@ -92,6 +92,18 @@ def _collects() -> bool:
     return "_output_capturing_hooks_installed" in vars(host)
 
 
+def _chooses() -> bool:
+    from transformers import LlamaConfig
+
+    return "_attn_implementation_internal" in vars(LlamaConfig())
+
+
+def _distributes() -> bool:
+    from torch.distributed.tensor import distribute_module
+
+    return "_distribute_module_applied" in distribute_module.__code__.co_names
+
+
 def _renames() -> bool:
     from transformers.utils.deprecation import deprecate_kwarg
 
@@ -149,6 +161,8 @@ TABLE = [
         "torch.distributed.tensor.experimental._context_parallel._attention._replaced_functions",
         "positions_are_split", "refusing mixers over positions under context_parallel",
     ),
+    Borrowed("torch.nn.Module._distribute_module_applied", "is_distributed",
+             "refusing norms without gains under SequenceParallel", _distributes),
     Borrowed("torch.autograd.forward_ad._current_level", "forward_mode", "operators in forward mode"),
     Borrowed("torch.nn.modules.conv._ConvNd", "ConvNd", "convolutions of fx-traced models"),
     Borrowed("torch.nn.modules.batchnorm._NormBase", "NormBase", "norms of fx-traced models"),
@@ -219,6 +233,8 @@ TABLE = [
     Borrowed("torch._dynamo.lookup_backend", "compile_backend", _COMPILED),
     Borrowed("torch._inductor.compile_fx", "fresh_inductor_cache", _COMPILED),
     Borrowed("torch._inductor.utils.fresh_cache", "fresh_inductor_cache", _COMPILED),
+    Borrowed("transformers.PretrainedConfig._attn_implementation_internal", "DECIDES_RESULTS",
+             "a new capture after set_attn_implementation()", _chooses),
     Borrowed("transformers.PreTrainedModel._output_capturing_hooks_installed", "traced_plainly",
              "output_hidden_states=True where generated code holds the layers", _collects),
     _on_layers("_gradient_checkpointing_func", "traced_plainly"),

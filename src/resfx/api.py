@@ -21,6 +21,7 @@ from resfx.passes.scopes.application import Application
 from resfx.passes.scopes.filters import DEFAULT_FORMS, forms_of, globs_of
 from resfx.report.report import Report
 from resfx.runtime.module import Rewritten, hand_back
+from resfx.runtime.parallel import refuse_weights_elsewhere
 from resfx.runtime.rewriting import Rewriting
 
 from .errors import OptionError, ResfxError, meant, nearest
@@ -107,6 +108,7 @@ def rewrite(
     again = model if isinstance(model, Rewritten) else None
     source = again._resfx.source if again else source_of(model, args, kwargs)
     base: Any = again or source.model
+    refuse_weights_elsewhere(base, type(base).__name__, sharded=True)
     applications = list(again._resfx.applications) if again else []
     applications += [Application(m, *filters) for m in methods]
     example = example_of(args, kwargs) or source.example

@@ -81,12 +81,6 @@ def is_exporting() -> bool:
 ConvNd, NormBase = nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase  # what all convolutions, all norms are
 
 
-def positions_are_split() -> bool:
-    """Whether ``context_parallel`` is at work: attention goes over the positions of all processes."""
-    attention = sys.modules.get("torch.distributed.tensor.experimental._context_parallel._attention")
-    return attention is not None and nn.functional.scaled_dot_product_attention in attention._replaced_functions
-
-
 def held_modules(module: nn.Module) -> dict[str, nn.Module | None]:
     """The dictionary of a module's own submodules: writing to it calls no hook and checks no name."""
     return module._modules

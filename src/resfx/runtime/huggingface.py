@@ -31,6 +31,10 @@ COLLECTS = "_output_capturing_hooks_installed"
 have it, and gets them anew by the first call that asks for any."""
 
 
+DECIDES_RESULTS = ("_attn_implementation_internal",)
+"""Attributes of a config that decide of which parts the results of layers are: with or without attention weights."""
+
+
 @contextmanager
 def traced_plainly(tree: nn.Module) -> Iterator[None]:
     """Inside, Hugging Face layers that recompute activations just run."""

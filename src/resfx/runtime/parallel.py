@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import nn
 
-from resfx._torch import held_modules, held_parameters, is_compiling, positions_are_split
-from resfx.errors import ResfxError
+from resfx._torch import held_modules, held_parameters, is_compiling
+from resfx._torch.distributed import is_distributed, positions_are_split
+from resfx.errors import CaptureError, ResfxError
 from resfx.methods.sequence.mixer import Mixer
 
 _WHOLE = (nn.Parameter, torch.Tensor)
@@ -36,15 +38,48 @@ def refuse_split_positions(module: nn.Module, path: str) -> None:
                 "a method without mixers over positions, or another way to share out the work",
             )
     for name, child in held_modules(module).items():
-        for parameter in held_parameters(child).values() if child is not None else ():
-            if parameter is not None and type(parameter) not in _WHOLE and _is_replicated(parameter):
-                raise ResfxError(
-                    f"cannot run {path or type(module).__name__} on a part of a sequence",
-                    f"{name!r} is parallelised over positions (SequenceParallel), new modules are not",
-                    "leave norms and the stream out of the plan: columns and rows of projections may be split",
-                )  # fmt: skip
+        if child is not None and _splits_positions(child):
+            raise ResfxError(
+                f"cannot run {path or type(module).__name__} on a part of a sequence",
+                f"{name!r} is parallelised over positions (SequenceParallel), new modules are not",
+                "leave norms and the stream out of the plan: columns and rows of projections may be split",
+            )
+
+
+def _splits_positions(module: nn.Module) -> bool:
+    parameters = [p for p in held_parameters(module).values() if p is not None]
+    if not parameters:  # a norm without a gain, a dropout
+        return is_distributed(module) and not held_modules(module)
+    return any(type(p) not in _WHOLE and _is_replicated(p) for p in parameters)
 
 
 def _is_replicated(parameter: Any) -> bool:
     placements: tuple[Any, ...] = getattr(parameter, "placements", ())  # of a torch.distributed.tensor.DTensor
     return bool(placements) and all(p.is_replicate() for p in placements)
+
+
+def refuse_weights_elsewhere(tree: nn.Module, name: str, sharded: bool) -> None:
+    """Raise for a model that cannot be captured, since its weights come to its modules when these are called only.
+
+    Args:
+        name: of what would be captured.
+        sharded: whether ``fully_shard`` counts: a capture of a call works with it, a rewrite does not.
+
+    Raises:
+        CaptureError: naming the module and what holds its weights.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    kinds = (fsdp.FullyShardedDataParallel, *((fsdp.FSDPModule,) if sharded else ())) if fsdp is not None else ()
+    for path, module in tree.named_modules():
+        holder = type(module).__name__ if isinstance(module, kinds) else "a hook of accelerate that offloads"
+        if isinstance(module, kinds) or _offloads(module):
+            raise CaptureError(
+                f"cannot capture {name}", f"the weights of {path or 'the whole'} are not with it ({holder})",
+                "rewrite the model, and make one call of each kind, before it is sharded, dispatched or offloaded",
+            )  # fmt: skip
+
+
+def _offloads(module: nn.Module) -> bool:
+    """Whether accelerate brings a module's weights when it is called, and takes them away again."""
+    hook = vars(module).get("_hf_hook")
+    return any(getattr(one, "offload", False) for one in getattr(hook, "hooks", (hook,)))

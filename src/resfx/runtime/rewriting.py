@@ -24,6 +24,7 @@ from resfx.passes.scopes.apply import apply_methods
 from resfx.report.progress import warn
 from resfx.report.report import Report
 
+from .parallel import refuse_weights_elsewhere
 from .saved.pickled import Rewrite
 from .told import told_by_keyword
 from .units import Unit, levels_of, make_unit
@@ -77,6 +78,7 @@ class Rewriting:
                 return unit.variants[-1][1]
             signature = signature_of(module)
             known = unwrapped(module, unit.path)
+            refuse_weights_elsewhere(known, unit.path or type(module).__name__, sharded=False)
             source = replace(self.source, model=known, cls=class_before(module), signature=signature)
             self._learn(unit, given)
             call = flatten_call(bind(signature, args, kwargs), self.source.varying)

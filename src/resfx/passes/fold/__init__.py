@@ -75,6 +75,9 @@ def folded(plan: Plan, codes: dict[Region, Code], tree: nn.Module, source: Sourc
         path = region.path
         assert path is not None
         guard = None if region.passed_on else guard_of(plan, region, tree.get_submodule(path), source.varying)
+        if guard is not None:
+            for form in [form for r in (region, *region.told()) for form in r.forms]:
+                form.guards.add(guard)
         one = Folded(path, code, guard, not plan.acts_in(region), acts_of(region))
         twins = (f for f in found if guard is not None and f.code.like(code) and guard.same(f.guard))
         if (twin := next(twins, None)) is not None:

@@ -20,7 +20,7 @@ from resfx.errors import VariantError
 from resfx.methods.sequence.mixer import Mixer
 from resfx.passes.capture.clone import signature_of
 from resfx.passes.capture.marking.record import enter, leave
-from resfx.passes.capture.structure import Template, innermost
+from resfx.passes.capture.structure import COMPOUND, Template
 from resfx.passes.capture.untraced import UNTRACED
 from resfx.passes.find.mark import mark_of
 from resfx.passes.find.operators import operator_name
@@ -29,7 +29,7 @@ from resfx.runtime.told import KEYWORD
 from . import values
 from .at_hand import AtHand
 from .function import Code, NotExpressible, Shared
-from .guard import Expected
+from .guard import Expected, Form
 from .plan import Plan, is_size, known_in, only_handed_on
 from .region import Region
 from .text import REGIONS, in_regions
@@ -59,6 +59,7 @@ class Writer(AtHand):
         Raises:
             NotExpressible: naming the call that cannot be made.
         """
+        self.shared, self.region.forms = shared, []
         self._begin()
         for item in self._items():
             self._do(item)
@@ -75,8 +76,7 @@ class Writer(AtHand):
             scope = dict(self.scope)
             exec(compile(source, filename, "exec"), scope)
             shared[key] = scope["forward"]
-        new = tuple(map(self._way, self.new))
-        return Code(shared[key], new, source, self._place(), self._expected(), self._returned())
+        return Code(shared[key], tuple(map(self._way, self.new)), source, self._place(), self._expected())
 
     def _place(self) -> str:
         """The module's path in the whole model."""
@@ -88,16 +88,17 @@ class Writer(AtHand):
         free = frozenset(i for i, mark in self.region.enters.items() if only_handed_on(self.plan, mark))
         return Expected(self.arguments, {o.number: o.cls for o in self.plan.capture.objects}, free, {})
 
-    def _returned(self) -> Expected | None:
-        """What the call around this one takes for granted of its result: nothing where that is a tensor."""
-        result, leaves = self.region.call.result, self.region.leaves
-        wide = {bool(m.meta.get("wide")) for m in (*self.region.enters.values(), *leaves.values())}
+    def _form(self, inner: Region) -> Form | None:
+        """What is taken for granted of a call's result beside its tensors; ``None`` where it is nothing."""
+        result, leaves = inner.call.result, inner.leaves
+        wide = {bool(m.meta.get("wide")) for m in (*inner.enters.values(), *leaves.values())}
         axes = {i: m.meta["val"].dim() for i, m in leaves.items() if len(wide) > 1}
-        written = any(part[0] not in ("tensor", "int", "owned") for part in innermost(result))
-        if not self.region.passed_on or not (axes or written):
+        if inner.path is None or not (axes or result[0] in COMPOUND):
             return None
         free = frozenset(i for i, mark in leaves.items() if not axes and only_handed_on(self.plan, mark))
-        return Expected({"result": result}, {o.number: o.cls for o in self.plan.capture.objects}, free, axes)
+        objects = {o.number: o.cls for o in self.plan.capture.objects}
+        name = inner.path.removeprefix(f"{self.region.path}.") if self.region.path else inner.path
+        return self.shared.form(Form(name, Expected({"result": result}, objects, free, axes)))
 
     def _begin(self) -> None:
         """What the arguments, and what is handed beside them, are called."""
@@ -266,8 +267,9 @@ class Writer(AtHand):
         if not used:
             self.lines.append(call)
             return
-        if handed and self.codes[inner].returned is not None:
-            call = f"{handed}.as_expected({call})"
+        if (form := self._form(inner)) is not None:
+            self.region.forms.append(form)
+            call = f"{self._global(form, f'form_{name}')}({call})"
         result = self._set(name, call)
         for slot, path in values.leaves(inner.call.result, result):
             if slot in inner.leaves:

@@ -9,7 +9,7 @@ from typing import Any
 from resfx.errors import VariantError
 from resfx.passes.capture.marking.record import Act
 
-from .guard import Always, Expected, Guard
+from .guard import Always, Expected, Form, Guard
 from .region import Region
 
 
@@ -36,7 +36,6 @@ class Code:
         source: its text.
         path: of the module that it was written for.
         expected: where the call around it chooses it, what it takes for granted of its arguments.
-        returned: what that call takes for granted of its result.
     """
 
     function: Callable[..., Any]
@@ -44,7 +43,6 @@ class Code:
     source: str
     path: str = ""
     expected: Expected | None = None
-    returned: Expected | None = None
 
     def __getitem__(self, index: int) -> Any:
         """Raise: what the code makes for others is read, and it has not run.
@@ -84,3 +82,14 @@ class Folded:
 
 class Shared(dict[Any, Callable[..., Any]]):
     """Generated functions by their text and the objects it names."""
+
+    def form(self, new: Form) -> Form:
+        """A form, or the one that is like it: equal blocks have equal code."""
+        try:
+            return self.forms.setdefault(new.key, new)
+        except TypeError:  # of what cannot be hashed
+            return new
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forms: dict[Any, Form] = {}

@@ -7,6 +7,7 @@ those modules are set to is theirs. Plain attributes that were read while the co
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from resfx._torch import any_autocast, held_buffers, held_modules, held_parameters
+from resfx.errors import VariantError
 from resfx.passes.capture.marking.contents import Contents
 from resfx.passes.capture.marking.watch import Found
 from resfx.passes.capture.structure import Flattener, Template, varied
@@ -79,6 +81,7 @@ class Guard:
         autocast: as it was.
         grad: whether it is good for calls with gradients.
         varying: integer fields of objects that are inputs; shared with the rewriting.
+        outdated: whether a call was met that the code turned out not to be made for.
     """
 
     arguments: dict[str, Any]
@@ -95,6 +98,7 @@ class Guard:
     autocast: tuple[Any, ...]
     grad: bool
     varying: set[tuple[type, str]]
+    outdated: bool = False
 
     def __post_init__(self) -> None:
         likeness = Likeness(self.arguments, self.objects, self.free, self.used, self.kinds)
@@ -112,6 +116,8 @@ class Guard:
 
     def differs(self, module: nn.Module, given: dict[str, Any]) -> str:
         """In what a call, its arguments by name, is unlike the one that the code was made for; or nothing."""
+        if self.outdated:
+            return "result of a call in it"
         if self.autocast != autocast_state():
             return "autocast"
         if not self.grad and torch.is_grad_enabled():
@@ -169,10 +175,53 @@ class Expected:
         likeness = Likeness(arguments, known, free, (), (), axes)
         self._like, self._constants = likeness.function, likeness.constants
 
+    @property
+    def key(self) -> Any:
+        """The same for what expects the same."""
+        return self._like, self._constants
+
     def differs(self, given: dict[str, Any]) -> str:
         """In what the arguments of a call, by name, are others; or nothing."""
         found = self._like(given, self._constants)
         return found if type(found) is str else ""
+
+
+class Form:
+    """What code takes for granted of the result of a call that it makes: all but tensors is written into it.
+
+    Args:
+        name: of the module that is called, from where the code stands.
+        expected: the result.
+
+    Attributes:
+        guards: of the codes that depend on it.
+    """
+
+    def __init__(self, name: str, expected: Expected) -> None:
+        self.name, self._expected = name, expected
+        self.guards: weakref.WeakSet[Guard] = weakref.WeakSet()
+
+    @property
+    def key(self) -> Any:
+        """The same for forms that are alike."""
+        return self.name, self._expected.key
+
+    def __call__(self, result: Any) -> Any:
+        """A result that is as expected. For another, the code is given up: the next call makes a new capture.
+
+        Raises:
+            VariantError: naming the module.
+        """
+        if self._expected.differs({"result": result}):
+            for guard in self.guards:
+                guard.outdated = True
+            raise VariantError(
+                f"cannot go on after {self.name}", "its result has another form than when this call was captured: a"
+                " number, a text, None, a class, how many parts there are or how many axes a stream has",
+                "call again if a module or an attribute was changed: that makes a new capture. A hook or a wrapper can"
+                " change values of tensors only",
+            )  # fmt: skip
+        return result
 
 
 @dataclass(eq=False)

@@ -15,6 +15,7 @@ from resfx.passes.capture.marking.modes import is_mode
 from resfx.passes.capture.marking.record import CallRecord
 from resfx.passes.capture.marking.watch import Found, Held
 from resfx.passes.find.mark import mark_of
+from resfx.runtime.huggingface import DECIDES_RESULTS
 
 from .guard import Guard, Way, autocast_state, is_found, look_up, names_in
 from .plan import Plan, from_function, is_size, known_in, only_handed_on
@@ -35,6 +36,9 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[t
     generated = [r for r in region.below() if r.generated]
     reads, held = _read(module, generated, own, [c for c in plan.calls.values() if c.modes and c.is_in(region.call)])
     _look_into(reads, generated, own)
+    deciding = [c for r in generated if r.forms for c in plan.calls.values() if c.is_in(r.call)]
+    chosen = [(owner, name, v) for c in deciding for (owner, name), v in c.reads.items() if name in DECIDES_RESULTS]
+    reads |= {(*way, name): v for owner, name, v in chosen if (way := owner.way_from(own)) is not None}
     ways = [tuple(r.path.split("."))[len(own) :] if r.path else () for r in generated]
     lists = {w: names for way in ways for w, names in _lists(module.get_submodule(".".join(way)), way)}
     children = [owner for r in generated for (owner, _), how in r.call.reads.items() if how is Found.CHILDREN]

@@ -9,6 +9,8 @@ from torch import fx
 
 from resfx.passes.capture.marking.record import CallRecord
 
+from .guard import Form
+
 
 @dataclass(eq=False)
 class Region:
@@ -22,6 +24,7 @@ class Region:
         handed: values that are read outside and are not among its results, in order.
         held: numbers of stateful objects from outside that are not among its arguments.
         dissolved: calls whose operators were taken into this one's code.
+        forms: what its code takes for granted of the results of calls.
         generated: whether it runs code of its own.
         passed_on: whether the call around it says which code to run, and hands over what it takes.
     """
@@ -36,6 +39,7 @@ class Region:
     handed: list[fx.Node] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
     dissolved: set[CallRecord] = field(default_factory=set)
+    forms: list[Form] = field(default_factory=list)
     generated: bool = False
     passed_on: bool = False
 

@@ -49,20 +49,6 @@ class Handed:
                 'use_reentrant=False: gradient_checkpointing_enable({"use_reentrant": False})',
             )  # fmt: skip
 
-    def as_expected(self, result: Any) -> Any:
-        """What the call gave, hooks and wrappers included.
-
-        Raises:
-            VariantError: where it is another than its code gives, in more than the values of tensors.
-        """
-        if self.code.returned.differs({"result": result}):
-            raise VariantError(
-                f"cannot go on after {self.code.path}", "its result has another form than its rewritten code gives:"
-                " a hook or a wrapper changes more than the values of tensors",
-                "change tensors only, and not how many axes they have: a stream of several channels has one more",
-            )  # fmt: skip
-        return result
-
 
 def _is_differentiable(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()

@@ -9,18 +9,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from resfx.errors import SaveError
+
 
 def fingerprint(model: nn.Module, content: str | None = None) -> dict[str, Any]:
     """What a base model is: its parameters' names and shapes, and a digest of their values.
 
     Args:
         content: the digest, where it is had without reading the values.
+
+    Raises:
+        SaveError: if parameters are split over processes.
     """
     structure, values = hashlib.sha256(), hashlib.sha256()
     count = tensors = 0
     for name, parameter in model.named_parameters():
         if is_new(name):
             continue
+        if hasattr(parameter, "full_tensor"):  # a distributed tensor
+            raise SaveError(
+                f"cannot save or load this {type(model).__name__}", f"{name} is split over processes",
+                "save and load before it is split, or use torch.distributed.checkpoint",
+            )  # fmt: skip
         structure.update(f"{name} {tuple(parameter.shape)}\n".encode())
         if content is None:
             values.update(_sample(parameter))
