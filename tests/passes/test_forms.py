@@ -8,6 +8,7 @@ import pytest
 import torch
 from hosts import BY_NAME, small
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import resfx
 
@@ -130,3 +131,94 @@ def test_attention_weights_that_another_implementation_gives(mode):
     assert not new(**given).attentions
     new.set_attn_implementation("eager")
     assert len(new(**given).attentions) == len(new.model.layers)
+
+
+def test_a_block_of_another_class_since():
+    class Other(small.Block):
+        def forward(self, x):
+            return x + self.down(self.up(self.norm(x)))
+
+    before = small.net()
+    for mode in MODES:
+        new = resfx.rewrite(before, mode, args=(X,))
+        for tree in (model := copy.deepcopy(before), new):
+            tree.blocks[0].__class__ = Other
+        try:
+            assert torch.equal(new(X), model(X))
+        except resfx.errors.VariantError as error:
+            assert "blocks.0" in str(error)
+
+
+class Checkpointed(small.Net):
+    """Calls its blocks as timm does: the list of them, or one after the other."""
+
+    recompute = False
+
+    def __init__(self):
+        super().__init__(blocks=0)
+        self.blocks = nn.Sequential(*[small.Block() for _ in range(3)])
+
+    def forward(self, x):
+        x = self.inp(x)
+        if not self.recompute:
+            return self.out(self.blocks(x))
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return self.out(x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_sequential_whose_parts_are_called_one_by_one_later(mode):
+    model = small.net(Checkpointed)
+    new = resfx.rewrite(model, mode, args=(X,))
+    want = model(X)
+    want.sum().backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters()}
+    assert torch.equal(new(X), want)
+    new.recompute = True
+    new.zero_grad()
+    got = new(X)
+    got.sum().backward()
+    assert torch.equal(got, want)
+    assert all(torch.allclose(p.grad, grads[n], atol=1e-6) for n, p in new.named_parameters() if n in grads)
+
+
+class Asks(small.Block):
+    def forward(self, x):
+        with torch.no_grad():  # asks torch itself: that is nobody's question
+            scale = torch.ones(())
+        h = self.up(self.norm(x))
+        if not (self.training and torch.is_grad_enabled()):
+            h = self.act(h)
+        return x + self.down(h) * scale
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("training", [False, True])
+def test_code_that_asks_for_gradients(mode, training):
+    class Net(small.Net):
+        def __init__(self):
+            super().__init__(blocks=0)
+            self.blocks = nn.ModuleList(Asks() for _ in range(2))
+
+    model = small.net(Net).train(training)
+    new = resfx.rewrite(model, mode, args=(X,))
+    for enabled in (True, False, True):
+        with torch.set_grad_enabled(enabled):
+            assert torch.equal(new(X), model(X))
+    assert len(resfx.of(new).variants) <= 2
+
+
+@pytest.mark.parametrize("mode", ["ddl", "attnres"])
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")
+def test_tokens_of_a_model_that_is_being_trained_with_checkpoints(mode):
+    host = BY_NAME["llama"]
+    given = host.inputs(2, 7)
+    model = host.make()
+    new = resfx.rewrite(model, mode, kwargs=given)
+    tokens = []
+    for tree in (model, new):
+        tree.gradient_checkpointing_enable({"use_reentrant": False})
+        tree.train()
+        tokens.append(tree.generate(given["input_ids"], max_new_tokens=5, min_new_tokens=5, do_sample=False))
+    assert torch.equal(*tokens)

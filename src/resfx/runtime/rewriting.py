@@ -78,7 +78,7 @@ class Rewriting:
                 return unit.variants[-1][1]
             signature = signature_of(module)
             known = unwrapped(module, unit.path)
-            refuse_weights_elsewhere(known, unit.path or type(module).__name__, sharded=False)
+            refuse_weights_elsewhere(module, unit.path or type(module).__name__, sharded=False)
             source = replace(self.source, model=known, cls=class_before(module), signature=signature)
             self._learn(unit, given)
             call = flatten_call(bind(signature, args, kwargs), self.source.varying)

@@ -23,7 +23,7 @@ def told_by_keyword(module: Any) -> bool | None:
     if not isinstance(module, nn.Module):
         return None
     held, cls = module.__dict__, type(module)
-    if "_resfx_unit" in held and "forward" not in held and cls.forward is cls._resfx_forward:  # type: ignore[attr-defined]
+    if "_resfx_unit" in held and "forward" not in held and cls.forward is getattr(cls, "_resfx_forward", None):
         return True  # nearly always
     for inner in module.modules():
         if not _takes_keyword(inner):

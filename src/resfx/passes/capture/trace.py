@@ -50,6 +50,7 @@ class Capture:
         objects: stateful objects that pass through them.
         known: what the trace assumed about sizes.
         grad: whether it is good for calls with gradients too.
+        of_grad: whether the call that it was made for records them.
     """
 
     graph: fx.Graph
@@ -62,6 +63,7 @@ class Capture:
     objects: list[Passed] = field(default_factory=list)
     known: Assumed = field(default_factory=lambda: Assumed({}, ()))
     grad: bool = True
+    of_grad: bool = True
 
     def constants_in(self, tree: nn.Module) -> list[Any]:
         """The values of the trailing placeholders; of those that lists, dicts and objects of ``tree`` hold, as they are
@@ -143,7 +145,7 @@ def capture_call(
     known = assumed(program, values)
     return Capture(
         graph, constants, shape_guard(values, known), outcome["output"], outcome["states"], call.template,
-        recorder.calls, recorder.objects, known, grad,
+        recorder.calls, recorder.objects, known, grad, recorder.grad,
     )  # fmt: skip
 
 

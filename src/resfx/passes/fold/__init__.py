@@ -122,7 +122,8 @@ def plan_of(capture: Capture, tree: nn.Module, beside: Callable[[str], bool] = l
         module = tree.get_submodule(str(node.target)) if node.op == "call_module" else None
         return module if isinstance(module, Mixer) else None
 
-    return Plan(capture, lambda n: mixer(n) is not None, lambda n: bool((m := mixer(n)) and m.streams), beside)
+    listed = lambda path: isinstance(tree.get_submodule(path), nn.Sequential)
+    return Plan(capture, lambda n: mixer(n) is not None, lambda n: bool((m := mixer(n)) and m.streams), beside, listed)
 
 
 def give_way(plan: Plan, stuck: Region, error: NotExpressible) -> None:

@@ -80,6 +80,7 @@ class Guard:
         told: modules that it tells what to run, the way to each, and whether by a keyword.
         autocast: as it was.
         grad: whether it is good for calls with gradients.
+        mode: whether calls have to record gradients, where the code's own Python asked for it; ``None`` where not.
         varying: integer fields of objects that are inputs; shared with the rewriting.
         outdated: whether a call was met that the code turned out not to be made for.
     """
@@ -97,6 +98,7 @@ class Guard:
     told: tuple[tuple[Way, bool], ...]
     autocast: tuple[Any, ...]
     grad: bool
+    mode: bool | None
     varying: set[tuple[type, str]]
     outdated: bool = False
 
@@ -110,7 +112,7 @@ class Guard:
         """Whether another guard accepts the same calls."""
         parts = attrgetter(
             "arguments", "objects", "free", "used", "kinds", "shapes", "reads", "held", "lists", "shared", "told",
-            "autocast", "grad",
+            "autocast", "grad", "mode",
         )  # fmt: skip
         return isinstance(other, Guard) and parts(self) == parts(other)
 
@@ -120,7 +122,7 @@ class Guard:
             return "result of a call in it"
         if self.autocast != autocast_state():
             return "autocast"
-        if not self.grad and torch.is_grad_enabled():
+        if not (self.grad and self.mode is None) and torch.is_grad_enabled() is not (self.grad and bool(self.mode)):
             return "gradients"
         tensors = self._like(given, self._constants)
         if type(tensors) is str:

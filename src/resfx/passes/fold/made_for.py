@@ -57,6 +57,7 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[t
     looked |= {o.number for o in objects if o.unseen}
     seen = {o.number for o in objects if o.given and o.number in looked}
     inside |= {at: leaf for leaf, at in place.items() if at[0] in seen and isinstance(leaf, fx.Node)}
+    asks = any(c.asks_grad for r in (region, *region.told()) for c in (r.call, *r.dissolved))
     values = [*tensors.values(), *(Length(v) if is_size(x) else v for x in inside.values() for v in [x.meta["val"]])]
     return Guard(
         arguments=bound(region.call.given, list(signature_of(module).parameters.values())),
@@ -67,7 +68,7 @@ def guard_of(plan: Plan, region: Region, module: nn.Module, varying: set[tuple[t
         held=tuple((way, *known) for way, known in held.items()), lists=tuple(lists.items()),
         shared=tuple(_shared(generated, module, region.path or "")),
         told=tuple((tuple(r.path.split("."))[len(own) :], not plan.beside(r.path)) for r in region.told() if r.path),
-        autocast=autocast_state(), grad=plan.capture.grad, varying=varying,
+        autocast=autocast_state(), grad=plan.capture.grad, mode=plan.capture.of_grad if asks else None, varying=varying,
     )  # fmt: skip
 
 

@@ -28,13 +28,15 @@ from .region import Region
 
 class Plan:
     """The regions of one rewritten capture. ``root`` is the whole call; ``uses`` says what a node's operands are called
-    where it reads them; ``beside``, of a module's path, whether no keyword gets through to it."""
+    where it reads them; ``beside``, of a module's path, whether no keyword gets through to it; ``listed``, whether code
+    around it may call what it holds one after the other instead of calling it (a ``Sequential``)."""
 
     def __init__(
         self, capture: Capture, mixes: Callable[[fx.Node], bool] = lambda node: False,
         remembers: Callable[[fx.Node], bool] = lambda node: False, beside: Callable[[str], bool] = lambda path: False,
+        listed: Callable[[str], bool] = lambda path: False,
     ) -> None:  # fmt: skip
-        self.beside = beside
+        self.beside, self.listed = beside, listed
         self.capture, self.graph, self.mixes, self.remembers = capture, capture.graph, mixes, remembers
         self.mixing: set[Region] = set()
         self.calls = {c.number: c for c in capture.calls}
@@ -249,8 +251,11 @@ class Plan:
 
     def _reach_out(self) -> list[Region]:
         """Let the code around choose that of calls that depend on things outside of their module: only there is it
-        told when these change. Returns what has to run code of its own for that."""
-        out = [r for r in self.region.values() if r.generated and not r.passed_on and r.outer and r.depends_outside()]
+        told when these change. So too where it may go around the call, to those within that must be told what to run.
+        Returns what has to run code of its own for that."""
+        alone = [r for r in self.region.values() if r.generated and not r.passed_on and r.outer]
+        around = lambda r: r.path is not None and self.listed(r.path) and any(True for _ in r.told())
+        out = [r for r in alone if r.depends_outside() or around(r)]
         for region in out:
             region.passed_on = True
         return [region.outer for region in out if region.outer is not None]

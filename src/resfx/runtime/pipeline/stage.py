@@ -72,7 +72,7 @@ class Stage(Holder):
         self._guard = Guard(
             arguments=stage.fixed, objects={}, free=frozenset(), used=(), kinds=(),
             shapes=lambda tensors: True, reads=(), held=(), lists=(), shared=(), told=(), autocast=autocast_state(),
-            grad=capture.grad, varying=set(),
+            grad=capture.grad, mode=None, varying=set(),
         )  # fmt: skip
         self._kinds = [(v.dtype, v.device) for v in values]
         self._fits = shape_guard(values, capture.known)

@@ -38,10 +38,11 @@ class Acts:
     Args:
         tree: what is traced.
         current: the innermost call that is being made.
+        grad: whether the call that is traced records gradients; its trace does in any case.
     """
 
-    def __init__(self, tree: nn.Module, current: Callable[[], CallRecord | None]) -> None:
-        self._tree, self._current, self._thread = tree, current, threading.get_ident()
+    def __init__(self, tree: nn.Module, current: Callable[[], CallRecord | None], grad: bool) -> None:
+        self._tree, self._current, self._thread, self._grad = tree, current, threading.get_ident(), grad
         self._numbers = generators()
         self._known: set[Any] = set()
         self._by_chance: CallRecord | None = None
@@ -63,12 +64,13 @@ class Acts:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, hooks on tensors and what is done to torch's generators are told of, too."""
+        """Inside, hooks on tensors, what is done to torch's generators, and questions about gradients are told of."""
         held: Any
         places: list[tuple[Any, str, Any]] = [(torch.Tensor, name, self._hooking(name)) for name in HOOKS]
         places.append((torch.random, "default_generator", _Generator(torch.random.default_generator, self._seeds)))
         if several := getattr(torch.cuda, "default_generators", ()):
             places.append((torch.cuda, "default_generators", tuple(_Generator(g, self._seeds) for g in several)))
+        places.append((torch, "is_grad_enabled", self._asked()))
         with contextlib.ExitStack() as stack:
             for owner, name, told in places:
                 held = getattr(owner, name)
@@ -83,6 +85,18 @@ class Acts:
         def told(*args: Any, **kwargs: Any) -> Any:
             self._tell(f"puts a hook on a tensor ({name})", "gradient")
             return hook(*args, **kwargs)
+
+        return told
+
+    def _asked(self) -> Any:
+        asks = torch.is_grad_enabled
+
+        def told() -> bool:
+            call, asking = self._current(), sys._getframe(1).f_code.co_filename
+            if call is None or threading.get_ident() != self._thread or asking.startswith(_TORCH):
+                return asks()
+            call.asks_grad = True
+            return asks() and self._grad  # a trace has gradients where the call has none: it serves both
 
         return told
 

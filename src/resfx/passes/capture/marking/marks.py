@@ -42,12 +42,14 @@ class Recorder:
         calls: in the order in which they began.
         objects: stateful objects in the order in which they were met.
         kept: tensors that must leave the traced graph with its results, for the sake of their marks.
+        grad: whether the call that is traced records gradients.
         owned: by identity, where modules of the tree have an object for an attribute (a config): dotted paths.
     """
 
     calls: list[CallRecord] = field(default_factory=list)
     objects: list[Passed] = field(default_factory=list)
     kept: list[torch.Tensor] = field(default_factory=list)
+    grad: bool = field(default_factory=torch.is_grad_enabled)
     owned: dict[int, tuple[str, ...]] = field(default_factory=dict)
     _watch: Watch | None = None
     _acts: Acts | None = None
@@ -255,7 +257,7 @@ class Recorder:
     def listening(self, clone: nn.Module, functions: Sequence[tuple[Any, str]]) -> Iterator[None]:
         """Inside, calls of the clone's submodules and of ``functions`` (owner, name) are recorded."""
         self._watch = Watch(self._read, self._method, self._wrote)
-        self._acts = Acts(clone, lambda: self.current)
+        self._acts = Acts(clone, lambda: self.current, self.grad)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._acts.listening())
             stack.callback(self.stop_watching)

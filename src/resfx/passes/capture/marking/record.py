@@ -124,6 +124,7 @@ class CallRecord:
         writes: what its own code does beside its result.
         acts: what its own code does that no graph holds.
         modes: where its own code changes the mode of modules, in order.
+        asks_grad: whether it asked if gradients are recorded.
         alters: whether it, a method of an object, left other values in the object's attributes.
         replaced: what objects that were met before no longer held at its end, ``(object, leaf)``.
     """
@@ -139,6 +140,7 @@ class CallRecord:
     writes: list[Write] = field(default_factory=list)
     acts: set[Act] = field(default_factory=set)
     modes: list[Mode] = field(default_factory=list)
+    asks_grad: bool = False
     alters: bool = False
     replaced: set[tuple[int, int]] = field(default_factory=set)
 
