@@ -206,7 +206,7 @@ def test_code_that_asks_for_gradients(mode, training):
     for enabled in (True, False, True):
         with torch.set_grad_enabled(enabled):
             assert torch.equal(new(X), model(X))
-    assert len(resfx.of(new).variants) <= 2
+    assert len(resfx.of(new).variants) <= 4  # two for each block
 
 
 @pytest.mark.parametrize("mode", ["ddl", "attnres"])
