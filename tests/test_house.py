@@ -25,6 +25,7 @@ BESIDE = {"passes.find": {"report"}}
 DRAWING = "comparison.plot"  # imported where a picture is asked for
 FOREIGN = {
     "export/verify.py": {"_ortvalue"},  # of ONNX Runtime: the one way to a tensor of a type that NumPy lacks
+    "runtime/parallel.py": {"_hf_hook"},  # of accelerate, on a module whose forward it has put its own around
     "methods/learned.py": {
         "_is_hf_initialized"
     },  # what a tensor says to transformers' initialisers: written, never read

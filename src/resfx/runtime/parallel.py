@@ -79,7 +79,12 @@ def refuse_weights_elsewhere(tree: nn.Module, name: str, sharded: bool) -> None:
             )  # fmt: skip
 
 
+def accelerates_hook(module: nn.Module) -> Any:
+    """What accelerate put around a module's ``forward``; ``None`` where it did not."""
+    return vars(module).get("_hf_hook")
+
+
 def _offloads(module: nn.Module) -> bool:
     """Whether accelerate brings a module's weights when it is called, and takes them away again."""
-    hook = vars(module).get("_hf_hook")
+    hook = accelerates_hook(module)
     return any(getattr(one, "offload", False) for one in getattr(hook, "hooks", (hook,)))

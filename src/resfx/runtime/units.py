@@ -28,7 +28,7 @@ from resfx.passes.fold.guard import Always, Guard
 from resfx.passes.fold.values import Handed
 
 from .huggingface import renamed_arguments
-from .parallel import refuse_split_positions
+from .parallel import accelerates_hook, refuse_split_positions
 from .told import takes_keyword, told_beside
 
 MOST = 32
@@ -261,7 +261,7 @@ def make_unit(module: nn.Module, path: str, recipe: Any, bank: nn.Module) -> Uni
 
 def _take_forward_in(module: nn.Module) -> None:
     """A ``forward`` that was put in a module's place is what the rewritten code was made of: it would hide it."""
-    if "_hf_hook" in vars(module):
+    if accelerates_hook(module) is not None:
         raise VariantError(
             f"cannot rewrite a {type(module).__name__} with a hook of accelerate", "its forward belongs to the hook",
             "accelerate.hooks.remove_hook_from_submodules(model), rewrite, then dispatch or offload the result",
