@@ -81,7 +81,15 @@ class Folded:
 
 
 class Shared(dict[Any, Callable[..., Any]]):
-    """Generated functions by their text and the objects it names."""
+    """Generated functions by their text and the objects it names.
+
+    Attributes:
+        forms: those of results, by what they hold them to.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forms: dict[Any, Form] = {}
 
     def form(self, new: Form) -> Form:
         """A form, or the one that is like it: equal blocks have equal code."""
@@ -89,7 +97,3 @@ class Shared(dict[Any, Callable[..., Any]]):
             return self.forms.setdefault(new.key, new)
         except TypeError:  # of what cannot be hashed
             return new
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.forms: dict[Any, Form] = {}

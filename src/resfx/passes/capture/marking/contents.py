@@ -26,6 +26,7 @@ class Contents:
     Attributes:
         without: of the tensors, nothing: they may come and go.
         whole: each place that has a tensor, and which places have the same.
+        tensors: whether these count.
     """
 
     without: Any
