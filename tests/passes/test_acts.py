@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hosts import small
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -105,7 +106,7 @@ class Net(nn.Module):
 
 
 LOST = {
-    "hook": (hook, r"puts a hook on a tensor \(register_hook\) at .*test_acts.py:44;"),
+    "hook": (hook, r"puts a hook on a tensor \(register_hook\) at .*test_acts.py:45;"),
     "function": (tenth, r"has a backward written by hand \(Tenth\) at .*test_acts.py"),
     "random": (lambda h: h * random.random(), r"draws numbers from Python's random at .*test_acts.py"),
     "numpy": (lambda h: h * float(np.random.rand()), r"draws numbers from numpy.random at .*test_acts.py"),
@@ -184,3 +185,32 @@ def test_what_is_done_to_the_generators_of_torch_is_refused(act, mode):
     new = resfx.rewrite(Net(act), mode, args=(X,))
     with pytest.raises(VariantError, match=r"torch's random numbers .* at .*test_acts.py:\d+, which generated"):
         new(X, True)
+
+
+@pytest.mark.parametrize("mode", ["ddl", "layer_scale"])
+def test_numbers_drawn_between_blocks_stay_the_models_own(mode):
+    class Body(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(small.Block() for _ in range(2))
+
+        def forward(self, x):
+            for block in self.blocks:
+                if random.random() < 2:  # nothing is dropped
+                    x = block(x)
+            return x
+
+    class Net(small.Net):
+        def __init__(self):
+            super().__init__(blocks=0)
+            self.trunk = Body()
+
+        def forward(self, x):
+            return self.out(self.trunk(self.inp(x)))
+
+    new = resfx.rewrite(small.net(Net), mode, args=(X,))
+    assert {name.partition(":")[0] for name in resfx.of(new).variants} == {"trunk.blocks.0", "trunk.blocks.1"}
+    random.seed(3), new(X)
+    first = random.random()
+    random.seed(3), [random.random() for _ in range(2)]
+    assert first == random.random()

@@ -227,7 +227,7 @@ class Recorder:
         flat = _Meeting(self, call)
         template = self._quietly(flat.flatten, value)
         if self._acts is not None:
-            self._acts.settle(call.outer if side == "enter" else call, flat.leaves)
+            self._quietly(self._acts.settle, call.outer if side == "enter" else call, flat.leaves)
         if self._fence is None:
             self._fence = next((x for x in flat.leaves if isinstance(x, torch.Tensor)), None)
         marked = self._note(side, call, flat.leaves)
