@@ -74,6 +74,11 @@ class Place(NamedTuple):
         ends = next((i for i, s in enumerate(self.steps) if isinstance(s, Item)), len(self.steps))
         return self.steps[:ends]  # type: ignore[return-value]
 
+    @property
+    def way(self) -> tuple[str, ...]:
+        """The submodules and attributes that lead to it from the whole tree, up to the first item."""
+        return (*(self.owner.split(".") if self.owner else ()), *self.attributes)
+
     def find(self, tree: nn.Module) -> Any:
         """What is there now.
 
@@ -143,22 +148,18 @@ class Holdings:
         tensors: each once.
         containers: lists, dicts, sets and deques, each once.
         objects: what else has attributes, each once.
+        places: every tensor by each place that has it, those that are attributes of a module too.
     """
 
     def __init__(self, tree: nn.Module) -> None:
         self._met: dict[int, tuple[Any, list[tuple[tuple[Step, ...], torch.Tensor]]]] = {}
-        self._places: list[tuple[Place, torch.Tensor]] = []
+        self.places: list[tuple[Place, torch.Tensor]] = []
         self.tensors: list[torch.Tensor] = []
         self.containers: list[Any] = []
         self.objects: list[Any] = []
         for path, module in tree.named_modules():
             for name, value in own_attributes(module):
-                found = [(Place(path, (name, *steps)), t) for steps, t in self._in(value, 0)]
-                self._places += found
-
-    def places(self) -> Iterator[tuple[Place, torch.Tensor]]:
-        """Every tensor by each place that has it, those that are attributes of a module too."""
-        yield from self._places
+                self.places += [(Place(path, (name, *steps)), t) for steps, t in self._in(value, 0)]
 
     def _in(self, value: Any, depth: int) -> list[tuple[tuple[Step, ...], torch.Tensor]]:
         """The tensors in a value, and the steps to each."""

@@ -65,11 +65,15 @@ class Capture:
     grad: bool = True
     of_grad: bool = True
 
+    @property
+    def lifted(self) -> list[fx.Node]:
+        """The trailing placeholders, of which :attr:`constants` has the values."""
+        return [n for n in self.graph.nodes if n.op == "placeholder" and mark_of(n).lifted]
+
     def constants_in(self, tree: nn.Module) -> list[Any]:
         """The values of the trailing placeholders; of those that lists, dicts and objects of ``tree`` hold, as they are
         now."""
-        inputs = [n for n in self.graph.nodes if n.op == "placeholder" and mark_of(n).lifted]
-        held = [mark_of(n).held for n in inputs]
+        held = [mark_of(n).held for n in self.lifted]
         return [at[0].find(tree) if at else v for at, v in zip(held, self.constants, strict=True)]
 
 

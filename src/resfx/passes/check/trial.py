@@ -63,7 +63,7 @@ class Outcome:
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """What a model keeps from call to call: its buffers, and tensors that are attributes or lie in lists, dicts and
     objects that are."""
-    plain = {str(place): tensor for place, tensor in Holdings(model).places() if type(tensor) is torch.Tensor}
+    plain = {str(place): tensor for place, tensor in Holdings(model).places if type(tensor) is torch.Tensor}
     return {**dict(model.named_buffers()), **plain}
 
 

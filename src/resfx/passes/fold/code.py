@@ -177,8 +177,8 @@ class Writer(AtHand):
         if places := mark_of(node).held:
             return self._in_holding(node, places)
         if mark_of(node).lifted:
-            inputs = [n for n in self.plan.graph.nodes if n.op == "placeholder" and mark_of(n).lifted]
-            return self._global(self.plan.capture.constants[inputs.index(node)], "constant")
+            capture = self.plan.capture
+            return self._global(capture.constants[capture.lifted.index(node)], "constant")
         if node in self.owner:
             self._do(self.owner[node])
         elif self._in_object(node):

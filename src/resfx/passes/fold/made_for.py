@@ -106,7 +106,7 @@ def _look_into(reads: dict[Way, Any], generated: list[Region], own: Way) -> None
     """Of what code reads tensors in, the tensors count too: which places have one."""
     nodes = {x for r in generated for n in r.nodes for x in n.all_input_nodes}
     for place in [place for node in nodes for place in mark_of(node).held]:
-        way = (*(place.owner.split(".") if place.owner else ()), *place.attributes)[len(own) :]
+        way = place.way[len(own) :]
         if isinstance(contents := reads.get(way), Contents):
             reads[way] = contents.with_tensors()
 

@@ -190,8 +190,7 @@ class Plan:
 
     def writers_at(self, place: Place) -> list[CallRecord]:
         """The calls that set, or add to, an attribute on the way to a place."""
-        way = [*(place.owner.split(".") if place.owner else []), *place.attributes]
-        paths = {".".join(way[:end]) for end in range(1, len(way) + 1)}
+        paths = {".".join(place.way[:end]) for end in range(1, len(place.way) + 1)}
         return [call for path, calls in self.writers.items() if path.partition("[")[0] in paths for call in calls]
 
     @property

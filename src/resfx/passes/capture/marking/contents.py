@@ -86,7 +86,7 @@ class Places:
 
     def __init__(self, tree: nn.Module) -> None:
         self._held: dict[Any, list[Place]] = {}
-        for place, tensor in Holdings(tree).places():
+        for place, tensor in Holdings(tree).places:
             if len(place.steps) > 1 and (at := memory_at(tensor)) is not None:
                 self._held.setdefault(at, []).append(place)
 

@@ -53,13 +53,13 @@ class Written:
     def read(self, place: Place, name: str, value: Any) -> None:
         """An attribute was read: what it holds may be added to."""
         if type(value) in CONTAINERS and (place, name) not in self._sets and (place, name) not in self._held:
-            self._held[place, name] = [(way, _Seen(c, copy.copy(c))) for way, c in _containers(value)]
+            self._held[place, name] = _seen_in(value)
 
     def settle(self, inner: Written) -> None:
         """A call inside has ended: what it did is not done again."""
         for key in inner._held.keys() & self._held.keys():
             ((_, seen), *_) = inner._held[key]
-            self._held[key] = [(way, _Seen(c, copy.copy(c))) for way, c in _containers(seen.value)]
+            self._held[key] = _seen_in(seen.value)
 
     def writes(self, flat: Flattener) -> list[Write]:
         """What the call did; tensors in it are appended to the leaves of ``flat``."""
@@ -107,6 +107,10 @@ def replaced(values: Sequence[Any], firsts: Sequence[Sequence[Any]]) -> set[tupl
 def _taken_apart(value: Any) -> tuple[Template, list[Any]]:
     flat = Flattener()
     return flat.state(value), flat.leaves
+
+
+def _seen_in(value: Any) -> list[tuple[str, _Seen]]:
+    return [(way, _Seen(container, copy.copy(container))) for way, container in _containers(value)]
 
 
 def _containers(value: Any, way: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
