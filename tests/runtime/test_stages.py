@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hosts import NanoGPT, tokens
+from hosts import NanoGPT, small, tokens
 from hosts.made import randomise
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
@@ -155,3 +155,22 @@ def test_refusals():
 def test_tied_weights_are_named():
     with pytest.warns(UserWarning, match=r"wte.weight of stage 0 and head.weight of stage 1 are one parameter"):
         resfx.split(NanoGPT().eval(), 2, args=(IDS,))
+
+
+@pytest.mark.parametrize("mode", ["ddl", "attnres"])
+def test_a_tensor_that_the_model_holds_in_a_dict(mode):
+    class Net(small.Net):
+        def __init__(self):
+            super().__init__()
+            self.table = {"gain": torch.tensor(2.0)}
+
+        def forward(self, x):
+            return self.out(self.body(self.inp(x)) * self.table["gain"])
+
+    x = small.batch()
+    new = resfx.rewrite(small.net(Net), mode, args=(x,))
+    new.table["gain"] = torch.tensor(3.0)
+    value = (x,)
+    for stage in resfx.split(new, 2, args=(x,)):
+        value = stage(*value) if isinstance(value, tuple) else stage(value)
+    assert torch.equal(value, new(x))

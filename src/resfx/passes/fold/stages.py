@@ -20,6 +20,7 @@ from resfx.passes.capture.normalize import enter_grad_mode, exit_grad_mode
 from resfx.passes.capture.structure import Template
 from resfx.passes.find.mark import mark_of
 from resfx.passes.find.operators import is_inplace
+from resfx.passes.holdings import Place
 
 from . import values
 from .borders import Borders, borders
@@ -299,6 +300,12 @@ class StageWriter(Writer):
         if target not in self.tensors:
             self.tensors.append(target)
         return super()._attribute(node)
+
+    def _in_holding(self, node: fx.Node, places: tuple[Place, ...]) -> str:
+        """A stage has no lists, dicts or objects of the model's: it takes the tensor that is there when it is made."""
+        if any(map(self.plan.writers_at, places)):
+            raise NotExpressible(f"{places[0]}, which the call replaces, in stage {self.number}")
+        return self._global(places[0].find(self.tree), "constant")
 
     def _owned(self, paths: tuple[str, ...]) -> str:
         return self._global(values.follow(self.tree, paths[0]), paths[0].rpartition(".")[2])
